@@ -1,0 +1,41 @@
+"""budget-search tells how few layers of a pre-trained transformer a task needs.
+
+``search`` does what the command does, ``keep_layers`` makes any transformers model smaller, ``LayerSet`` names the
+layers that stay. Importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from budget_search.layers import LayerSet
+
+if TYPE_CHECKING:
+    from budget_search.model import keep_layers
+    from budget_search.report import Report
+
+__all__ = ["LayerSet", "keep_layers", "search"]
+__version__ = "0.1.0"
+
+
+def search(**options: Any) -> Report:
+    """Search like the command line: ``search(task="qqp", model="xlnet-base-cased", deltas=[0.01])``.
+
+    Takes the fields of ``budget_search.request.Request``. Raises ``budget_search.errors.BudgetSearchError``.
+    """
+    from budget_search.progress import Console
+    from budget_search.request import Request
+    from budget_search.session import answer, locate
+
+    if "deltas" in options:
+        options["deltas"] = tuple(options["deltas"])
+    return answer(locate(Request(**options)), Console(quiet=True))
+
+
+def __getattr__(name: str) -> Any:
+    # Needs torch and transformers, which take seconds to import.
+    if name == "keep_layers":
+        from budget_search.model import keep_layers
+
+        return keep_layers
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

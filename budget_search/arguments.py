@@ -1,0 +1,275 @@
+"""The command line's options, as interface names them; standard library only, so that ``--help`` comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from budget_search.config import METRICS, PRECISIONS, RECIPES
+from budget_search.errors import UsageError
+from budget_search.request import (
+    CRITERIA,
+    RECIPE_FIELDS,
+    SAMPLER_NAMES,
+    SPLIT_MODES,
+    STRATEGY_NAMES,
+    Request,
+    parse_delta,
+)
+
+COMMANDS = ("run", "report", "export", "ls", "tasks", "doctor")
+FORMATS = ("table", "markdown", "json", "csv")
+# Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
+_SPREAD = {"--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE), "--layers": re.compile(r"[\d][\d,-]*")}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that reports through UsageError, so that every error looks alike."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Options by name; ``command`` says which. Raises UsageError; ``--help`` and ``--version`` exit."""
+    argv = _spread([_dashed(argument) for argument in argv])
+    # Bare options mean a search; `budget-search --help` shows the commands.
+    if argv and argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version"):
+        argv = ["run", *argv]
+    return build_parser().parse_args(argv or ["--help"])
+
+
+def request_from(arguments: argparse.Namespace) -> Request:
+    """A search's options with their values from, in this order: command line, environment, file, defaults.
+
+    Raises UsageError for an unknown or wrong value, naming where it came from.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    settings: dict[str, Any] = {**_from_file(given.get("config")), **_from_environment(), **given}
+    for required in ("task", "model"):
+        if required not in settings:
+            raise UsageError(f"--{required} is required; see `budget-search run --help`")
+    changes = {name: settings.pop(name) for name in RECIPE_FIELDS if name in settings}
+    fields: dict[str, Any] = {name: settings[name] for name in _SEARCH_FIELDS if name in settings}
+    if "delta" in settings:
+        fields["deltas"] = tuple(settings["delta"])
+    for name in ("text_columns", "layers"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    return Request(recipe_changes=changes, **fields)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="budget-search",
+        description="How few layers of a pre-trained transformer does your task need? Fine-tunes candidate layer sets, "
+        "reports the smallest that loses no more than you allow, and exports it as a plain Hugging Face checkpoint.",
+        epilog="Without a command the options are those of `run`: "
+        "budget-search --task qqp --model xlnet-base-cased --delta 0.01",
+        allow_abbrev=False,
+    )
+    from budget_search import __version__
+
+    parser.add_argument("--version", action="version", version=f"budget-search {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_report(commands)
+    _add_export(commands)
+    for name, help_text in (
+        ("ls", "the studies: task, model, trials, state, best answer"),
+        ("tasks", "the built-in tasks: columns, metric, sizes"),
+        ("doctor", "versions, devices, precision, caches, whether the hub is reachable"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        if name == "ls":
+            _add_storage(command)
+        command.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser(
+        "run",
+        help="search (the default)",
+        description="Search for the fewest layers within each delta. Run the same command again to go on with an "
+        "interrupted search, or with another --delta to reuse everything measured so far.",
+        argument_default=None,
+        allow_abbrev=False,
+    )
+    what = run.add_argument_group("what to search")
+    what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder")
+    what.add_argument("--model", help="a hub id, a local folder, or demo")
+    what.add_argument("--delta", type=_delta, action="append", metavar="D",
+                      help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; several "
+                      "values are answered by one study (default 0.01 0.02 0.03)")
+    what.add_argument("--data-dir", metavar="DIR", help="read a GLUE task from local train.* and validation.* files")
+    what.add_argument("--text-columns", nargs="+", metavar="A", help="the columns that hold the texts, one or two")
+    what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
+    what.add_argument("--metric", choices=METRICS, help="default: the task's own; accuracy for your files")
+    what.add_argument("--validation", metavar="FILE", help="held-out examples; else they are carved out of train")
+    how = run.add_argument_group("how to search")
+    how.add_argument("--strategy", choices=STRATEGY_NAMES, help="what proposes layer sets (default auto)")
+    how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
+    how.add_argument("--sampler", choices=SAMPLER_NAMES, help="for --strategy optuna (default tpe)")
+    how.add_argument("--criterion", choices=CRITERIA,
+                     help="observed: the mean loss is within delta (default); certified: its upper bound is")
+    how.add_argument("--confidence", type=float, metavar="C", help="level of that bound (default 0.95)")
+    how.add_argument("--splits", choices=SPLIT_MODES,
+                     help="carved: choose and confirm on parts of train; official: on the validation set, as the papers")
+    how.add_argument("--seeds", type=int, metavar="K", help="runs of the baseline and of every confirmation (default 3)")
+    how.add_argument("--base-seed", type=int, metavar="N", help="the first of those seeds (default 42)")
+    how.add_argument("--max-trials", type=int, metavar="N",
+                     help="fine-tunes that the study may hold, the baseline's included")
+    how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
+    _add_recipe(run)
+    where = run.add_argument_group("where to run and what to write")
+    where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
+    where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
+    where.add_argument("--workers", type=int, metavar="N", help="evaluations at a time (default: one per core or GPU)")
+    _add_storage(where)
+    where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
+    where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
+    where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
+    where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
+    where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
+    where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
+    where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
+    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 when only the full model holds")
+    where.add_argument("--quiet", action="store_true", default=None, help="no progress")
+    where.add_argument("-v", "--verbose", action="store_true", default=None, help="show a traceback when something fails")
+
+
+def _add_recipe(run: argparse.ArgumentParser) -> None:
+    recipe = run.add_argument_group("how to fine-tune")
+    recipe.add_argument("--recipe", choices=tuple(RECIPES), help="default standard, or the task's own")
+    recipe.add_argument("--epochs", type=float, metavar="E", help="passes over the training examples")
+    recipe.add_argument("--train-examples", type=int, metavar="N", help="examples to train on")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="examples per step")
+    recipe.add_argument("--lr", type=float, metavar="R", help="peak learning rate")
+    recipe.add_argument("--max-length", type=int, metavar="N", help="tokens at which texts are cut")
+    recipe.add_argument("--warmup", type=float, metavar="F", help="fraction of the steps that warm up")
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="print what a study has found",
+        description="STUDY is a study's name, the unique beginning of one, or a path.",
+        allow_abbrev=False,
+    )
+    report.add_argument("study", metavar="STUDY")
+    report.add_argument("--delta", type=_delta, action="append", metavar="D", help="only these deltas")
+    report.add_argument("--format", choices=FORMATS, default="table")
+    report.add_argument("--output", metavar="FILE", help="write to a file instead")
+    _add_storage(report)
+    report.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write the answer as a plain Hugging Face checkpoint",
+        description="STUDY is a study's name, the unique beginning of one, or a path.",
+        allow_abbrev=False,
+    )
+    export.add_argument("study", metavar="STUDY")
+    export.add_argument("--delta", type=_delta, action="append", metavar="D", required=True, help="which answer")
+    export.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
+    _add_storage(export)
+    export.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+
+
+def _add_storage(parser: Any) -> None:
+    parser.add_argument("--studies-dir", metavar="DIR", help="where the studies are (default studies)")
+
+
+def _delta(text: str) -> float:
+    try:
+        return parse_delta(text)
+    except UsageError as error:
+        # argparse wants its own kind of error; the text stays.
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _dashed(argument: str) -> str:
+    """``--batch_size=8`` is ``--batch-size=8``."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _spread(argv: Sequence[str]) -> list[str]:
+    """``--delta a b STUDY`` becomes ``--delta=a --delta=b STUDY``."""
+    spread: list[str] = []
+    option: str | None = None
+    for argument in argv:
+        if option and _SPREAD[option].fullmatch(argument):
+            if spread[-1] == option:
+                spread.pop()
+            spread.append(f"{option}={argument}")
+            continue
+        option = argument if argument in _SPREAD else None
+        spread.append(argument)
+    return spread
+
+
+_SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not in ("deltas", "recipe_changes"))
+_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "quiet", "verbose", *RECIPE_FIELDS)
+
+
+def _from_environment() -> dict[str, Any]:
+    prefix = "BUDGET_SEARCH_"
+    found = {}
+    for name in (*_SEARCH_FIELDS, *_OTHER_OPTIONS):
+        text = os.environ.get(prefix + name.upper())
+        if text is not None:
+            found[name] = _typed(name, text.split() if name in _LISTS else text, f"{prefix}{name.upper()}")
+    return found
+
+
+def _from_file(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    import yaml
+
+    try:
+        with open(path, encoding="utf8") as file:
+            settings = yaml.safe_load(file)
+    except OSError as error:
+        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"--config {path} must hold `option: value` lines")
+    options = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    known = {*_SEARCH_FIELDS, *_OTHER_OPTIONS}
+    if unknown := sorted(options.keys() - known):
+        raise UsageError(f"--config {path}: unknown {', '.join(unknown)}; allowed: {' '.join(sorted(known))}")
+    return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
+
+
+_LISTS = ("delta", "layers", "text_columns")
+_SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
+_WHOLE = ("seeds", "base_seed", "max_trials", "workers", "train_examples", "batch_size", "max_length")
+_DECIMAL = ("confidence", "max_hours", "epochs", "lr", "warmup")
+
+
+def _typed(name: str, value: Any, where: str) -> Any:
+    """A setting from a file or the environment as the command line would have it. Raises UsageError."""
+    try:
+        if name in _LISTS:
+            texts = [str(item) for item in (value if isinstance(value, list) else [value])]
+            return [parse_delta(text) for text in texts] if name == "delta" else texts
+        if name in _SWITCHES:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
+        if name in _WHOLE:
+            return int(str(value))
+        if name in _DECIMAL:
+            return float(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: cannot be {value!r}") from error
+    return str(value)

@@ -1,0 +1,134 @@
+"""The model card of an exported checkpoint: what it is, how to load it, and the evidence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from budget_search.layers import compact_indices
+from budget_search.render import markdown_section, markdown_text
+from budget_search.report import Report, Result
+from budget_search.sections import Grid, Section
+from budget_search.wording import count, pairs, percent, plural, points, with_spread
+
+HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+
+
+def provenance(report: Report, result: Result, *, seed: int, config: dict[str, Any]) -> dict[str, Any]:
+    """What ``budget_search.json`` says of the checkpoint; scores in points. ``config`` is the study's own."""
+    return {
+        "kept": result.kept,
+        "layers_total": report.layers_total,
+        "parent": report.model,
+        "revision": report.revision,
+        "study": report.study,
+        "seed": seed,
+        "delta": result.delta,
+        "verdict": result.verdict,
+        "scores": {
+            "certification": result.score,
+            "certification_std": result.std,
+            "degradation": result.degradation,
+            "degradation_upper": result.degradation_upper,
+            "held_out": result.held_out_score,
+            "seeds": result.seeds,
+            "baseline": report.baseline.score,
+            "baseline_held_out": report.baseline.held_out_score,
+        },
+        "config": config,
+        "versions": report.versions,
+    }
+
+
+def model_card(report: Report, result: Result, checkpoint_score: float, *, name: str) -> str:
+    """The README.md of the folder ``name``; ``checkpoint_score`` is this checkpoint's own on held_out, in points."""
+    body = [
+        f"# {markdown_text(name)}",
+        markdown_text(report.answer_sentence(result)),
+        *map(markdown_section, (_use(name), _evidence(report, result, checkpoint_score), _making(report, result))),
+    ]
+    front = _metadata(report, checkpoint_score, name).to_yaml()
+    return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
+
+
+def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardData:
+    measured = EvalResult(
+        task_type="text-classification",
+        dataset_type=report.task,
+        dataset_name=report.task,
+        dataset_split="held_out",
+        metric_type=HUB_METRICS.get(report.metric, report.metric),
+        metric_name=report.metric.replace("_", " "),
+        # The hub's metrics are fractions.
+        metric_value=checkpoint_score / 100,
+    )
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="text-classification",
+        # Only a parent with a revision is one that others can find on the hub.
+        base_model=report.model if report.revision else None,
+        tags=["budget-search", "layer-dropping"],
+        eval_results=[measured],
+    )
+
+
+def _use(name: str) -> Section:
+    code = (
+        "from transformers import pipeline\n\n"
+        f"classify = pipeline('text-classification', {name!r})\n"
+        "# or AutoModelForSequenceClassification.from_pretrained and AutoTokenizer.from_pretrained"
+    )
+    return Section("Use", code=code)
+
+
+def _evidence(report: Report, result: Result, checkpoint_score: float) -> Section:
+    baseline = report.baseline
+    rows = (
+        ("this checkpoint", "", points(checkpoint_score)),
+        (
+            f"same layers, {plural(result.seeds, 'seed')}",
+            with_spread(result.score, result.std),
+            points(result.held_out_score),
+        ),
+        (
+            f"all {report.layers_total} layers, {plural(baseline.seeds, 'seed')}",
+            with_spread(baseline.score, baseline.std),
+            points(baseline.held_out_score),
+        ),
+    )
+    sizes = {name: f" ({split.examples:,} examples)" for name, split in report.splits.items()}
+    headers = ("", f"certification{sizes.get('certification', '')}", f"held_out{sizes.get('held_out', '')}")
+    lost = points(result.degradation)
+    if result.degradation_upper is not None:
+        lost += f", at most {points(result.degradation_upper)} with {percent(result.confidence)} confidence"
+    return Section(
+        "Evidence",
+        facts=(
+            ("verdict", result.verdict),
+            ("points lost", lost),
+            ("parameters", f"{count(result.parameters)}, {percent(result.parameters_saved)} less than all layers have"),
+        ),
+        grid=Grid(headers, rows, right=headers[1:]),
+        legend=(
+            f"Scores are {report.metric} in points (100 is perfect): means over seeds, except for this checkpoint's.",
+        ),
+    )
+
+
+def _making(report: Report, result: Result) -> Section:
+    dropped = compact_indices(result.dropped) or "none"
+    return Section(
+        "How it was made",
+        facts=(
+            ("parent", report.model if not report.revision else f"{report.model}, revision {report.revision}"),
+            ("layers kept", f"{compact_indices(result.kept)} (from 0 at the input side); dropped: {dropped}"),
+            ("fine-tuned on", f"{report.task}, with {pairs(report.recipe)}"),
+            ("why not fewer layers", result.why_not_smaller),
+            ("study", report.study),
+            ("command", report.command),
+            ("versions", pairs(report.versions)),
+        ),
+        paragraphs=report.notes,
+    )

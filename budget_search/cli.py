@@ -1,0 +1,172 @@
+"""The command line: arguments to objects to exit code. Results go to standard output, everything else to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from budget_search.arguments import parse, request_from
+from budget_search.errors import BudgetSearchError, UsageError
+
+INTERRUPTED = 130
+ONLY_THE_FULL_MODEL = 3
+DEFAULT_STUDIES = "studies"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 3 none found, 130 interrupted)."""
+    received = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in received or "--verbose" in received
+    try:
+        arguments = parse(received)
+        _listen_to_signals()
+        return _COMMANDS[arguments.command](arguments, received)
+    except BudgetSearchError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"budget-search: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("budget-search: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the report has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        print(
+            f"budget-search: unexpected {type(error).__name__}: {_one_line(error)}; -v shows where; "
+            "finished evaluations are kept, the same command goes on with them",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    request = request_from(arguments)
+    from budget_search.progress import Console
+
+    console = Console(quiet=bool(arguments.quiet))
+    print(f"budget-search: {request.task} with {request.model}", file=sys.stderr, flush=True)
+    from budget_search.session import answer, best_so_far, locate
+
+    command = shlex.join(["budget-search", *received])
+    found = locate(request)
+    print(f"study {found.folder.path}", file=sys.stderr, flush=True)
+    try:
+        report = answer(found, console, command)
+    except KeyboardInterrupt:
+        console.close()
+        print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
+        print(f"To go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        console.close()
+    if request.output:
+        _export_answer(found.folder, report, min(request.deltas), Path(request.output))
+    _print(report, arguments.format or "table")
+    none_found = all(result.is_full for result in report.results)
+    return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
+
+
+def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.listing import find_study
+    from budget_search.render import render
+    from budget_search.session import report_for
+
+    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
+    report = report_for(folder, tuple(arguments.delta or ()))
+    if arguments.output is None:
+        _print(report, arguments.format)
+        return 0
+    try:
+        Path(arguments.output).write_text(render([report], arguments.format), encoding="utf8")
+    except OSError as error:
+        raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
+    return 0
+
+
+def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.listing import find_study
+    from budget_search.session import report_for
+
+    if len(arguments.delta) != 1:
+        raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
+    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
+    report = report_for(folder, tuple(arguments.delta))
+    _export_answer(folder, report, arguments.delta[0], Path(arguments.output))
+    return 0
+
+
+def _export_answer(folder: Any, report: Any, delta: float, output: Path) -> None:
+    from budget_search.handover import hand_over
+
+    exported = hand_over(folder, report, delta, output)
+    print(
+        f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
+        f"held-out score {exported.held_out_score:.2f}",
+        file=sys.stderr,
+    )
+
+
+def _ls(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.listing import studies_table
+
+    print(studies_table(arguments.studies_dir or DEFAULT_STUDIES))
+    return 0
+
+
+def _tasks(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.listing import tasks_table
+
+    print(tasks_table())
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.listing import doctor_table
+
+    print(doctor_table())
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
+    "run": _run,
+    "report": _report,
+    "export": _export,
+    "ls": _ls,
+    "tasks": _tasks,
+    "doctor": _doctor,
+}
+
+
+def _print(report: Any, form: str) -> None:
+    from budget_search.render import render
+
+    sys.stdout.write(render([report], form))
+    sys.stdout.flush()
+
+
+def _listen_to_signals() -> None:
+    """SIGTERM like Ctrl-C; a second one of either quits at once."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(INTERRUPTED))
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

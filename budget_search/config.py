@@ -1,0 +1,136 @@
+"""What makes two trials comparable: one frozen record, with a fingerprint that names the study.
+
+Delta and search budget are not in it: they are the question, not the record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from budget_search.errors import UsageError
+
+Splits = Literal["carved", "official"]
+
+METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
+REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What fixes a fine-tune, apart from the seed: linear warm-up, then linear decay to zero, AdamW, clipping at 1.
+
+    ``train_examples`` None means all there are; ``warmup`` is a fraction of the steps; ``max_length`` is in tokens.
+    """
+
+    name: str
+    epochs: float
+    train_examples: int | None
+    batch_size: int
+    lr: float
+    max_length: int
+    warmup: float
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": (math.isfinite(self.epochs) and self.epochs > 0, "a number above 0"),
+            "train-examples": (self.train_examples is None or self.train_examples >= 1, "a whole number from 1"),
+            "batch-size": (self.batch_size >= 1, "a whole number from 1"),
+            "lr": (math.isfinite(self.lr) and 0 < self.lr < 1, "a number above 0 and below 1"),
+            "max-length": (8 <= self.max_length <= 100_000, "a whole number of tokens from 8"),
+            "warmup": (0 <= self.warmup < 1, "a fraction of the steps from 0 to below 1"),
+        }
+        wrong = [
+            f"--{name} must be {allowed}, received {getattr(self, name.replace('-', '_'))}"
+            for name, (holds, allowed) in checks.items()
+            if not holds
+        ]
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    def steps(self, train_examples: int, rung: float = 1.0) -> int:
+        """Optimizer steps at a rung, with this many examples to train on; at least one."""
+        per_epoch = math.ceil(train_examples / self.batch_size)
+        return max(1, round(rung * self.epochs * per_epoch))
+
+
+RECIPES = {
+    # For a first look: one pass over a few thousand examples.
+    "quick": Recipe("quick", 1, 4_000, 32, 5e-5, 128, 0.1),
+    # The middle of what BERT's authors recommend for fine-tuning (their appendix A.3), on at most 30,000 examples.
+    "standard": Recipe("standard", 3, 30_000, 32, 3e-5, 128, 0.1),
+    # run_glue's defaults at the time of Poor Man's BERT (its section 3 uses them); comes with the official splits.
+    "paper": Recipe("paper", 3, None, 8, 5e-5, 128, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Everything that two trials must share to be compared.
+
+    ``task_digest`` and ``model_digest`` identify the content (a hub revision, or a hash of the files); ``device`` and
+    ``precision`` are as asked (``auto``): what they came to is decided once, when the study is created.
+    """
+
+    task: str
+    task_digest: str
+    metric: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    model: str
+    model_digest: str
+    recipe: Recipe
+    splits: Splits = "carved"
+    split_seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UsageError(f"unknown metric {self.metric!r}; allowed: {' '.join(METRICS)}")
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}; allowed: {' '.join(PRECISIONS)}")
+
+    @property
+    def is_regression(self) -> bool:
+        return self.metric in REGRESSION_METRICS
+
+    @property
+    def fingerprint(self) -> str:
+        """Ten hexadecimal digits that differ when anything in here differs; stable across library versions."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+
+    @property
+    def study_name(self) -> str:
+        return f"{slug(self.task)}__{slug(self.model)}__{self.fingerprint}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:
+        """Raises UsageError when a field is missing or unknown."""
+        try:
+            return cls(
+                **{
+                    **fields,
+                    "recipe": Recipe(**fields["recipe"]),
+                    "text_columns": tuple(fields["text_columns"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"not a configuration of this version of budget-search: {error}") from error
+
+
+def slug(name: str) -> str:
+    """A file name from any name: its last path component, ASCII letters, digits, dots and dashes, at most 60 of them."""
+    last = re.split(r"[/\\]+", name.strip("/\\"))[-1]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip(".-")[:60] or "unnamed"

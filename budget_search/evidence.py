@@ -1,0 +1,53 @@
+"""Per-example results of a study's confirmations, as the verdict needs them; read from disk, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from budget_search.encode import EncodedTask
+from budget_search.layers import LayerSet
+from budget_search.metrics import contributions, measure
+from budget_search.store import StudyFolder
+from budget_search.trial import FULL_RUNG, TrialKey
+from budget_search.verdict import Judgement, judge
+
+
+class Evidence:
+    """What the outputs of confirmed models say about a split, for these seeds."""
+
+    def __init__(self, folder: StudyFolder, task: EncodedTask, total: int, seeds: tuple[int, ...]) -> None:
+        self._folder = folder
+        self._task = task
+        self._seeds = seeds
+        self._full = LayerSet.full(total)
+        self._contributions = lru_cache(maxsize=None)(self._read_contributions)
+
+    def examples(self, split: str) -> int:
+        return self._task.splits[split].examples
+
+    def compare(self, layers: LayerSet, split: str, confidence: float, among: Iterable[LayerSet] = ()) -> Judgement:
+        """A confirmed set against the baseline on a split; ``among`` are sets whose seeds show the noise as well."""
+        sets = dict.fromkeys([layers, *among])
+        arrays = {each: self._of_all_seeds(each, split) for each in sets}
+        return judge(self._of_all_seeds(self._full, split), arrays, confidence)[layers]
+
+    def metrics(self, layers: LayerSet, split: str) -> dict[str, list[float]]:
+        """Every metric of the task in points, one value per seed; the primary one first."""
+        names = (self._task.metric, *self._task.also)
+        per_seed = [measure(names, self._outputs(layers, split, seed), self._labels(split)) for seed in self._seeds]
+        return {name: [metrics[name] for metrics in per_seed] for name in names}
+
+    def _of_all_seeds(self, layers: LayerSet, split: str) -> np.ndarray:
+        return np.stack([self._contributions(layers, split, seed) for seed in self._seeds])
+
+    def _read_contributions(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
+        return contributions(self._task.metric, self._outputs(layers, split, seed), self._labels(split))
+
+    def _outputs(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
+        return np.asarray(np.load(self._folder.outputs(TrialKey(layers, FULL_RUNG, seed), split)))
+
+    def _labels(self, split: str) -> np.ndarray:
+        return self._task.splits[split].labels

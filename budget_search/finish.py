@@ -1,0 +1,140 @@
+"""After the search: score the answers on held_out, measure what they cost to run, write the report."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from budget_search.batches import DeviceSplit
+from budget_search.cost import flops, measure_inference, parameters
+from budget_search.evaluate import Workplace, predict_from_weights, run_job, split_of
+from budget_search.layers import LayerSet
+from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary
+from budget_search.summary import Measured, Summary
+from budget_search.trial import FULL_RUNG, Job, TrialKey
+
+if TYPE_CHECKING:
+    from budget_search.encode import EncodedTask
+    from budget_search.search import Search
+    from budget_search.store import StudyFolder
+
+# Batch sizes that inference is timed with; 32 is the paper's (Table 3).
+TIMED_BATCHES = (1, 32)
+TIMED_SECONDS = 20.0
+
+
+def measure_answers(
+    workplace: Workplace, search: Search, answers: Mapping[float, LayerSet]
+) -> dict[LayerSet, Measured]:
+    """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
+    sets = [LayerSet.full(search.plan.total), *sorted({*answers.values()} - {LayerSet.full(search.plan.total)})]
+    for layers in sets:
+        for seed in search.plan.seeds:
+            _score_held_out(workplace, TrialKey(layers, FULL_RUNG, seed))
+    models = {str(layers): _load(workplace, median_key(search, layers)) for layers in sets}
+    split = split_of(workplace, "held_out")
+    batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
+    if workplace.device.kind == "cpu":
+        torch.set_num_threads(1)
+    timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
+    return {
+        layers: Measured(
+            parameters=parameters(models[str(layers)]),
+            flops=flops(models[str(layers)], batches[0]),
+            inference=tuple(InferencePoint.of(timing) for timing in timings[str(layers)]),
+        )
+        for layers in sets
+    }
+
+
+def median_key(search: Search, layers: LayerSet) -> TrialKey:
+    """The confirmation whose score is the median over the seeds (of an even number, the lower middle one)."""
+    scores = sorted((score, seed) for seed, score in search.scores(layers).items() if seed in search.plan.seeds)
+    return TrialKey(layers, FULL_RUNG, scores[(len(scores) - 1) // 2][1])
+
+
+def prune_weights(folder: StudyFolder, search: Search) -> None:
+    """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
+    full = LayerSet.full(search.plan.total)
+    lost = {layers: _mean(search, full) - _mean(search, layers) for layers in search.confirmed()}
+    useful = {
+        layers
+        for layers in lost
+        if not any(
+            other != layers and other.depth <= layers.depth and lost[other] <= lost[layers] for other in lost
+        )
+    }
+    keep = {folder.weights(TrialKey(s, FULL_RUNG, seed)).name for s in {full, *useful} for seed in search.plan.seeds}
+    for path in folder.path.glob("weights/*"):
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def build_report(
+    *,
+    summary: Summary,
+    task: EncodedTask,
+    answers: Mapping[float, LayerSet],
+    identity: Mapping[str, Any],
+    wall_seconds: float,
+    notes: Sequence[str],
+) -> Report:
+    """``identity`` holds the report's fields that say which study this is."""
+    smallest = summary.resolution.smallest_certifiable_delta
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        metric=task.metric,
+        layers_total=summary.total,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        splits={
+            name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()
+        },
+        baseline=summary.baseline(),
+        results=tuple(summary.result(delta, layers) for delta, layers in sorted(answers.items())),
+        frontier=tuple(summary.frontier()),
+        trials=tuple(summary.trial_rows()),
+        cost=summary.cost(list(answers.values()), wall_seconds),
+        resolution=Resolution(None if smallest is None else smallest / 100, summary.resolution.explanation),
+        notes=(*task.notes, *notes),
+        **identity,
+    )
+
+
+def _score_held_out(workplace: Workplace, key: TrialKey) -> None:
+    if not workplace.folder.outputs(key, "held_out").exists():
+        _restore(workplace, key)
+        predict_from_weights(workplace, key, "held_out")
+
+
+def _load(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
+    _restore(workplace, key)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        workplace.folder.weights(key), dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
+    ).to(workplace.device.name)
+    return model
+
+
+def _restore(workplace: Workplace, key: TrialKey) -> None:
+    """Fine-tune again where somebody deleted the weights: the same seed gives the same model."""
+    if not workplace.folder.weights(key).exists():
+        run_job(workplace, Job(key, "certification", keep_weights=True))
+
+
+def _timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
+    """Real examples around the median length, the longest of them deciding the padding as in real use."""
+    middle = np.argsort(split.lengths, kind="stable")
+    start = max(0, (len(middle) - size) // 2)
+    return split.batch(middle[start : start + size])
+
+
+def _mean(search: Search, layers: LayerSet) -> float:
+    return statistics.fmean(search.scores(layers).values())
+
+

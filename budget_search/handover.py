@@ -1,0 +1,80 @@
+"""From a study's answer to the exported folder: which weights, which evidence, checked on which examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from budget_search.batches import DeviceSplit
+from budget_search.card import model_card, provenance
+from budget_search.device import Device
+from budget_search.encode import EncodedTask
+from budget_search.errors import StudyError
+from budget_search.export import Export, HeldOut, export_checkpoint
+from budget_search.finetune import predict
+from budget_search.layers import LayerSet
+from budget_search.metrics import measure
+from budget_search.report import Report, Result
+from budget_search.session import stored_config
+from budget_search.trial import FULL_RUNG, TrialKey
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from budget_search.store import StudyFolder
+
+
+def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -> Export:
+    """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
+
+    Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
+    gone or damaged.
+    """
+    result = report.result(delta)
+    key = median_of(report, result)
+    weights = folder.weights(key)
+    if not weights.is_dir():
+        raise StudyError(
+            f"the weights of {key} are gone from the study {folder.path.name}; delete its report.json and run the "
+            f"search again to restore them: {report.command}"
+        )
+    task = EncodedTask.load(folder.examples)
+    recorded = folder.outputs(key, "held_out")
+    return export_checkpoint(
+        weights,
+        output,
+        tokenizer_dir=folder.tokenizer,
+        held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
+        provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
+        card=lambda score: model_card(report, result, score, name=output.name),
+    )
+
+
+def median_of(report: Report, result: Result) -> TrialKey:
+    """The confirmation with the median score over the seeds; of an even number, the lower middle one."""
+    scores = sorted(
+        (trial.score, trial.seed)
+        for trial in report.trials
+        if trial.kept == result.kept and trial.split == "certification" and trial.score is not None
+    )
+    seed = scores[(len(scores) - 1) // 2][1]
+    return TrialKey(LayerSet(result.kept, report.layers_total), FULL_RUNG, seed)
+
+
+def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:
+    """Scored in fp32 on the CPU: what whoever loads the folder will get."""
+    device = Device("cpu", "fp32")
+    split = DeviceSplit.of(task, task.splits["held_out"], device.name)
+    labels = task.splits["held_out"].labels
+
+    def logits(model: PreTrainedModel) -> np.ndarray:
+        torch.set_num_threads(1)
+        return predict(model, split, device)
+
+    def score(outputs: np.ndarray) -> float:
+        return measure((task.metric,), outputs, labels)[task.metric]
+
+    return HeldOut(logits, score, recorded)

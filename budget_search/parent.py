@@ -1,0 +1,200 @@
+"""The pre-trained model everything starts from: where it is, what identifies it, and a fresh head for a task."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from budget_search.digests import joint_digest
+from budget_search.errors import UnsupportedModelError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+# Weights of other frameworks and duplicates in other precisions stay on the hub.
+_DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
+# Folder names that say nothing about the model in them.
+_UNTELLING = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9a-f]{40}|[.]*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A pre-trained model found: its name for people, its folder, and what identifies its content."""
+
+    name: str
+    folder: Path
+    digest: str
+
+
+def resolve_model(model: str, *, offline: bool = False) -> Parent:
+    """Find a model by ``demo``, local folder or hub id, downloading it when needed; imports no torch.
+
+    Raises UsageError when there is no such model, or a folder holds no weights.
+    """
+    if model == "demo":
+        from budget_search.demo import MODEL_DIR
+
+        return Parent("demo", MODEL_DIR, _folder_digest(MODEL_DIR))
+    path = Path(model).expanduser()
+    if path.is_dir():
+        _require_files(path, model)
+        return Parent(_telling_name(path), path.resolve(), _folder_digest(path))
+    if path.exists():
+        raise UsageError(f"--model {model} is a file; give the folder that holds config.json and the weights")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model, flags=re.ASCII):
+        raise UsageError(f"--model {model} is neither a folder here nor a hub id such as bert-base-uncased or org/name")
+    folder = _snapshot(model, offline)
+    _require_files(folder, model)
+    return Parent(model, folder, folder.name)
+
+
+def _snapshot(model: str, offline: bool) -> Path:
+    """The cached snapshot if there is one, so that re-running a command never changes the model; else from the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        cached = Path(snapshot_download(model, local_files_only=True, allow_patterns=[*_DOWNLOADED, *_WEIGHTS]))
+        if _has_weights(cached):
+            return cached
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        pass
+    if offline:
+        raise UsageError(f"--model {model} is not in the local cache and --offline forbids the network; "
+                         "run once without --offline, or give a folder")
+    try:
+        folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[0]]))
+        if not _has_weights(folder):
+            folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[1]]))
+    except RepositoryNotFoundError as error:
+        raise UsageError(f"there is no model {model!r} on the hub (nor a folder of that name here); "
+                         "a private one needs `hf auth login`") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UsageError(
+            f"--model {model} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
+            "copy the model's folder to this machine and give its path"
+        ) from error
+    return folder
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+
+
+def _require_files(folder: Path, model: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"--model {model}: no config.json in that folder; give the folder save_pretrained wrote")
+    if not _has_weights(folder):
+        raise UsageError(f"--model {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin")
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(path for pattern in ("*.json", "*.txt", "*.model", *_WEIGHTS) for path in folder.glob(pattern))
+    return joint_digest({path.name: path for path in files})
+
+
+def _telling_name(folder: Path) -> str:
+    """The last path component that says something; else what the config calls the model."""
+    for part in reversed(folder.resolve().parts[-3:]):
+        if not _UNTELLING.fullmatch(part):
+            return part
+    config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
+
+
+def load_tokenizer(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer, able to pad. Raises UsageError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UsageError(f"the tokenizer of {parent.name} cannot be loaded: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UsageError(f"the tokenizer of {parent.name} has no padding token and no end token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def outline(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's structure without its weights. Raises UnsupportedModelError when it is no classifier's."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    try:
+        config = AutoConfig.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise UnsupportedModelError(f"{parent.name} is no model for classifying texts: {_first_line(error)}") from error
+    return model
+
+
+def load_parent(
+    folder: Path, *, name: str, label_names: Iterable[str], pad_token: int, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, frozenset[str]]:
+    """The model in fp32 with a head for the task, and the names of the parameters that no pre-training fixed.
+
+    No label names mean regression. Raises UnsupportedModelError when transformers has no classifier for it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    names = tuple(label_names)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config.id2label = dict(enumerate(names)) if names else {0: "score"}
+        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.problem_type = "single_label_classification" if names else "regression"
+        _forget_memories(config)
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = pad_token
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be loaded as a sequence classifier: {_first_line(error)}"
+        ) from error
+    missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    body = f"{model.base_model_prefix}."
+    missing |= {key for key, _ in model.named_parameters() if not key.startswith(body)}
+    return model, frozenset(missing)
+
+
+def fresh_head(model: PreTrainedModel, fresh: frozenset[str], seed: int) -> None:
+    """Draw the head's weights (those named in ``fresh``) anew from the seed, by the model's own initialisation."""
+    import torch
+
+    torch.manual_seed(seed)
+    owners = {key.rpartition(".")[0] for key in fresh}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name in owners:
+                for parameter in module.parameters(recurse=False):
+                    # A mark that transformers leaves on loaded weights so that they are not initialised again.
+                    vars(parameter).pop("_is_hf_initialized", None)
+                model._init_weights(module)
+
+
+def _forget_memories(config: Any) -> None:
+    """Classification reads every text on its own: no memories (XLNet's mems), no key-value cache (decoders)."""
+    for name in ("use_mems_eval", "use_mems_train", "use_cache"):
+        if hasattr(config, name):
+            setattr(config, name, False)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,170 @@
+"""A report as text: a table for the terminal, Markdown, JSON, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+
+from tabulate import tabulate
+
+from budget_search.layers import compact_indices
+from budget_search.records import plain
+from budget_search.report import Report, Result
+from budget_search.sections import Grid, Section, sections
+from budget_search.wording import largest_batch, printable
+
+COLUMNS = 80
+NOT_IN_CSV = {"kept", "dropped", "metrics", "inference", "nearest_rejected"}  # written otherwise, or not flat
+
+
+def render(reports: Sequence[Report], form: str, exported: str | None = None) -> str:
+    """One or several reports in one of ``FORMS``; ``exported`` is the folder of the checkpoint, if there is one."""
+    return FORMS[form](reports, exported)
+
+
+def table(report: Report, exported: str | None = None) -> str:
+    """For a terminal of 80 columns (only code may be longer)."""
+    return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(sections(report, exported)))
+
+
+def markdown(report: Report, exported: str | None = None) -> str:
+    """For a file; what matters most, the answer in short, comes first."""
+    title, *rest, conclusion = sections(report, exported)
+    overview = Section("The setting", title.facts)
+    head = f"# {markdown_text(title.title)}"
+    return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest])])
+
+
+def _terminal_section(section: Section, index: int) -> str:
+    blocks = []
+    if section.facts:
+        margin = 2 + max(len(printable(name)) for name, _ in section.facts)
+        blocks.append("\n".join(_hanging(f"{printable(name):{margin}}", value) for name, value in section.facts))
+    blocks += [_filled(paragraph) for paragraph in section.paragraphs]
+    if section.grid:
+        blocks.append(_terminal_grid(section.grid))
+    if section.legend:
+        blocks.append("\n".join(map(_filled, section.legend)))
+    if section.code:
+        blocks.append(textwrap.indent(section.code, "    "))
+    title = _filled(section.title)
+    return f"{title}\n{('-' if index else '=') * min(len(title), COLUMNS)}\n" + "\n\n".join(blocks)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(printable(text), COLUMNS)
+
+
+def _hanging(name: str, value: str) -> str:
+    indent = " " * len(name)
+    return textwrap.fill(printable(value), COLUMNS, initial_indent=name, subsequent_indent=indent)
+
+
+def _terminal_grid(grid: Grid) -> str:
+    limits = [grid.widths.get(header, COLUMNS) for header in grid.headers]
+    table = [
+        [_folded(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in [grid.headers, *grid.rows]
+    ]
+    # Not tabulate's own headers: it makes their columns two wider than they need be.
+    rule = ["-" * max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*table, strict=True)]
+    rows = [table[0], rule, *table[1:]]
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=_alignment(grid))
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def _alignment(grid: Grid) -> list[str]:
+    return ["right" if header in grid.right else "left" for header in grid.headers]
+
+
+def _folded(cell: str, width: int) -> str:
+    """The cell on several lines, broken at spaces and after commas, within words only where one is too long."""
+    lines = [""]
+    for piece in re.findall(r"[^\s,]+,?\s*|[\s,]+", printable(cell)):
+        if len((lines[-1] + piece).rstrip()) > width and lines[-1]:
+            lines.append("")
+        rest = lines.pop() + piece
+        while len(rest.rstrip()) > width:
+            lines.append(rest[:width])
+            rest = rest[width:]
+        lines.append(rest)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_section(section: Section) -> str:
+    """One section under a heading of the second level."""
+    blocks = [f"## {markdown_text(section.title)}"]
+    if section.facts:
+        blocks.append(
+            "\n".join(f"- **{markdown_text(name)}**: {markdown_text(value)}" for name, value in section.facts)
+        )
+    blocks += map(markdown_text, section.paragraphs)
+    if section.grid:
+        blocks.append(_markdown_grid(section.grid))
+    if section.legend:
+        blocks.append("\n".join(f"- {markdown_text(line)}" for line in section.legend))
+    if section.code:
+        blocks.append(f"```\n{section.code}\n```")
+    return "\n\n".join(blocks)
+
+
+def _markdown_grid(grid: Grid) -> str:
+    rows = [[markdown_text(cell) for cell in row] for row in grid.rows]
+    headers = list(map(markdown_text, grid.headers))
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=_alignment(grid) if rows else None)
+
+
+def markdown_text(text: str) -> str:
+    """On one line, with the characters escaped that Markdown would take for structure."""
+    return re.sub(r"([\\`*|<\[])", r"\\\1", printable(text))
+
+
+def json_text(reports: Sequence[Report]) -> str:
+    """The object of ``report.json``, or a list of them for several reports."""
+    values = [report.to_json() for report in reports]
+    return json.dumps(values[0] if len(values) == 1 else values, indent=2, allow_nan=False)
+
+
+def csv_text(reports: Sequence[Report]) -> str:
+    """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
+    rows = [_csv_row(report, result) for report in reports for result in report.results]
+    file = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file.getvalue().rstrip("\n")
+
+
+def _csv_row(report: Report, result: Result) -> dict[str, object]:
+    timed = largest_batch(result.inference)
+    saved = timed.saved if timed else None
+    simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}
+    return {
+        "study": report.study,
+        "task": report.task,
+        "model": report.model,
+        "metric": report.metric,
+        "layers_total": report.layers_total,
+        "baseline_score": report.baseline.score,
+        "kept": compact_indices(result.kept),
+        "dropped": compact_indices(result.dropped),
+        **simple,
+        "inference_batch": timed.batch if timed else None,
+        "inference_length": timed.length if timed else None,
+        "inference_ms": timed.ms.median if timed else None,
+        "inference_saved": saved.value if saved else None,
+        "inference_saved_low": saved.low if saved else None,
+        "inference_saved_high": saved.high if saved else None,
+    }
+
+
+FORMS: dict[str, Callable[[Sequence[Report], str | None], str]] = {
+    "table": lambda reports, exported: "\n\n\n".join(table(report, exported) for report in reports),
+    "markdown": lambda reports, exported: "\n\n".join(markdown(report, exported) for report in reports),
+    "json": lambda reports, exported: json_text(reports),
+    "csv": lambda reports, exported: csv_text(reports),
+}

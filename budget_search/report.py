@@ -1,0 +1,279 @@
+"""The report of a study as a value: what ``report.json`` holds, name for name. Scripts rely on these names.
+
+Units everywhere: scores, degradations and standard deviations are points (0-100), ``*_saved`` and shares are
+fractions (0-1), ``delta`` is a fraction of the metric's scale as on the command line (0.01 is one point), ``*_ms``
+and ``ms`` are milliseconds, ``*_seconds`` seconds. None means not measured or not defined, such as the standard
+deviation of one seed. Nothing is rounded in here; ``render`` does that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from budget_search import wording
+from budget_search.errors import StudyError, UsageError
+from budget_search.records import ABSENT_IF_NONE, plain, read_record
+
+if TYPE_CHECKING:
+    from budget_search.cost import Timing
+
+SCHEMA_VERSION = 1
+
+Verdict = Literal["held_out disagrees", "certified", "observed", "cannot be resolved", "full model"]
+Criterion = Literal["observed", "certified"]
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """``label_shares`` maps each label to its fraction of the examples; empty for a regression task."""
+
+    examples: int
+    label_shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The median and the 10 % and 90 % quantiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class InferencePoint:
+    """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
+
+    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
+    memory, weights included; None where the device does not count it (CPU).
+    """
+
+    batch: int
+    length: int
+    ms: Quantiles
+    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+    device: str = ""
+    dtype: str = ""
+    threads: int | None = None
+    rounds: int | None = None
+    peak_bytes: int | None = None
+
+    @classmethod
+    def of(cls, timing: Timing) -> InferencePoint:
+        """The measurement as the report shows it."""
+        return cls(
+            batch=timing.batch,
+            length=timing.length,
+            ms=Quantiles(timing.median_ms, timing.low_ms, timing.high_ms),
+            saved=None if timing.saved is None else Interval(*timing.saved),
+            device=timing.device,
+            dtype=timing.dtype,
+            threads=timing.threads,
+            rounds=timing.rounds,
+            peak_bytes=timing.peak_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
+
+    ``flops`` are those of one forward pass over one example.
+    """
+
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    held_out_score: float | None
+    parameters: int
+    flops: int | None
+    inference: tuple[InferencePoint, ...]
+    fine_tune_seconds: float | None
+    held_out_std: float | None = None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The smaller layer set that came nearest to holding, and why it did not.
+
+    ``missed_by`` is in points: how far its degradation, or the upper bound of it, lies above delta.
+    ``degradation`` is None when it could not be trained.
+    """
+
+    kept: tuple[int, ...]
+    depth: int
+    stage: Literal["screen", "confirmation"]
+    degradation: float | None
+    degradation_upper: float | None
+    missed_by: float | None
+    would_settle: str = ""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one delta: the smallest layer set that holds, or the full model.
+
+    ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
+    probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
+    """
+
+    delta: float
+    criterion: Criterion
+    verdict: Verdict
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    depth: int
+    confirmed: bool
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    degradation: float
+    degradation_upper: float | None
+    confidence: float
+    probability_within: float | None
+    certified: bool
+    held_out_score: float | None
+    held_out_degradation: float | None
+    held_out_degradation_upper: float | None
+    parameters: int
+    parameters_saved: float
+    flops_saved: float | None
+    inference: tuple[InferencePoint, ...]
+    fine_tune_speedup: float | None
+    why_not_smaller: str
+    collapsed: int = 0
+    nearest_rejected: Rejected | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth != len(self.kept):
+            raise ValueError(f"depth {self.depth} of a set of {len(self.kept)} layers")
+        if self.certified != (self.verdict == "certified"):
+            raise ValueError(f"certified is {self.certified} with the verdict {self.verdict!r}")
+
+    @property
+    def is_full(self) -> bool:
+        return not self.dropped
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The best measured layer set of one depth; compared with the baseline at the same ``rung``."""
+
+    depth: int
+    kept: tuple[int, ...]
+    score: float
+    std: float | None
+    seeds: int
+    rung: float
+    degradation: float
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One evaluation; ``rung`` is the fraction of the full recipe it was given."""
+
+    kept: tuple[int, ...]
+    rung: float
+    seed: int
+    split: str
+    state: str
+    score: float | None
+    train_seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the study took. One equivalent is the arithmetic of one full fine-tune of the full-depth model.
+
+    ``unavoidable_equivalents``: the baseline and each distinct answer, over all seeds. ``reused`` counts evaluations
+    that were taken from an earlier search instead of being run.
+    """
+
+    fine_tunes: int
+    full_fine_tune_equivalents: float
+    training_equivalents: float
+    unavoidable_equivalents: float
+    wall_seconds: float
+    device_seconds: float
+    reused: int
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The smallest delta (a fraction) that this much data and this many seeds can certify, if it is known."""
+
+    smallest_certifiable_delta: float | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
+
+    ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
+    reader of the numbers must know.
+    """
+
+    schema_version: int
+    study: str
+    task: str
+    model: str
+    revision: str | None
+    metric: str
+    layers_total: int
+    created: str
+    finished: str | None
+    command: str
+    versions: Mapping[str, str]
+    device: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    splits: Mapping[str, SplitSummary]
+    baseline: Baseline
+    results: tuple[Result, ...]
+    frontier: tuple[FrontierPoint, ...]
+    trials: tuple[TrialRow, ...]
+    cost: Cost
+    resolution: Resolution
+    notes: tuple[str, ...] = ()
+    question: Mapping[str, Any] = field(default_factory=dict)
+
+    def result(self, delta: float) -> Result:
+        """The answer for this delta (a fraction). Raises UsageError when it was not asked."""
+        for result in self.results:
+            if math.isclose(result.delta, delta, rel_tol=1e-9, abs_tol=1e-12):
+                return result
+        asked = " ".join(f"{result.delta:g}" for result in self.results) or "none"
+        raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
+
+    def answer_sentence(self, result: Result) -> str:
+        """The answer in one sentence, for somebody who has never heard of layer dropping."""
+        return wording.answer(self, result)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps(..., allow_nan=False)``: what is not finite becomes None."""
+        fields: dict[str, Any] = plain(self)
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Report:
+        """Read what ``to_json`` wrote; keys it does not know are skipped. Raises StudyError."""
+        version = fields.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise StudyError(f"this report has schema version {version!r}, this program reads {SCHEMA_VERSION}")
+        return read_record(cls, fields, "report")

@@ -1,0 +1,163 @@
+"""What a user asks for, checked as far as that is cheap: no heavy import, nothing read, nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from budget_search.config import RECIPES, Recipe
+from budget_search.errors import UsageError
+
+STRATEGY_NAMES = (
+    "auto", "greedy", "optuna", "top", "bottom", "odd-alternate", "even-alternate", "symmetric", "contribution",
+)  # fmt: skip
+SAMPLER_NAMES = ("tpe", "gp", "nsga2", "random")
+CRITERIA = ("observed", "certified")
+SPLIT_MODES = ("carved", "official")
+RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup")
+# Screens use seeds beyond this, so that they never coincide with a confirmation's.
+LARGEST_BASE_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """A search as asked for; the fields are the options of the command line, ``deltas`` as fractions.
+
+    Raises UsageError, naming everything that is wrong.
+    """
+
+    task: str
+    model: str
+    deltas: tuple[float, ...] = (0.01, 0.02, 0.03)
+    data_dir: str | None = None
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    metric: str | None = None
+    validation: str | None = None
+    strategy: str = "auto"
+    layers: tuple[str, ...] = ()
+    sampler: str = "tpe"
+    criterion: str = "observed"
+    confidence: float = 0.95
+    recipe: str | None = None
+    recipe_changes: Mapping[str, Any] = field(default_factory=dict)
+    splits: str | None = None
+    seeds: int = 3
+    base_seed: int = 42
+    max_trials: int | None = None
+    max_hours: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+    studies_dir: str = "studies"
+    storage: str | None = None
+    study: str | None = None
+    output: str | None = None
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deltas", tuple(sorted(set(self.deltas))))
+        wrong = [problem for problem in self._problems() if problem]
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    def _problems(self) -> list[str | None]:
+        return [
+            *(problem_with_delta(delta) for delta in self.deltas),
+            None if self.deltas else "--delta needs at least one value, such as 0.01",
+            _one_of("--strategy", self.strategy, STRATEGY_NAMES),
+            _one_of("--sampler", self.sampler, SAMPLER_NAMES),
+            _one_of("--criterion", self.criterion, CRITERIA),
+            _one_of("--recipe", self.recipe, (*RECIPES, None)),
+            _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
+            _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
+            _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
+            _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
+            _within("--max-trials", self.max_trials, (self.max_trials or 1) >= 1, "a whole number from 1"),
+            _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
+            _within("--workers", self.workers, (1 if self.workers is None else self.workers) >= 1, "from 1"),
+            None if self.task.strip() else "--task is empty; see `budget-search tasks`",
+            None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
+        ]
+
+    def recipe_from(self, default: str | Recipe) -> Recipe:
+        """The recipe asked for, else the task's own, with single fields changed. Raises UsageError."""
+        base = RECIPES[self.recipe] if self.recipe else default if isinstance(default, Recipe) else RECIPES[default]
+        return dataclasses.replace(base, **self.recipe_changes)
+
+    def splits_for(self, recipe: Recipe) -> str:
+        """The papers chose and reported on the official validation set; everybody else gets carved splits."""
+        return self.splits or ("official" if recipe.name == "paper" else "carved")
+
+    @property
+    def confirmation_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.base_seed, self.base_seed + self.seeds))
+
+    @property
+    def screen_seed(self) -> int:
+        return LARGEST_BASE_SEED + 100 + self.base_seed
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What of this decides the answer, beside what the study's configuration fixes already."""
+        return {
+            "strategy": self.strategy,
+            "layers": list(self.layers),
+            "sampler": self.sampler,
+            "criterion": self.criterion,
+            "confidence": self.confidence,
+            "seeds": self.seeds,
+            "base_seed": self.base_seed,
+            "max_trials": self.max_trials,
+            "max_hours": self.max_hours,
+        }
+
+
+def parse_delta(text: str) -> float:
+    """``0.01`` or ``1%`` as a fraction. Raises UsageError for what is no tolerance."""
+    match = re.fullmatch(r"\s*([^%\s]+)\s*(%?)\s*", text)
+    try:
+        value = float(match[1]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or math.isnan(value):
+        raise UsageError(f"--delta {text}: not a number; write 0.01 or 1% for one point")
+    delta = value / 100 if match[2] else value
+    if problem := problem_with_delta(delta, text):
+        raise UsageError(problem)
+    return delta
+
+
+def problem_with_delta(delta: float, text: str | None = None) -> str | None:
+    shown = text or f"{delta:g}"
+    if math.isfinite(delta) and 0 < delta < 1:
+        return None
+    if math.isfinite(delta) and 1 <= delta <= 100:
+        return (
+            f"--delta {shown}: a delta is a fraction of the metric's scale, above 0 and below 1; "
+            f"for {delta:g} points write {delta / 100:g} or {delta:g}%"
+        )
+    return f"--delta {shown}: a delta is a fraction above 0 and below 1; write 0.01 or 1% for one point"
+
+
+def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> str | None:
+    if value in allowed:
+        return None
+    return f"{option} {value}: unknown; allowed: {' '.join(name for name in allowed if name)}"
+
+
+def _within(option: str, value: object, holds: bool, allowed: str) -> str | None:
+    return None if holds else f"{option} {value}: must be {allowed}"
+
+
+def study_path(studies_dir: str, name: str) -> Path:
+    """Where a study of this name lies. Raises UsageError for a name that would leave the studies folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
+        raise UsageError(f"--study {name!r}: a study's name has letters, digits, dots, dashes and underscores only")
+    return Path(studies_dir) / name

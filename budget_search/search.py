@@ -1,0 +1,361 @@
+"""The loop and nothing else: resume, propose, skip what is known, evaluate, record, stop, confirm, choose.
+
+Decides without torch. What is measured comes through ``run_jobs``, what is known is in the store's history, and every
+decision is a function of that history: an interrupted search goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from budget_search.errors import BudgetSearchError
+from budget_search.layers import LayerSet
+from budget_search.screens import Screens
+from budget_search.strategies import Question, propose
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.verdict import Judgement
+
+if TYPE_CHECKING:
+    from budget_search.config import SearchConfig
+    from budget_search.device import Device
+    from budget_search.encode import EncodedTask
+
+Criterion = Literal["observed", "certified"]
+
+# Candidates confirmed for one delta at the most, and of one depth: written down before the first is confirmed.
+CANDIDATES_PER_DELTA = 4
+CANDIDATES_PER_DEPTH = 2
+# They share the error of a delta's bound: the first has most of it, because it usually is the last as well.
+FIRST_CANDIDATES_SHARE = 0.8
+# A confirmation is given up when the chance that its mean still comes within delta falls below this.
+FUTILITY = 0.2
+# Before the baseline's seeds say otherwise: standard deviation of a score over seeds, in points, and the weight of
+# this guess in degrees of freedom.
+SEED_SD_GUESS = 0.5
+SEED_SD_WEIGHT = 4
+
+
+class History(Protocol):
+    """Where finished trials are kept, and what was decided before the first confirmation."""
+
+    @property
+    def history(self) -> list[Trial]: ...
+
+    def append(self, trial: Trial) -> None: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    def note(self, **facts: Any) -> None: ...
+
+
+class Observer(Protocol):
+    """Who is told how the search goes."""
+
+    def planned(
+        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: int
+    ) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def started(self, jobs: Sequence[Job]) -> None: ...
+
+    def finished(self, trial: Trial) -> None: ...
+
+    def answered(self, delta: float, layers: LayerSet) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched."""
+
+    total: int
+    deltas: tuple[float, ...]
+    strategy: str
+    seeds: tuple[int, ...]
+    screen_seed: int
+    screen_rung: float
+    evaluations: int
+    sampler: str = "tpe"
+    criterion: Criterion = "observed"
+    confidence: float = 0.95
+    width: int = 1
+    fixed: frozenset[int] = frozenset()
+    similarities: tuple[float, ...] | None = None
+    named: tuple[LayerSet, ...] = ()
+    budget: SearchBudget = field(default_factory=SearchBudget)
+
+
+class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
+    """The search budget does not allow the next evaluations."""
+
+
+class Search:
+    """One question put to one study.
+
+    ``run_jobs`` evaluates jobs and yields their trials in any order; ``judge(layers, confidence)`` compares a set that
+    has all its confirmations with the baseline.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: History,
+        run_jobs: Callable[[Sequence[Job]], Iterator[Trial]],
+        judge: Callable[[LayerSet, float], Judgement],
+        observer: Observer,
+    ) -> None:
+        self.plan = plan
+        self._store = store
+        self._run_jobs = run_jobs
+        self._judge = judge
+        self._observer = observer
+        self._began = time.monotonic()
+        self.fine_tuned = 0
+
+    # -- the way of a search ------------------------------------------------------------------------------------
+
+    def run(self) -> dict[float, LayerSet]:
+        """Answer every delta: the smallest confirmed layer set, the full model where none holds.
+
+        Raises BudgetSearchError when the baseline cannot be measured.
+        """
+        self._measure_baseline()
+        for delta in sorted(self.plan.deltas, reverse=True):
+            try:
+                self._answer(delta)
+            except OutOfBudget:
+                self._observer.stage("the search budget is spent: the best confirmed answers so far stand")
+                break
+        return self.answers()
+
+    def answers(self) -> dict[float, LayerSet]:
+        """Per delta the smallest set confirmed so far, of equals the one that lost less; else the full model."""
+        full = LayerSet.full(self.plan.total)
+        confirmed = self.confirmed()
+        chosen = {}
+        for delta in self.plan.deltas:
+            holding = [layers for layers in confirmed if self._holds(layers, delta)]
+            chosen[delta] = min(holding, key=lambda layers: (layers.depth, self.judge(layers, delta).degradation), default=full)
+        return chosen
+
+    def confirmed(self) -> list[LayerSet]:
+        """The smaller sets with a score for every confirmation seed."""
+        scored: dict[LayerSet, int] = {}
+        for trial in self._store.history:
+            if trial.split == "certification" and trial.score is not None and trial.key.seed in self.plan.seeds:
+                scored[trial.layers] = scored.get(trial.layers, 0) + 1
+        return [layers for layers, count in scored.items() if count == len(self.plan.seeds) and not layers.is_full]
+
+    def _measure_baseline(self) -> None:
+        self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
+        full = LayerSet.full(self.plan.total)
+        jobs = [self._confirmation(full, seed) for seed in self.plan.seeds]
+        if not self.plan.named:
+            jobs.append(self._screen(full, self.plan.screen_rung))
+        self._ensure(jobs, unavoidable=True)
+        failed = [trial for trial in self._store.history if trial.layers.is_full and trial.state == "failed"]
+        if failed:
+            raise BudgetSearchError(
+                f"the full model could not be fine-tuned ({failed[0].error}): nothing can be compared with it; "
+                "try a lower --lr, --precision fp32, a smaller --batch-size or --max-length"
+            )
+
+    def _answer(self, delta: float) -> None:
+        if self.plan.named:
+            self._observer.stage("measuring the named layer sets")
+            candidates = list(self.plan.named)
+        else:
+            self._observer.stage(f"searching for the fewest layers within {delta:g} points")
+            self._explore(delta)
+            candidates = self._plan_candidates(delta)
+        for layers in candidates:
+            if self._confirm(layers, delta) and not self.plan.named:
+                break
+        self._observer.answered(delta, self.answers()[delta])
+
+    def notes(self) -> list[str]:
+        """Sentences for the report on how the search went."""
+        screens = self.screens()
+        notes = []
+        if not self.plan.named:
+            notes.append(
+                f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
+                "no answer rests on them."
+            )
+            if screens.rung > self.plan.screen_rung:
+                notes.append(
+                    f"Screens of {self.plan.screen_rung:.3g} of the recipe ranked layer sets otherwise than runs twice "
+                    "as long, or taught the full model nothing: they were lengthened."
+                )
+        return notes
+
+    # -- screens ------------------------------------------------------------------------------------------------
+
+    def _explore(self, delta: float) -> None:
+        reserve = len(self.plan.seeds)
+        while True:
+            screens = self.screens()
+            if doubtful := screens.doubtful():
+                self._ensure([self._screen(layers, rung) for layers, rung in doubtful], reserve=reserve)
+                continue
+            question = Question(
+                total=self.plan.total,
+                tolerance=screens.tolerance(delta),
+                fixed=self.plan.fixed,
+                similarities=self.plan.similarities,
+                sampler=self.plan.sampler,
+                seed=self.plan.screen_seed,
+                width=self.plan.width,
+                evaluations=self.plan.evaluations,
+            )
+            proposed = propose(self.plan.strategy, screens.judged, question)
+            if not proposed:
+                return
+            self._ensure([self._screen(layers, screens.rung) for layers in proposed], reserve=reserve)
+
+    def screens(self) -> Screens:
+        return Screens(self._store.history, self.plan.total, self.plan.screen_rung)
+
+    def candidates(self, delta: float) -> list[LayerSet]:
+        """The sets to confirm for a delta, in order: from the shallowest depth at which a screen held, the two that
+        lost least, then one layer deeper, and so on."""
+        screens = self.screens()
+        tolerance = screens.tolerance(delta)
+        chosen: list[LayerSet] = []
+        for depth in range(1, self.plan.total):
+            of_depth = [t for t in screens.judged if t.layers.depth == depth and tolerance.holds(t)]
+            of_depth.sort(key=lambda t: (tolerance.degradation(t), t.metrics.get("loss", 0.0), t.layers))
+            chosen.extend(trial.layers for trial in of_depth[:CANDIDATES_PER_DEPTH])
+        return chosen[:CANDIDATES_PER_DELTA]
+
+    def _plan_candidates(self, delta: float) -> list[LayerSet]:
+        """Write the candidates down before the first is confirmed; what was written down before stays first."""
+        planned = self._planned(delta)
+        planned += [layers for layers in self.candidates(delta) if layers not in planned]
+        self._store.note(**{_plan_name(delta): [layers.compact for layers in planned]})
+        known = min((layers.depth for layers in self.confirmed() if self._holds(layers, delta)), default=self.plan.total)
+        return [layers for layers in planned if layers.depth < known]
+
+    def _planned(self, delta: float) -> list[LayerSet]:
+        return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(_plan_name(delta), [])]
+
+    # -- confirmations ------------------------------------------------------------------------------------------
+
+    def judge(self, layers: LayerSet, delta: float) -> Judgement:
+        """A confirmed set against the baseline, at its share of the delta's confidence.
+
+        The error is split among the candidates of a delta: most of it for the first, the rest for the others, so
+        that together they err no more often than the level says (Bonferroni).
+        """
+        error = 1 - self.plan.confidence
+        first = self._planned(delta)[:1]
+        others = (1 - FIRST_CANDIDATES_SHARE) / (CANDIDATES_PER_DELTA - 1)
+        share = FIRST_CANDIDATES_SHARE if layers in first else others
+        return self._judge(layers, 1 - error * (1.0 if len(self.plan.named) == 1 else share))
+
+
+    def _confirm(self, layers: LayerSet, delta: float) -> bool:
+        """Run the full recipe with every confirmation seed, unless it becomes hopeless; whether the set holds."""
+        self._observer.stage(f"confirming layers {layers} for {delta:g} points")
+        for start in range(0, len(self.plan.seeds), self.plan.width):
+            if not self.plan.named and self._hopeless(layers, delta):
+                return False
+            seeds = self.plan.seeds[start : start + self.plan.width]
+            self._ensure([self._confirmation(layers, seed) for seed in seeds])
+        return layers in self.confirmed() and self._holds(layers, delta)
+
+    def _holds(self, layers: LayerSet, delta: float) -> bool:
+        comparison = self.judge(layers, delta)
+        if self.plan.criterion == "certified":
+            return comparison.certified(delta) and not self.collapsed(layers)
+        return comparison.degradation <= delta
+
+    def _hopeless(self, layers: LayerSet, delta: float) -> bool:
+        """Whether the seeds so far make it unlikely that the mean of all comes within delta, or one has failed."""
+        lost = []
+        scores = self.scores(LayerSet.full(self.plan.total))
+        for trial in self._store.history:
+            if trial.layers == layers and trial.split == "certification" and trial.key.seed in self.plan.seeds:
+                if trial.score is None:
+                    return not trial.machine_failure
+                lost.append(scores[trial.key.seed] - trial.score)
+        left = len(self.plan.seeds) - len(lost)
+        if not lost or not left:
+            return False
+        mean = statistics.fmean(lost)
+        needed = (delta * len(self.plan.seeds) - sum(lost)) / left
+        spread = math.sqrt(2) * self._seed_sd() * math.sqrt(1 / left + 1 / len(lost))
+        return statistics.NormalDist().cdf((needed - mean) / spread) < FUTILITY
+
+    def _seed_sd(self) -> float:
+        scores = list(self.scores(LayerSet.full(self.plan.total)).values())
+        freedom = len(scores) - 1
+        own = statistics.variance(scores) if freedom else 0.0
+        return math.sqrt((freedom * own + SEED_SD_WEIGHT * SEED_SD_GUESS**2) / (freedom + SEED_SD_WEIGHT))
+
+    def collapsed(self, layers: LayerSet) -> int:
+        """How many of a set's confirmations predicted one class only."""
+        return sum(
+            trial.state == "collapsed"
+            for trial in self._store.history
+            if trial.layers == layers and trial.split == "certification" and trial.key.seed in self.plan.seeds
+        )
+
+    def scores(self, layers: LayerSet) -> dict[int, float]:
+        return {
+            trial.key.seed: trial.score
+            for trial in self._store.history
+            if trial.layers == layers and trial.split == "certification" and trial.score is not None
+        }
+
+    # -- evaluations --------------------------------------------------------------------------------------------
+
+    def _screen(self, layers: LayerSet, rung: float) -> Job:
+        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection")
+
+    def _confirmation(self, layers: LayerSet, seed: int) -> Job:
+        return Job(TrialKey(layers, FULL_RUNG, seed), "certification", keep_weights=True)
+
+    def _ensure(self, jobs: Iterable[Job], *, reserve: int = 0, unavoidable: bool = False) -> None:
+        """Run what is not known yet, and once more what fails for the machine's reasons; record as it comes."""
+        wanted = self._unknown(jobs)
+        for attempt in range(2):
+            if not wanted:
+                return
+            if attempt:
+                self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
+            elif not unavoidable:
+                self._afford(len(wanted) + reserve)
+            self._observer.started(wanted)
+            for trial in self._run_jobs(wanted):
+                self._store.append(trial)
+                self.fine_tuned += 1
+                self._observer.finished(trial)
+            wanted = self._unknown(wanted)
+        if wanted:
+            failed = next(trial for trial in self._store.history if trial.key == wanted[0].key)
+            raise BudgetSearchError(
+                f"an evaluation failed twice for the machine's reasons ({failed.error}): {wanted[0].key}; free memory, or "
+                "try --workers 1 or a smaller --batch-size or --max-length, then run the same command again"
+            )
+
+    def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
+        known = {trial.key for trial in self._store.history if not trial.machine_failure}
+        return [job for job in dict.fromkeys(jobs) if job.key not in known]
+
+    def _afford(self, count: int) -> None:
+        budget = self.plan.budget
+        if budget.max_trials is not None and len(self._store.history) + count > budget.max_trials:
+            raise OutOfBudget
+        if budget.max_hours is not None and time.monotonic() - self._began > budget.max_hours * 3600:
+            raise OutOfBudget
+
+
+def _plan_name(delta: float) -> str:
+    return f"candidates for {delta:g} points"

@@ -1,0 +1,387 @@
+"""From a request to a report: find the task and the model, open the study, search, measure, tell.
+
+The only place where the parts meet. Everything that can be wrong with the input is found before the study's folder
+is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from budget_search.config import SearchConfig
+from budget_search.errors import BudgetSearchError, StudyError
+from budget_search.parent import Parent, load_tokenizer, resolve_model
+from budget_search.report import Report
+from budget_search.request import Request, study_path
+from budget_search.store import StudyFolder, StudyStore, write_json, write_whole
+from budget_search.tasks import TaskSource, resolve_task, task_digest
+
+if TYPE_CHECKING:
+    from budget_search.device import Device
+    from budget_search.encode import EncodedTask
+    from budget_search.layers import LayerSet
+    from budget_search.search import Observer, Plan
+    from budget_search.splits import SplitTask
+    from budget_search.verdict import Judgement
+
+VERSIONED = ("budget-search", "torch", "transformers", "datasets", "optuna", "joblib", "numpy", "scipy", "scikit-learn")
+# Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe; see studies/LOG.md.
+SCREEN_STEPS = 150
+SHORTEST_RUNG = 1 / 24
+LONGEST_RUNG = 1 / 3
+# What is spent on screens in all, in full fine-tunes, when a screened set keeps this share of the layers.
+SCREEN_EQUIVALENTS = 2.0
+MEAN_SHARE_OF_LAYERS = 0.58
+SCREENS = (12, 60)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A request with its task and model located, and the study it belongs to."""
+
+    request: Request
+    source: TaskSource
+    parent: Parent
+    config: SearchConfig
+    folder: StudyFolder
+
+
+def locate(request: Request) -> Found:
+    """Find task, model and study; reads no examples, loads no model, writes nothing. Raises UsageError."""
+    source = resolve_task(
+        request.task,
+        data_dir=request.data_dir,
+        text_columns=request.text_columns,
+        label_column=request.label_column,
+        metric=request.metric,
+        validation=request.validation,
+    )
+    parent = resolve_model(request.model, offline=request.offline)
+    recipe = request.recipe_from(source.spec.recipe)
+    config = SearchConfig(
+        task=source.name,
+        task_digest=task_digest(source, offline=request.offline),
+        metric=source.spec.metric,
+        text_columns=tuple(source.spec.text_columns),
+        label_column=source.spec.label_column,
+        model=parent.name,
+        model_digest=parent.digest,
+        recipe=recipe,
+        splits=request.splits_for(recipe),
+        device=request.device,
+        precision=request.precision,
+    )
+    folder = StudyFolder(study_path(request.studies_dir, request.study or config.study_name))
+    return Found(request, source, parent, config, folder)
+
+
+def finished_report(found: Found) -> Report | None:
+    """The report of a study that has answered this very question, reduced to the deltas asked; else None."""
+    if not found.folder.report.is_file():
+        return None
+    _require_same_config(found)
+    report = read_report(found.folder)
+    if report.finished is None or report.question != found.request.question:
+        return None
+    answered = {round(result.delta, 9): result for result in report.results}
+    if any(round(delta, 9) not in answered for delta in found.request.deltas):
+        return None
+    return dataclasses.replace(report, results=tuple(answered[round(delta, 9)] for delta in found.request.deltas))
+
+
+def read_report(folder: StudyFolder) -> Report:
+    """Raises StudyError when there is none, or it is damaged."""
+    try:
+        return Report.from_json(json.loads(folder.report.read_text(encoding="utf8")))
+    except FileNotFoundError:
+        raise StudyError(f"the study {folder.path.name} has no report yet; run the search that made it again") from None
+    except (OSError, ValueError) as error:
+        raise StudyError(f"{folder.report.name} of the study {folder.path.name} is damaged: {error}") from error
+
+
+def answer(found: Found, observer: Observer, command: str = "") -> Report:
+    """The report for a request: at once where the study has answered it already, else after a search."""
+    return finished_report(found) or run(found, observer, command)
+
+
+def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
+    """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
+    report = read_report(folder)
+    if not deltas:
+        return report
+    return dataclasses.replace(report, results=tuple(report.result(delta) for delta in deltas))
+
+
+def best_so_far(found: Found) -> str:
+    """One sentence for somebody who interrupted the search: what is confirmed by now."""
+    from budget_search.layers import compact_indices
+
+    if not found.folder.config.exists():
+        return "Nothing was measured yet."
+    facts = stored_config(found.folder)["facts"]
+    total = int(facts["layers_total"])
+    history = StudyStore.open(
+        found.folder.path.name, total, folder=found.folder, storage=found.request.storage
+    ).history
+    scores: dict[tuple[int, ...], dict[int, float]] = {}
+    for trial in history:
+        if trial.split == "certification" and trial.score is not None:
+            scores.setdefault(trial.layers.kept, {})[trial.key.seed] = trial.score
+    seeds = set(found.request.confirmation_seeds)
+    means = {kept: sum(by[s] for s in seeds) / len(seeds) for kept, by in scores.items() if seeds <= by.keys()}
+    baseline = means.pop(tuple(range(total)), None)
+    kept_so_far = f"{len(history)} evaluations are kept."
+    if baseline is None or not means:
+        return f"No answer is confirmed yet; {kept_so_far}"
+    kept = min(means, key=lambda kept: (len(kept), -means[kept]))
+    return (
+        f"The smallest confirmed set so far keeps layers {compact_indices(kept)} of {total} and lost "
+        f"{baseline - means[kept]:.2f} points; {kept_so_far}"
+    )
+
+
+def run(found: Found, observer: Observer, command: str = "") -> Report:
+    """Search, or go on with an interrupted search, and write the report.
+
+    Raises BudgetSearchError; whatever was evaluated by then is kept.
+    """
+    from budget_search.device import resolve_device
+
+    if found.folder.config.exists():
+        _require_same_config(found)
+        device = resolve_device(*_asked_device(found))
+    else:
+        device = resolve_device(found.config.device, found.config.precision)
+        _create(found, device, observer)
+    with found.folder.locked():
+        return _search(found, device, observer, command)
+
+
+def _create(found: Found, device: Device, observer: Observer) -> None:
+    """Read and tokenise the task, look at the model, and only then make the study's folder."""
+    from budget_search.data import load_task
+    from budget_search.encode import encode, longest_input, takes_segments
+    from budget_search.parent import outline
+    from budget_search.splits import carve
+
+    config = found.config
+    observer.stage(f"reading {config.task} and {config.model}")
+    trust = found.request.trust_remote_code
+    tokenizer = load_tokenizer(found.parent, trust_remote_code=trust)
+    model = outline(found.parent, trust_remote_code=trust)
+    task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
+    task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
+    limit = longest_input(model.config, tokenizer)
+    encoded = encode(
+        task,
+        tokenizer,
+        max_length=min(config.recipe.max_length, limit or config.recipe.max_length),
+        takes_segments=takes_segments(model.config, model.forward),
+    )
+    facts = {**_shape_of(model), "device": device.describe(), "created": _now()}
+    with _whole_folder(found.folder) as draft:
+        encoded.save(draft.examples)
+        tokenizer.save_pretrained(draft.tokenizer)
+        write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
+        # Last, because a folder with a configuration is a study.
+        write_json(draft.config, {"config": config.to_json(), "facts": facts})
+
+
+def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:
+    """The recipe's number of train examples, drawn once: the same for every layer set and seed."""
+    train = task.splits["train"]
+    if count is None or len(train) <= count:
+        return task
+    rows = np.random.default_rng([seed, count]).permutation(len(train))[:count]
+    return dataclasses.replace(task, splits={**task.splits, "train": train.take(np.sort(rows))})
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: StudyFolder) -> Iterator[StudyFolder]:
+    """A folder to fill that gets its name when everything is in it."""
+    draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
+    try:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        draft.path.mkdir(parents=True)
+        yield draft
+        draft.path.rename(folder.path)
+    except OSError as error:
+        raise BudgetSearchError(
+            f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
+            "choose another --studies-dir"
+        ) from error
+    finally:
+        shutil.rmtree(draft.path, ignore_errors=True)
+
+
+def _shape_of(model: Any) -> dict[str, Any]:
+    from budget_search.model import find_layers, undroppable
+
+    layers = find_layers(model)
+    return {
+        "layers_total": len(layers),
+        "layer_parameters": [sum(p.numel() for part in layer for p in part.parameters()) for layer in layers],
+        "undroppable": sorted(undroppable(model)),
+    }
+
+
+def _require_same_config(found: Found) -> None:
+    stored = stored_config(found.folder)
+    if stored["config"] != json.loads(json.dumps(found.config.to_json())):
+        raise StudyError(
+            f"the study {found.folder.path.name} was made with another task, model or recipe; "
+            "choose another --study name, or leave it out"
+        )
+
+
+def stored_config(folder: StudyFolder) -> dict[str, Any]:
+    """``config`` and ``facts`` of a study. Raises StudyError when the folder is none, or damaged."""
+    try:
+        stored = json.loads(folder.config.read_text(encoding="utf8"))
+        return {"config": stored["config"], "facts": stored["facts"]}
+    except FileNotFoundError:
+        raise StudyError(f"{folder.path} is not a study: there is no config.json in it") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"config.json of the study {folder.path.name} is damaged: {error}") from error
+
+
+def _asked_device(found: Found) -> tuple[str, str]:
+    """What "auto" came to when the study was made, so that its trials stay comparable."""
+    device = stored_config(found.folder)["facts"]["device"]
+    return str(device["name"]), str(device["precision"])
+
+
+def _search(found: Found, device: Device, observer: Observer, command: str) -> Report:
+    from budget_search.device import default_workers
+    from budget_search.dispatch import Workers
+    from budget_search.encode import EncodedTask
+    from budget_search.evaluate import Workplace
+    from budget_search.evidence import Evidence
+    from budget_search.finish import build_report, measure_answers, prune_weights
+    from budget_search.search import Search
+    from budget_search.summary import Summary
+
+    began = time.monotonic()
+    request, facts = found.request, stored_config(found.folder)["facts"]
+    task = EncodedTask.load(found.folder.examples)
+    store = StudyStore.open(
+        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage
+    )
+    workplace = Workplace(
+        found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
+    )
+    workers = Workers(workplace, request.workers or default_workers(device))
+    plan = plan_for(found, facts, task, workers.count)
+    if request.strategy == "contribution" and not request.layers:
+        plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
+    evidence = Evidence(found.folder, task, plan.total, plan.seeds)
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        return evidence.compare(layers, "certification", confidence, among=search.confirmed())
+
+    search = Search(plan, store, workers.run, judge, observer)
+    observer.planned(plan, found.config, task, device, workers.count, len(store.history))
+    try:
+        answers = search.run()
+        observer.stage("scoring the answers on held_out and timing them")
+        measured = measure_answers(workplace, search, answers)
+    finally:
+        wall_seconds = float(store.facts.get("wall_seconds", 0.0)) + time.monotonic() - began
+        store.note(wall_seconds=wall_seconds)
+    summary = Summary(search, store.history, evidence, measured, facts["layer_parameters"])
+    report = build_report(
+        summary=summary,
+        task=task,
+        answers=answers,
+        identity=_identity(found, facts, command),
+        wall_seconds=wall_seconds,
+        notes=search.notes(),
+    )
+    write_report(found.folder, report)
+    prune_weights(found.folder, search)
+    return report
+
+
+def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, Any]:
+    return {
+        "study": found.folder.path.name,
+        "task": found.config.task,
+        "model": found.config.model,
+        "revision": found.config.model_digest,
+        "created": facts["created"],
+        "command": command,
+        "versions": versions(),
+        "device": facts["device"],
+        "recipe": dataclasses.asdict(found.config.recipe),
+        "question": found.request.question,
+    }
+
+
+def write_report(folder: StudyFolder, report: Report) -> None:
+    """``report.json`` for programs, ``report.md`` for people."""
+    from budget_search.render import render
+
+    write_json(folder.report, report.to_json())
+    write_whole(folder.path / "report.md", render([report], "markdown").encode())
+
+
+def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int) -> Plan:
+    """Everything the search decides beforehand. Raises UsageError for named layer sets the model does not have."""
+    from budget_search.layers import LayerSet
+    from budget_search.search import Plan
+    from budget_search.trial import SearchBudget
+
+    request, recipe, total = found.request, found.config.recipe, int(facts["layers_total"])
+    rung = screen_rung(recipe.steps(task.splits["train"].examples))
+    screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
+    return Plan(
+        total=total,
+        deltas=tuple(100 * delta for delta in request.deltas),
+        strategy=request.strategy,
+        seeds=request.confirmation_seeds,
+        screen_seed=request.screen_seed,
+        screen_rung=rung,
+        evaluations=min(max(screens, SCREENS[0]), SCREENS[1], 2**total - 2),
+        sampler=request.sampler,
+        criterion=request.criterion,
+        confidence=request.confidence,
+        width=width,
+        fixed=frozenset(facts["undroppable"]),
+        named=tuple(LayerSet.parse(text, total) for text in request.layers),
+        budget=SearchBudget(request.max_trials, request.max_hours),
+    )
+
+
+def screen_rung(full_steps: int) -> float:
+    """The fraction of the recipe that a screen gets: enough steps to say something, a third at the most."""
+    return min(LONGEST_RUNG, max(SHORTEST_RUNG, SCREEN_STEPS / full_steps))
+
+
+def _similarities(store: StudyStore, workplace: Any) -> tuple[float, ...]:
+    from budget_search.similarity import layer_similarities
+
+    known: Sequence[float] | None = store.facts.get("similarities")
+    if known is None:
+        known = layer_similarities(workplace)
+        store.note(similarities=list(known))
+    return tuple(known)
+
+
+def versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in VERSIONED}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,215 @@
+"""Studies on disk: finished trials in one Optuna study, everything else in plain files beside it.
+
+A trial is written once, when it is finished, in one transaction: a kill leaves no half trial. Only measurements are
+stored, so another delta, strategy or criterion finds everything that was ever measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from budget_search.errors import StudyError
+from budget_search.layers import LayerSet
+from budget_search.trial import Trial, TrialKey
+
+if TYPE_CHECKING:
+    import optuna
+
+# Measurements of a trial that are stored as attributes of their own; layers are Optuna parameters, score and depth
+# are its two values.
+_ATTRIBUTES = tuple(
+    field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score")
+)
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where the files of a study are."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        return self.path / "study.db"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def examples(self) -> Path:
+        """The task's splits, tokenised."""
+        return self.path / "examples.npz"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    def outputs(self, key: TrialKey, split: str) -> Path:
+        """A fine-tuned model's outputs on a split, one row per example."""
+        return self.path / "artifacts" / f"{_file_name(key)}__{split}.npy"
+
+    def weights(self, key: TrialKey) -> Path:
+        """The fine-tuned model as a Hugging Face folder."""
+        return self.path / "weights" / _file_name(key)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the study; the kernel lets go of it when the process dies. Raises StudyError when it is held."""
+        lock = FileLock(self.path / "study.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StudyError(
+                f"another command is working on the study {self.path.name}; wait until it ends, or stop it first"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole file or none."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write under another name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class StudyStore:
+    """Trials as rows of one Optuna study: score (maximised) and depth (minimised), a flag per layer."""
+
+    def __init__(self, study: optuna.Study, total: int) -> None:
+        self._study = study
+        self._total = total
+        self._known: dict[TrialKey, Trial] = {}
+        self._read = 0
+
+    @classmethod
+    def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
+        """Open the study of this name, or create it. Raises StudyError when the storage cannot be read."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with _study_errors(name), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                study_name=name,
+                storage=_storage(folder, storage),
+                directions=["maximize", "minimize"],
+                load_if_exists=True,
+                sampler=optuna.samplers.RandomSampler(seed=0),
+                pruner=optuna.pruners.NopPruner(),
+            )
+            if study.metric_names is None:
+                study.set_metric_names(["score", "depth"])
+        return cls(study, total)
+
+    @property
+    def history(self) -> list[Trial]:
+        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last."""
+        with _study_errors(self._study.study_name):
+            frozen = self._study.get_trials(deepcopy=False)
+        for row in frozen[self._read :]:
+            trial = _from_row(row, self._total)
+            self._known[trial.key] = trial
+        self._read = len(frozen)
+        return [self._known[key] for key in sorted(self._known)]
+
+    def append(self, trial: Trial) -> None:
+        """Record a finished trial. Raises StudyError when it could not be written."""
+        with _study_errors(self._study.study_name):
+            self._study.add_trial(_to_row(trial))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was found out once about the study, such as the device that "auto" came to."""
+        with _study_errors(self._study.study_name):
+            return dict(self._study.user_attrs)
+
+    def note(self, **facts: Any) -> None:
+        with _study_errors(self._study.study_name):
+            for name, value in facts.items():
+                self._study.set_user_attr(name, value)
+
+
+def _storage(folder: StudyFolder, url: str | None) -> Any:
+    import optuna
+
+    if url:
+        return url
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return optuna.storages.RDBStorage(
+        f"sqlite:///{folder.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+
+
+def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:
+    import optuna
+
+    flags = {f"layer_{index:02d}": index in trial.layers.kept for index in range(trial.layers.total)}
+    attributes = {name: getattr(trial, name) for name in _ATTRIBUTES}
+    attributes["metrics"] = dict(trial.metrics)
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL if trial.score is None else optuna.trial.TrialState.COMPLETE,
+        values=None if trial.score is None else [trial.score, trial.layers.depth],
+        params=flags,
+        distributions=dict.fromkeys(flags, optuna.distributions.CategoricalDistribution([True, False])),
+        user_attrs={"rung": trial.key.rung, "seed": trial.key.seed, **attributes},
+    )
+
+
+def _from_row(row: optuna.trial.FrozenTrial, total: int) -> Trial:
+    kept = tuple(sorted(int(name.removeprefix("layer_")) for name, stays in row.params.items() if stays))
+    attributes: Mapping[str, Any] = row.user_attrs
+    return Trial(
+        key=TrialKey(LayerSet(kept, total), attributes["rung"], attributes["seed"]),
+        score=row.values[0] if row.values else None,
+        **{name: attributes[name] for name in _ATTRIBUTES if name in attributes},
+    )
+
+
+def _file_name(key: TrialKey) -> str:
+    return f"{key.layers.compact}__rung-{key.rung:.4g}__seed-{key.seed}"
+
+
+@contextlib.contextmanager
+def _study_errors(name: str) -> Iterator[None]:
+    """Turn what a damaged or unreachable database raises into one clear line."""
+    import sqlalchemy.exc
+
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, KeyError, RuntimeError) as error:
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise StudyError(
+            f"the study {name} cannot be read or written ({reason}); "
+            "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
+        ) from error

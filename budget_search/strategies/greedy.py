@@ -1,0 +1,46 @@
+"""Backward elimination: try to drop each remaining layer, let the one go that hurts least, and again.
+
+The search of Greedy-layer pruning (Peer et al., 2021), which needs L(L+1)/2 evaluations to the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from budget_search.layers import LayerSet
+from budget_search.strategies.question import Question, unmeasured
+from budget_search.trial import Tolerance, Trial
+
+
+def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
+    """The rest of the current round, all at once; finished after the first round in which nothing holds.
+
+    Greedy-layer pruning itself goes on to a given depth. Here the question is how far delta reaches, and a set built
+    on one that already fails is no way to a set that holds.
+    """
+    measured = {trial.layers: trial for trial in history}
+    current = LayerSet.full(question.total)
+    while candidates := [layers for layers in current.smaller() if question.allows(layers)]:
+        missing = unmeasured(candidates, history, question)
+        if missing:
+            return missing
+        best = least_harmful([measured[layers] for layers in candidates], question.tolerance)
+        if not question.tolerance.holds(best):
+            break
+        current = best.layers
+    return []
+
+
+def least_harmful(candidates: Sequence[Trial], tolerance: Tolerance) -> Trial:
+    """The trial that degrades least, of sets that each lack one layer of the same parent.
+
+    Scores are compared unrounded. Of equal ones the lowest loss wins if all of them recorded it, then the set that
+    dropped the highest layer, because upper layers are the cheaper ones to lose (Poor Man's BERT, 4.1).
+    """
+    least = min(tolerance.degradation(trial) for trial in candidates)
+    tied = [trial for trial in candidates if tolerance.degradation(trial) == least]
+    if all("loss" in trial.metrics for trial in tied):
+        lowest = min(trial.metrics["loss"] for trial in tied)
+        tied = [trial for trial in tied if trial.metrics["loss"] == lowest]
+    # Of siblings, the smallest tuple of kept layers is the one that lacks the highest.
+    return min(tied, key=lambda trial: trial.layers.kept)

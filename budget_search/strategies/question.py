@@ -1,0 +1,64 @@
+"""What a strategy is asked, and the few things every strategy says about a history."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from budget_search.layers import LayerSet
+from budget_search.trial import Tolerance, Trial
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a strategy is asked, and the facts it may use.
+
+    ``fixed`` are layers that must stay. ``similarities`` (one per layer, only for ``contribution``) are the mean
+    cosines between a layer's input and output at the classification token. ``width`` is how many evaluations run at
+    the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
+    without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
+    interrupted search goes on as if nothing had happened.
+    """
+
+    total: int
+    tolerance: Tolerance
+    fixed: frozenset[int] = frozenset()
+    similarities: tuple[float, ...] | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    width: int = 1
+    evaluations: int = 40
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """The layers that may go, ascending."""
+        return tuple(index for index in range(self.total) if index not in self.fixed)
+
+    def allows(self, layers: LayerSet) -> bool:
+        """Whether a set of this model keeps every fixed layer."""
+        return self.fixed <= set(layers.kept)
+
+    def room(self, history: Sequence[Trial]) -> int:
+        """How many more layer sets ``evaluations`` leaves to be measured."""
+        return max(0, self.evaluations - sum(not trial.layers.is_full for trial in history))
+
+
+Strategy = Callable[[Sequence[Trial], Question], list[LayerSet]]
+"""``propose(history, question)``. The history holds one screen per layer set, sorted by key, the full model's too."""
+
+
+def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], question: Question) -> list[LayerSet]:
+    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, fixed layers kept."""
+    seen = {trial.layers for trial in history}
+    return [
+        layers
+        for layers in dict.fromkeys(candidates)
+        if layers not in seen and not layers.is_full and question.allows(layers)
+    ]
+
+
+def smallest_holding(history: Sequence[Trial], question: Question) -> Trial | None:
+    """The fewest layers within the tolerance; of several sets, the one that loses least, then the first by key."""
+    tolerance = question.tolerance
+    holding = [trial for trial in history if tolerance.holds(trial) and question.allows(trial.layers)]
+    return min(holding, key=lambda trial: (trial.layers.depth, tolerance.degradation(trial), trial.key), default=None)

@@ -1,0 +1,283 @@
+"""From what a study holds to its Report: pure bookkeeping over trials, verdicts and measured costs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from budget_search import wording
+from budget_search.evidence import Evidence
+from budget_search.layers import LayerSet
+from budget_search.report import (
+    Baseline,
+    Cost,
+    FrontierPoint,
+    InferencePoint,
+    Rejected,
+    Result,
+    TrialRow,
+)
+from budget_search.search import Search
+from budget_search.trial import FULL_RUNG, Trial
+from budget_search.verdict import Judgement, Resolution, resolution, verdict_word
+
+# An evaluation reads a token once, a training step the equivalent of three times.
+EVALUATION_SHARE = 1 / 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one rebuilt model: its size, its arithmetic for one example, its speed."""
+
+    parameters: int
+    flops: int | None
+    inference: tuple[InferencePoint, ...]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the numbers of a report are made of."""
+
+    search: Search
+    trials: Sequence[Trial]
+    evidence: Evidence
+    measured: Mapping[LayerSet, Measured]
+    layer_parameters: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        return self.search.plan.total
+
+    @property
+    def full(self) -> LayerSet:
+        return LayerSet.full(self.total)
+
+    @cached_property
+    def resolution(self) -> Resolution:
+        """What these splits and seeds can tell apart, in points."""
+        plan = self.search.plan
+        scores = list(self.search.scores(self.full).values())
+        return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
+
+    def baseline(self) -> Baseline:
+        metrics = self.evidence.metrics(self.full, "certification")
+        scores = next(iter(metrics.values()))
+        held_out = next(iter(self.evidence.metrics(self.full, "held_out").values()))
+        measured = self.measured[self.full]
+        return Baseline(
+            score=statistics.fmean(scores),
+            std=_std(scores),
+            seeds=len(scores),
+            metrics={name: statistics.fmean(values) for name, values in metrics.items()},
+            held_out_score=statistics.fmean(held_out),
+            held_out_std=_std(held_out),
+            parameters=measured.parameters,
+            flops=measured.flops,
+            inference=measured.inference,
+            fine_tune_seconds=self._train_seconds(self.full),
+        )
+
+    def result(self, delta: float, layers: LayerSet) -> Result:
+        """The answer for a delta, in points."""
+        plan, baseline = self.search.plan, self.measured[self.full]
+        metrics = self.evidence.metrics(layers, "certification")
+        scores = next(iter(metrics.values()))
+        held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
+        certification = None if layers.is_full else self.search.judge(layers, delta)
+        on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
+        collapsed = self.search.collapsed(layers)
+        word = verdict_word(
+            layers,
+            delta,
+            certification,
+            criterion=plan.criterion,
+            collapsed=collapsed > 0,
+            held_out_degradation=None if on_held_out is None else on_held_out.degradation,
+            smallest_certifiable=self.resolution.smallest_certifiable_delta,
+        )
+        measured = self.measured[layers]
+        rejected = self._nearest_rejected(layers, delta)
+        return Result(
+            delta=delta / 100,
+            criterion=plan.criterion,
+            verdict=word,
+            kept=layers.kept,
+            dropped=layers.dropped,
+            depth=layers.depth,
+            confirmed=True,
+            score=statistics.fmean(scores),
+            std=_std(scores),
+            seeds=len(scores),
+            metrics={name: statistics.fmean(values) for name, values in metrics.items()},
+            degradation=0.0 if certification is None else certification.degradation,
+            degradation_upper=0.0 if certification is None else certification.upper,
+            confidence=plan.confidence,
+            probability_within=1.0 if certification is None else certification.probability_within(delta),
+            certified=word == "certified",
+            held_out_score=statistics.fmean(held_out),
+            held_out_degradation=0.0 if on_held_out is None else on_held_out.degradation,
+            held_out_degradation_upper=0.0 if on_held_out is None else on_held_out.upper,
+            parameters=measured.parameters,
+            parameters_saved=1 - measured.parameters / baseline.parameters,
+            flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
+            inference=measured.inference if not layers.is_full else (),
+            fine_tune_speedup=self._speedup(layers),
+            why_not_smaller=wording.why_not_smaller(delta / 100, rejected),
+            collapsed=collapsed,
+            nearest_rejected=rejected,
+        )
+
+    def frontier(self) -> list[FrontierPoint]:
+        """The best measured set of every depth: a confirmed one where there is one, else the best screen."""
+        points = []
+        for depth in range(1, self.total + 1):
+            point = self._confirmed_best(depth) or self._screened_best(depth)
+            if point is not None:
+                points.append(point)
+        return points
+
+    def trial_rows(self) -> list[TrialRow]:
+        return [
+            TrialRow(
+                kept=trial.layers.kept,
+                rung=trial.rung,
+                seed=trial.key.seed,
+                split=trial.split,
+                state=trial.state,
+                score=trial.score,
+                train_seconds=trial.train_seconds,
+                error=trial.error,
+            )
+            for trial in self.trials
+        ]
+
+    def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
+        """What the study took, in arithmetic relative to one full fine-tune of the full model."""
+        runs = [trial for trial in self._confirmations(self.full)]
+        unit = statistics.fmean(trial.train_tokens for trial in runs) * self.total
+        training = sum(trial.train_tokens * trial.layers.depth for trial in self.trials) / unit
+        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.trials) / unit
+        distinct = {self.full, *answers}
+        unavoidable = sum(trial.train_tokens * layers.depth for layers in distinct for trial in self._confirmations(layers))
+        return Cost(
+            fine_tunes=len(self.trials),
+            full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
+            training_equivalents=training,
+            unavoidable_equivalents=unavoidable / unit,
+            wall_seconds=wall_seconds,
+            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.trials),
+            reused=len(self.trials) - self.search.fine_tuned,
+        )
+
+    def parameters(self, layers: LayerSet) -> int:
+        """Of any set, without building it."""
+        return self.measured[self.full].parameters - sum(self.layer_parameters[index] for index in layers.dropped)
+
+    def _confirmed_best(self, depth: int) -> FrontierPoint | None:
+        sets = [layers for layers in (*self.search.confirmed(), self.full) if layers.depth == depth]
+        if not sets:
+            return None
+        best = min(sets, key=lambda layers: (self._lost(layers), layers))
+        scores = [trial.score for trial in self._confirmations(best) if trial.score is not None]
+        return FrontierPoint(
+            depth, best.kept, statistics.fmean(scores), _std(scores), len(scores), FULL_RUNG, self._lost(best),
+            self.parameters(best),
+        )  # fmt: skip
+
+    def _screened_best(self, depth: int) -> FrontierPoint | None:
+        screens = self.search.screens()
+        tolerance = screens.tolerance(0.0)
+        scored = [trial for trial in screens.judged if trial.layers.depth == depth and trial.score is not None]
+        if not scored:
+            return None
+        best = min(scored, key=lambda trial: (tolerance.degradation(trial), trial.key))
+        assert best.score is not None
+        return FrontierPoint(
+            depth, best.layers.kept, best.score, None, 1, best.rung, tolerance.degradation(best),
+            self.parameters(best.layers),
+        )  # fmt: skip
+
+    def _lost(self, layers: LayerSet) -> float:
+        def mean(of: LayerSet) -> float:
+            return statistics.fmean(trial.score for trial in self._confirmations(of) if trial.score is not None)
+
+        return mean(self.full) - mean(layers)
+
+    def _confirmations(self, layers: LayerSet) -> list[Trial]:
+        seeds = self.search.plan.seeds
+        return [
+            trial
+            for trial in self.trials
+            if trial.layers == layers and trial.split == "certification" and trial.key.seed in seeds
+        ]
+
+    def _train_seconds(self, layers: LayerSet) -> float:
+        return statistics.median(trial.train_seconds for trial in self._confirmations(layers))
+
+    def _speedup(self, layers: LayerSet) -> float | None:
+        seconds = self._train_seconds(layers)
+        return self._train_seconds(self.full) / seconds if seconds > 0 else None
+
+    def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
+        """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
+        tried = [
+            layers
+            for layers in {trial.layers for trial in self.trials if trial.split == "certification"}
+            if layers.depth < answer.depth
+        ]
+        if tried:
+            return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
+        screens = self.search.screens()
+        tolerance = screens.tolerance(delta)
+        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth]
+        if not screened:
+            return None
+        nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
+        lost = None if nearest.score is None else tolerance.degradation(nearest)
+        return Rejected(
+            kept=nearest.layers.kept,
+            depth=nearest.layers.depth,
+            stage="screen",
+            degradation=lost,
+            degradation_upper=None,
+            missed_by=None if lost is None else lost - delta,
+            would_settle=f"Measuring it in full would settle it: --layers {nearest.layers.compact}.",
+        )
+
+    def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
+        runs = self._confirmations(layers)
+        baseline = {trial.key.seed: trial.score for trial in self._confirmations(self.full)}
+        lost = [(baseline[trial.key.seed] or 0.0) - trial.score for trial in runs if trial.score is not None]
+        comparison: Judgement | None = self.search.judge(layers, delta) if layers in self.search.confirmed() else None
+        upper = None if comparison is None else comparison.upper
+        degradation = statistics.fmean(lost) if lost else None
+        counted = upper if self.search.plan.criterion == "certified" and upper is not None else degradation
+        return Rejected(
+            kept=layers.kept,
+            depth=layers.depth,
+            stage="confirmation",
+            degradation=degradation,
+            degradation_upper=upper,
+            missed_by=None if counted is None else counted - delta,
+            would_settle=_remedy(len(lost), len(self.search.plan.seeds), counted, delta),
+        )
+
+
+def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> str:
+    if counted is None:
+        return "A lower learning rate may settle it."
+    if seeds_run < seeds:
+        return f"It was given up after {seeds_run} of {seeds} seeds, as the rest could hardly have made up for it."
+    if counted - delta < 1:
+        return f"More seeds would settle it: --seeds {2 * seeds - 1}."
+    return ""
+
+
+def _nearness(rejected: Rejected) -> tuple[float, int]:
+    return (float("inf") if rejected.missed_by is None else rejected.missed_by, -rejected.depth)
+
+
+def _std(scores: Sequence[float]) -> float | None:
+    return statistics.stdev(scores) if len(scores) > 1 else None

@@ -1,0 +1,98 @@
+"""Records: what an evaluation is called, what it measured, and what a question tolerates. No verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from budget_search.layers import LayerSet
+
+Split = Literal["selection", "certification"]
+State = Literal["complete", "collapsed", "failed"]
+FULL_RUNG = 1.0
+
+
+@dataclass(frozen=True, order=True)
+class TrialKey:
+    """Names one evaluation: a layer set, fine-tuned for a fraction of the full recipe, from a seed.
+
+    ``rung`` is that fraction. Below 1 it is a screen, scored on ``selection``; screen seeds and confirmation seeds
+    never coincide, so the key needs no split.
+    """
+
+    layers: LayerSet
+    rung: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"layers {self.layers}, rung {self.rung:.4g}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """An evaluation to run. Weights are kept where the layer set may become an answer."""
+
+    key: TrialKey
+    split: Split
+    keep_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished evaluation: measurements only.
+
+    ``score`` is the task's metric in points (0-100, higher is better), never rounded; None when failed.
+    ``metrics`` are further measurements: secondary metrics in points, and ``loss``, the mean loss per example.
+    A ``collapsed`` trial predicted one class for at least 99 % of the examples, or a constant; it has a score.
+    ``machine_failure`` says that it failed for reasons of the machine (out of memory, a killed worker), not of the
+    layer set: it says nothing about the set and is run again with the same seed.
+    """
+
+    key: TrialKey
+    split: Split
+    state: State
+    score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    train_tokens: int = 0
+    evaluation_tokens: int = 0
+    peak_bytes: int = 0
+    error: str | None = None
+    machine_failure: bool = False
+
+    @property
+    def layers(self) -> LayerSet:
+        return self.key.layers
+
+    @property
+    def rung(self) -> float:
+        return self.key.rung
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much worse than the baseline is still good enough, on the screens of a study.
+
+    ``delta`` is in points; ``baselines`` holds the full model's screen score per rung, so that scores of different
+    rungs are never compared with each other.
+    """
+
+    delta: float
+    baselines: Mapping[float, float]
+
+    def degradation(self, trial: Trial) -> float:
+        """Baseline score minus this score, in points, both of the same rung; infinite for a failed trial."""
+        return float("inf") if trial.score is None else self.baselines[trial.rung] - trial.score
+
+    def holds(self, trial: Trial) -> bool:
+        return self.degradation(trial) <= self.delta
+
+
+@dataclass(frozen=True)
+class SearchBudget:
+    """What a search may spend on fine-tunes; None is no limit. Not to be confused with the answer's layers."""
+
+    max_trials: int | None = None
+    max_hours: float | None = None

@@ -1,0 +1,108 @@
+"""What every strategy owes, whatever it proposes: checks to run over each of them, and a table with a known optimum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from budget_search.layers import LayerSet
+from budget_search.replay import Table, play
+from budget_search.strategies import Question, propose
+from budget_search.trial import Tolerance, Trial, TrialKey
+
+BASELINE = 90.0
+# Points that each of twelve layers is worth: lower layers are dear, some upper ones nearly free. No two sums of the
+# cheapest layers lie near a whole delta, so every strategy that finds the cheapest layers finds the optimum.
+EFFECTS = (2.6, 1.9, 0.31, 0.72, 0.17, 0.93, 0.12, 0.55, 0.23, 0.41, 0.83, 0.09)
+SIMILARITIES = (0.5, 0.8, 0.86, 0.91, 0.93, 0.94, 0.96, 0.955, 0.92, 0.97, 0.85, 0.7)
+
+
+def additive_table(effects: Sequence[float] = EFFECTS) -> Table:
+    """Every layer set of a model whose layers are worth so many points each, whatever else is dropped."""
+    total = len(effects)
+    sets = [LayerSet.dropping(gone, total) for count in range(total) for gone in combinations(range(total), count)]
+    trials = [trial_of(layers, BASELINE - sum(effects[index] for index in layers.dropped)) for layers in sets]
+    return Table("additive", total, "accuracy", frozenset(range(1, total + 1)), {each.key: each for each in trials})
+
+
+def trial_of(layers: LayerSet, score: float | None, **fields: Any) -> Trial:
+    return Trial(TrialKey(layers, 1.0, 0), "selection", "failed" if score is None else "complete", score, **fields)
+
+
+def baseline_of(table: Table) -> Trial:
+    return table.trial(TrialKey(LayerSet.full(table.total), 1.0, 0))
+
+
+def question_for(table: Table, delta: float, **facts: Any) -> Question:
+    score = baseline_of(table).score
+    assert score is not None
+    return Question(table.total, Tolerance(delta, {1.0: score}), **{"similarities": facts_of(table), **facts})
+
+
+def facts_of(table: Table) -> tuple[float, ...]:
+    return SIMILARITIES[: table.total]
+
+
+def optimum(table: Table, delta: float, fixed: Iterable[int] = ()) -> int:
+    """The fewest layers within delta (points) that any recorded set has."""
+    question = question_for(table, delta, fixed=frozenset(fixed))
+    return min(
+        trial.layers.depth
+        for trial in table.trials.values()
+        if trial.key.seed == 0 and question.tolerance.holds(trial) and question.allows(trial.layers)
+    )
+
+
+def check_run(name: str, table: Table, delta: float, **facts: Any) -> None:
+    """In range, new, fixed layers kept, within the evaluations, finished; and the choice is the smallest that holds."""
+    question = question_for(table, delta, **facts)
+    history = [baseline_of(table)]
+    rounds = 0
+    while proposed := propose(name, history, question):
+        rounds += 1
+        assert rounds <= 2**table.total, "does not come to an end"
+        known = {trial.layers for trial in history}
+        assert len(set(proposed)) == len(proposed), "proposes a set twice"
+        assert not known & set(proposed), "proposes what is known"
+        for layers in proposed:
+            assert layers.total == table.total
+            assert not layers.is_full
+            assert question.fixed <= set(layers.kept), "drops a fixed layer"
+        history += [table.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
+    if name in ("auto", "optuna"):
+        assert len(history) - 1 <= question.evaluations
+    holding = [trial.layers.depth for trial in history if question.tolerance.holds(trial)]
+    choice = play(name, table, delta, **{"similarities": facts_of(table), **facts}).choice
+    assert choice.depth == min(holding)
+    assert question.tolerance.holds(table.trial(TrialKey(choice, 1.0, 0)))
+
+
+def check_resumes(name: str, table: Table, delta: float, **facts: Any) -> None:
+    """Stopped after any trial and started again, in whatever order the trials are handed over, nothing changes."""
+    facts = {"similarities": facts_of(table), **facts}
+    whole = play(name, table, delta, **facts)
+    assert play(name, table, delta, **facts) == whole, "the same seed does not give the same answer"
+    for stop in range(len(whole.trials)):
+        resumed = play(name, table, delta, known=whole.trials[:stop][::-1], **facts)
+        assert set(resumed.layers) == set(whole.layers), f"goes another way when stopped after {stop}"
+        assert resumed.choice == whole.choice
+
+
+def check_uses_failures(name: str, table: Table, delta: float, **facts: Any) -> None:
+    """Failed trials neither break a strategy nor become its answer, even if every set below the full model fails."""
+    question = question_for(table, delta, **facts)
+    history = [baseline_of(table)]
+    while proposed := propose(name, history, question):
+        history += [trial_of(layers, None) for layers in proposed]
+        assert len(history) <= 2**table.total
+    assert not any(question.tolerance.holds(trial) for trial in history if not trial.layers.is_full)
+
+
+def check_optimal(name: str, table: Table, delta: float, **facts: Any) -> None:
+    """Finds the fewest layers there are."""
+    choice = play(name, table, delta, **{"similarities": facts_of(table), **facts}).choice
+    if choice.depth != optimum(table, delta, facts.get("fixed", ())):
+        pytest.fail(f"{name} keeps {choice} at delta {delta}; {optimum(table, delta)} layers are enough")

@@ -1,0 +1,185 @@
+"""Costs are those of the arithmetic, and a saving is a paired, interleaved measurement."""
+
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+)
+
+from budget_search import cost
+from budget_search.report import InferencePoint
+
+HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
+
+
+def bert(depth: int) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        intermediate_size=FEED_FORWARD,
+        max_position_embeddings=POSITIONS,
+        num_labels=LABELS,
+    )
+    return BertForSequenceClassification(config)
+
+
+def xlnet() -> PreTrainedModel:
+    return XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=64)
+    )
+
+
+def test_parameters_are_counted_once() -> None:
+    layer = 4 * (HIDDEN * HIDDEN + HIDDEN) + 2 * HIDDEN * FEED_FORWARD + FEED_FORWARD + HIDDEN + 4 * HIDDEN
+    embeddings = (VOCABULARY + POSITIONS + 2 + 2) * HIDDEN
+    head = HIDDEN * HIDDEN + HIDDEN + HIDDEN * LABELS + LABELS
+    model = bert(3)
+    assert cost.parameters(model) == embeddings + 3 * layer + head
+    layers = model.bert.encoder.layer
+    layers[1] = layers[0]
+    assert cost.parameters(model) == embeddings + 2 * layer + head
+
+
+def test_flops_are_those_of_the_arithmetic_attention_included() -> None:
+    projections = 2 * LENGTH * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FEED_FORWARD)
+    attention = 2 * 2 * LENGTH * LENGTH * HIDDEN
+    head = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * LABELS
+    model = bert(3)
+    for examples in (1, 4):
+        batch = cost.synthetic_batch(model, examples, LENGTH)
+        assert cost.flops(model, batch) == 3 * (projections + attention) + head
+
+
+def test_measuring_leaves_the_mode_and_the_attention_as_they_were() -> None:
+    model = bert(2).train()
+    batch = cost.synthetic_batch(model, 2, LENGTH)
+    cost.flops(model, batch)
+    cost.measure_inference({"only": model}, [batch], rounds=6)
+    assert model.training
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_synthetic_tokens_are_never_padding() -> None:
+    model = bert(1)
+    batch = cost.synthetic_batch(model, 32, 40)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (32, 40)
+    assert (batch["input_ids"] != model.config.pad_token_id).all()
+    assert batch["input_ids"].max() < VOCABULARY
+
+
+def test_xlnet_is_run_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = xlnet()
+    outputs = []
+    monkeypatch.setattr(model, "forward", _recording(model, outputs))
+    cost.measure_inference({"xlnet": model}, [cost.synthetic_batch(model, 2, LENGTH)], rounds=6)
+    assert outputs
+    assert all(output.mems is None for output in outputs)
+    assert all(not output.logits.requires_grad for output in outputs)
+
+
+def _recording(model: PreTrainedModel, outputs: list[object]):  # type: ignore[no-untyped-def]
+    inner = model.forward
+
+    def forward(input_ids, attention_mask, use_mems=None):  # type: ignore[no-untyped-def]
+        outputs.append(inner(input_ids=input_ids, attention_mask=attention_mask, use_mems=use_mems))
+        return outputs[-1]
+
+    return forward
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Time as a model passes it: every forward of a model of N layers takes N seconds; the order is recorded."""
+    now, order = [0.0], []
+
+    def forward_seconds(model: PreTrainedModel, inputs: object) -> float:
+        depth = model.config.num_hidden_layers
+        order.append(str(depth))
+        now[0] += depth
+        return float(depth)
+
+    monkeypatch.setattr(cost, "_forward_seconds", forward_seconds)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+    yield order
+
+
+def test_models_take_turns_and_savings_are_against_the_first(clock: list[str]) -> None:
+    models = {"full": bert(4), "half": bert(2), "quarter": bert(1)}
+    batches = [cost.synthetic_batch(models["full"], examples, LENGTH) for examples in (1, 3)]
+    timings = cost.measure_inference(models, batches, rounds=8, budget_seconds=math.inf)
+    assert clock[6:12] == ["4", "2", "1", "1", "2", "4"]  # after two passes each to warm up
+    assert [timing.saved for timing in timings["full"]] == [None, None]
+    assert [timing.saved for timing in timings["half"]] == [(0.5, 0.5, 0.5)] * 2
+    assert timings["quarter"][0].saved == (0.75, 0.75, 0.75)
+    first, second = timings["half"]
+    assert (first.batch, second.batch, second.length, second.rounds) == (1, 3, LENGTH, 8)
+    assert (first.median_ms, first.low_ms, first.high_ms) == (2000.0, 2000.0, 2000.0)
+    assert (first.device, first.dtype, first.threads) == ("cpu", "float32", torch.get_num_threads())
+    assert first.peak_bytes is None
+
+
+def test_the_budget_ends_the_rounds_but_not_before_an_interval_exists(clock: list[str]) -> None:
+    models = {"full": bert(4)}
+    batch = cost.synthetic_batch(models["full"], 1, LENGTH)
+    assert cost.measure_inference(models, [batch], rounds=100, budget_seconds=30)["full"][0].rounds == 8
+    assert cost.measure_inference(models, [batch], rounds=100, budget_seconds=0)["full"][0].rounds == 6
+    assert cost.measure_inference(models, [batch], rounds=1, budget_seconds=30)["full"][0].rounds == 6
+
+
+def test_the_ratio_is_paired_so_that_a_slow_spell_cancels() -> None:
+    weather = [random.Random(7).uniform(1, 50) for _ in range(31)]
+    value, low, high = cost.saving([0.6 * spell for spell in weather], weather)
+    assert (low, value, high) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says() -> None:
+    draw = random.Random(1)
+    hits, repeats, widths = 0, 2000, []
+    for _ in range(repeats):
+        baseline = [1.0] * 30
+        candidate = [draw.expovariate(1.0) for _ in baseline]
+        _, low, high = cost.saving(candidate, baseline)
+        hits += low <= 1 - math.log(2) <= high
+        widths.append(high - low)
+    assert 0.94 <= hits / repeats <= 0.98  # the ranks are whole numbers, so it is a little above 95 %
+    assert cost.saving([1.0, 2, 3, 4, 5, 6], [10.0] * 6) == pytest.approx((0.65, 0.4, 0.9))
+
+
+def test_models_on_different_devices_or_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="none"):
+        cost.measure_inference({}, [])
+    elsewhere = bert(1).to("meta")
+    with pytest.raises(ValueError, match=r"cpu.*meta"):
+        cost.measure_inference({"here": bert(1), "elsewhere": elsewhere}, [])
+
+
+def test_a_timing_becomes_a_point_of_the_report() -> None:
+    timing = cost.Timing(32, 24, 5.0, 4.0, 7.0, (0.4, 0.3, 0.5), "cpu", "float32", 2, 30, None)
+    point = InferencePoint.of(timing)
+    assert (point.ms.low, point.ms.median, point.ms.high) == (4.0, 5.0, 7.0)
+    assert point.saved is not None
+    assert (point.saved.low, point.saved.value, point.saved.high) == (0.3, 0.4, 0.5)
+    assert (point.batch, point.length, point.rounds, point.threads) == (32, 24, 30, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_device_is_named_and_memory_counted() -> None:
+    models = {"full": bert(4).cuda(), "half": bert(2).cuda()}
+    timings = cost.measure_inference(models, [cost.synthetic_batch(models["full"], 8, LENGTH)], rounds=6)
+    full, half = timings["full"][0], timings["half"][0]
+    assert full.device == torch.cuda.get_device_name()
+    assert full.threads is None
+    assert full.peak_bytes is not None
+    assert half.peak_bytes is not None
+    assert full.peak_bytes > half.peak_bytes > 4 * cost.parameters(models["half"])

@@ -1,0 +1,273 @@
+"""An export is a complete, checked checkpoint of stock transformers, or nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    XLNetConfig,
+    XLNetForSequenceClassification,
+    pipeline,
+)
+
+from budget_search.card import model_card, provenance
+from budget_search.errors import StudyError, UsageError
+from budget_search.export import Export, HeldOut, export_checkpoint, refuse_foreign
+from budget_search.report import Report
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "first", "sentence", "."]
+LABELS = {0: "different", 1: "duplicate"}
+EXAMPLES = 70
+REPORT = Report.from_json(json.loads((Path(__file__).parent / "golden" / "report.json").read_text(encoding="utf-8")))
+
+
+def tiny(kind: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"id2label": LABELS, "label2id": {name: index for index, name in LABELS.items()}}
+    if kind == "bert":
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+        return BertForSequenceClassification(BertConfig(vocab_size=len(WORDS), **sizes, **names))
+    return XLNetForSequenceClassification(
+        XLNetConfig(vocab_size=len(WORDS), d_model=16, n_layer=2, n_head=2, d_inner=16, pad_token_id=0, **names)
+    )
+
+
+def logits(model: PreTrainedModel) -> np.ndarray:
+    ids = torch.randint(1, len(WORDS), (EXAMPLES, 9), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        return model(input_ids=ids).logits.numpy()
+
+
+def score(outputs: np.ndarray) -> float:
+    return 100 * float((outputs.argmax(axis=1) == 1).mean())
+
+
+@pytest.fixture(params=["bert", "xlnet"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def study(tmp_path: Path, kind: str) -> Path:
+    """A folder with the weights of a confirmed layer set and, apart from them, a tokenizer."""
+    tiny(kind).save_pretrained(tmp_path / "weights")
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        padding_side="left" if kind == "xlnet" else "right",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(tmp_path / "tokenizer")
+    return tmp_path
+
+
+def export(
+    study: Path, held_out: HeldOut | None = None, card: Callable[[float], str] = str, name: str = "out"
+) -> Export:
+    return export_checkpoint(
+        study / "weights",
+        study / "exports" / name,
+        tokenizer_dir=study / "tokenizer",
+        held_out=held_out or HeldOut(logits, score),
+        provenance={"kept": [0, 3], "parent": "tiny"},
+        card=card,
+    )
+
+
+def left_behind(study: Path) -> list[str]:
+    folder = study / "exports"
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_the_folder_is_a_stock_checkpoint_with_the_same_predictions(study: Path, kind: str) -> None:
+    done = export(study, HeldOut(logits, score, recorded=logits(tiny(kind).eval()) + 1e-4))
+    loaded = AutoModelForSequenceClassification.from_pretrained(done.folder)
+    expected = logits(tiny(kind).eval())
+    np.testing.assert_allclose(logits(loaded), expected, atol=1e-6)
+    assert loaded.dtype == torch.float32
+    assert loaded.config.num_hidden_layers == 2
+    assert (loaded.config.id2label, loaded.config.num_labels) == (LABELS, 2)
+    assert done.held_out_score == score(expected)
+    assert done.examples == EXAMPLES
+    assert done.largest_difference < 1e-6
+    assert left_behind(study) == ["out"]
+
+
+def test_a_stranger_can_use_it_through_a_pipeline(study: Path, kind: str) -> None:
+    done = export(study)
+    (answer,) = pipeline("text-classification", str(done.folder), device="cpu")("a first sentence .")
+    assert answer["label"] in LABELS.values()
+    assert AutoTokenizer.from_pretrained(done.folder).padding_side == ("left" if kind == "xlnet" else "right")
+
+
+def test_the_evidence_lies_beside_and_holds_no_path_of_this_machine(study: Path) -> None:
+    done = export(study, card=lambda own: f"scored {own:.3f}")
+    evidence = json.loads((done.folder / "budget_search.json").read_text())
+    assert (evidence["kept"], evidence["parent"]) == ([0, 3], "tiny")
+    assert evidence["held_out_score_of_this_checkpoint"] == done.held_out_score
+    assert set(evidence["files"]) == {path.name for path in done.folder.iterdir()}
+    assert (done.folder / "README.md").read_text() == f"scored {done.held_out_score:.3f}"
+    for path in done.folder.glob("*.json"):
+        assert str(study) not in path.read_text(), path.name
+
+
+def test_weights_that_were_half_precision_are_exported_in_full(study: Path, kind: str) -> None:
+    tiny(kind).to(torch.bfloat16).save_pretrained(study / "weights")
+    done = export(study)
+    assert {tensor.dtype for tensor in load_file(done.folder / "model.safetensors").values()} == {torch.float32}
+    assert json.loads((done.folder / "config.json").read_text())["dtype"] == "float32"
+
+
+def change_one_weight(path: Path) -> None:
+    tensors = load_file(path)
+    name = next(name for name in tensors if "word_embedding" in name)
+    tensors[name][0, 0] += 1  # the padding word, which no held-out example holds
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_weight_that_changed_on_the_way_is_found_even_if_no_prediction_shows_it(study: Path) -> None:
+    def tampering(model: PreTrainedModel) -> np.ndarray:
+        if (written := list((study / "exports").glob(".*/model.safetensors"))) and not seen:
+            change_one_weight(written[0])
+        seen.append(model)
+        return logits(model)
+
+    seen: list[PreTrainedModel] = []
+    with pytest.raises(StudyError, match="does not hold the model's weights"):
+        export(study, HeldOut(tampering, score))
+    assert left_behind(study) == []
+
+
+def test_a_folder_that_predicts_otherwise_is_found(study: Path) -> None:
+    calls: list[int] = []
+
+    def drifting(model: PreTrainedModel) -> np.ndarray:
+        calls.append(1)
+        return logits(model) + 0.001 * len(calls)
+
+    with pytest.raises(StudyError, match="predicts otherwise"):
+        export(study, HeldOut(drifting, score))
+    with pytest.raises(StudyError, match="predicts otherwise"):
+        export(study, HeldOut(lambda model: logits(model) * np.nan, score))
+    assert left_behind(study) == []
+
+
+def test_weights_other_than_those_the_study_measured_are_found(study: Path, kind: str) -> None:
+    recorded = logits(tiny(kind).eval())
+    tensors = load_file(study / "weights" / "model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in tensors.items()},
+        study / "weights" / "model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(StudyError, match="not those that the study measured"):
+        export(study, HeldOut(logits, score, recorded))
+    assert left_behind(study) == []
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_weights_with_a_part_missing_are_refused(study: Path) -> None:
+    tensors = load_file(study / "weights" / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, study / "weights" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StudyError, match=r"missing keys: \['classifier.weight'\]"):
+        export(study)
+    (study / "weights" / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(StudyError, match="cannot load"):
+        export(study)
+    assert left_behind(study) == []
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+@pytest.mark.parametrize("earlier", [True, False])
+def test_an_interrupted_export_leaves_what_was_there_before(study: Path, earlier: bool) -> None:
+    if earlier:
+        export(study, card=lambda own: "the earlier one")
+
+    def interrupted(own: float) -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(study, card=interrupted)
+    assert left_behind(study) == (["out"] if earlier else [])
+    if earlier:
+        assert (study / "exports" / "out" / "README.md").read_text() == "the earlier one"
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_only_an_export_of_ours_is_replaced(study: Path) -> None:
+    out = study / "exports" / "out"
+    out.mkdir(parents=True)
+    export(study, card=lambda own: "first")  # an empty folder is nobody's
+    export(study, card=lambda own: "second")
+    assert (out / "README.md").read_text() == "second"
+
+    (out / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"more than an export of budget-search \(thesis.txt\)"):
+        export(study, card=lambda own: "third")
+    assert (out / "README.md").read_text() == "second"
+    assert left_behind(study) == ["out"]
+
+
+def test_a_destination_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text("{}")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "budget_search.json").write_text("[]")
+    for name, message in [("file", "not a folder"), ("folder", "not an export"), ("broken", "not an export")]:
+        with pytest.raises(UsageError, match=message):
+            refuse_foreign(tmp_path / name)
+    refuse_foreign(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", ["bert"], indirect=True)
+def test_a_tokenizer_that_does_not_fit_is_found(study: Path) -> None:
+    path = study / "tokenizer" / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"]["vocab"]["."] = 5000
+    path.write_text(json.dumps(fields))
+    with pytest.raises(StudyError, match="does not work with its tokenizer"):
+        export(study)
+    for path in (study / "tokenizer").iterdir():
+        path.unlink()
+    with pytest.raises(StudyError, match="no tokenizer"):
+        export(study)
+    assert left_behind(study) == []
+
+
+def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> None:
+    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers")
+    _, front, body = card.split("---\n", 2)
+    (entry,) = yaml.safe_load(front)["model-index"]
+    (measured,) = entry["results"]
+    assert entry["name"] == "qqp-5-layers"
+    assert measured["metrics"] == [{"type": "accuracy", "value": pytest.approx(0.89654), "name": "accuracy"}]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in body.splitlines() if line.startswith("| ")]
+    assert ["this checkpoint", "", "89.65"] in rows
+    assert ["same layers, 3 seeds", "89.51 +- 0.12", "89.71"] in rows
+    assert ["all 12 layers, 3 seeds", "90.11 +- 0.12", "90.42"] in rows
+    assert REPORT.answer_sentence(REPORT.result(0.01)) in body
+
+
+def test_provenance_tells_where_the_layers_came_from() -> None:
+    told = provenance(REPORT, REPORT.result(0.02), seed=43, config={"task": "qqp"})
+    assert (told["kept"], told["layers_total"], told["parent"]) == ((0, 1, 2), 12, "xlnet-base-cased")
+    assert (told["revision"], told["study"], told["seed"]) == (REPORT.revision, REPORT.study, 43)
+    assert told["scores"]["certification"] == REPORT.result(0.02).score
+    assert told["versions"] == REPORT.versions

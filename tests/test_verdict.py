@@ -1,0 +1,298 @@
+"""The bound and its word: hand-computed cases, the borders, and how often the bound errs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from budget_search.layers import LayerSet
+from budget_search.verdict import (
+    ASSUMED_SEED_SD,
+    Judgement,
+    expected_seed_sd,
+    judge,
+    resolution,
+    smallest_certifiable_delta,
+    verdict_word,
+)
+
+TOP, OTHER = LayerSet((0, 1), 4), LayerSet((0, 2), 4)
+FULL = LayerSet.full(4)
+
+
+def contributions(*rows: str) -> np.ndarray:
+    """Per-example contributions to accuracy, in points: seeds x examples, a 1 for a right answer."""
+    return np.array([[100.0 * (letter == "1") for letter in row] for row in rows])
+
+
+def judgement(**fields) -> Judgement:
+    usual = Judgement(degradation=0.5, seed_part=0.03, example_part=0.01, seed_freedom=6, seeds=3, examples=2000)
+    return replace(usual, **fields)
+
+
+# -- by hand ------------------------------------------------------------------------------------------------------
+
+
+def test_one_candidate_with_two_seeds_by_hand():
+    # Differences per seed: (100, 0, 0, 100) and (100, 0, 0, -100): means 50 and 0.
+    baseline = contributions("1101", "1110")
+    candidate = contributions("0100", "0111")
+    candidate[1, 2] = 100.0  # the third example stays right in the second seed
+    found = judge(baseline, {TOP: candidate})[TOP]
+    assert found.degradation == 25.0
+    # Own variance (50 - 25)^2 * 2 / 1 = 1250, over two seeds; pooled is the same with one candidate.
+    assert found.seed_part == pytest.approx(1250 / 2)
+    # Means over seeds (100, 0, 0, 0): variance 2500. Within: (0, 0, 0, 20000), mean 5000, over two seeds 2500: nothing
+    # is left, so the floor of half an example each way: (100 / 4)^2.
+    assert found.example_part == pytest.approx(625.0)
+    assert found.freedom == pytest.approx(1250**2 / (625**2 / 1 + 625**2 / 3))
+    assert found.upper == pytest.approx(25 + stats.t.ppf(0.95, found.freedom) * math.sqrt(1250))
+
+
+def test_pooled_and_own_seed_variance_by_hand():
+    # Scores per seed: baseline 90, 90, 90; steady 89, 89, 89; unsteady 91, 88, 85 (means of four contributions).
+    def constant(*scores: float) -> np.ndarray:
+        return np.array([[score] * 4 for score in scores])
+
+    candidates = {TOP: constant(89.0, 89.0, 89.0), OTHER: constant(91.0, 88.0, 85.0)}
+    found = judge(constant(90.0, 90.0, 90.0), candidates)
+    # Residuals of the additive table: seed effects 1, 0, -1; so (-1, 0, 1), (-1, 0, 1), (2, 0, -2): 12 over 4 degrees
+    # of freedom, twice that: 6. The unsteady set's own is 9, the steady one's 0.
+    assert found[TOP].seed_part == pytest.approx(6 / 3)
+    assert found[OTHER].seed_part == pytest.approx(9 / 3)
+    assert found[TOP].seed_freedom == 2 * (3 - 1)
+
+
+def test_the_example_part_is_what_differs_lastingly():
+    # Eight examples, two seeds: two examples are lost in both seeds, one flips in the second seed only.
+    baseline = contributions("11111111", "11111111")
+    candidate = contributions("00111111", "00011111")
+    mean_difference = np.array([100, 100, 50, 0, 0, 0, 0, 0])
+    within = 5000 / 8 / 2
+    found = judge(baseline, {TOP: candidate})[TOP]
+    assert found.example_part == pytest.approx((mean_difference.var(ddof=1) - within) / 8)
+
+
+def test_any_metric_whose_contributions_are_score_plus_influence():
+    rng = np.random.default_rng(0)
+    baseline = 88.0 + rng.normal(0, 20, (3, 400))
+    candidate = baseline - 1.5
+    found = judge(baseline, {TOP: candidate})[TOP]
+    assert found.degradation == pytest.approx(1.5)
+    assert found.seed_part == pytest.approx(0.0, abs=1e-12)
+
+
+# -- the borders --------------------------------------------------------------------------------------------------
+
+
+def test_without_any_change_half_an_example_each_way_is_supposed():
+    results = contributions("11101110", "11111110")
+    found = judge(results, {TOP: results.copy()})[TOP]
+    assert (found.degradation, found.seed_part) == (0.0, 0.0)
+    assert found.example_part == (100 / 8) ** 2
+    assert found.upper == pytest.approx(stats.t.ppf(0.95, 7) * 100 / 8)
+    assert not found.certified(5.0)
+
+
+def test_one_seed_bounds_nothing():
+    found = judge(contributions("1111"), {TOP: contributions("1111"), OTHER: contributions("1110")})
+    assert found[OTHER].degradation == 25.0
+    for each in found.values():
+        assert (each.seed_part, each.variance, each.freedom, each.upper) == (None, None, None, None)
+        assert each.probability_within(100.0) is None
+        assert not each.certified(100.0)
+
+
+def test_nothing_to_judge():
+    assert judge(contributions("11", "10"), {}) == {}
+
+
+@pytest.mark.parametrize("wrong", [np.ones((2, 5)), np.ones((3, 4)), np.ones(4), np.full((2, 4), np.nan)])
+def test_results_that_are_not_paired_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"seeds x examples|finite"):
+        judge(np.ones((2, 4)), {TOP: wrong})
+
+
+def test_the_bound_rises_with_the_confidence_and_agrees_with_the_probability():
+    usual, strict = judgement(), judgement(confidence=0.99)
+    assert usual.upper < strict.upper
+    assert usual.probability_within(usual.upper) == pytest.approx(0.95)
+    assert strict.probability_within(strict.upper) == pytest.approx(0.99)
+    assert usual.probability_within(usual.degradation) == pytest.approx(0.5)
+    assert usual.certified(usual.upper)
+    assert not usual.certified(usual.upper - 1e-9)
+
+
+# -- how often it errs --------------------------------------------------------------------------------------------
+
+TRUE = 1.0
+
+
+@dataclass(frozen=True)
+class World:
+    """Noise of the simulated studies, in points: seeds, lasting differences of examples, flips of single outcomes."""
+
+    seeds: int
+    candidates: int
+    examples: int
+    seed_sd: float
+    lasting_sd: float = 14.8
+    flip_sd: float = 19.0
+
+    def studies(self, count: int) -> Iterator[tuple[np.ndarray, dict[LayerSet, np.ndarray]]]:
+        """Studies in which every candidate truly loses TRUE points; a study is (baseline, candidates)."""
+        rng = np.random.default_rng(20261120)
+        sets = [LayerSet((0, 1 + index), 12) for index in range(self.candidates)]
+        flip = self.flip_sd / math.sqrt(2)
+        for _ in range(count):
+            shared = rng.normal(0, self.seed_sd / 2, (self.seeds, 1))
+
+            def runs(shared: np.ndarray = shared) -> np.ndarray:
+                # A quarter of the seed variance is common to all sets, as data order is.
+                own = rng.normal(0, self.seed_sd * math.sqrt(0.75), (self.seeds, 1))
+                return shared + own + rng.normal(0, flip, (self.seeds, self.examples))
+
+            lasting = rng.normal(0, self.lasting_sd, (self.candidates, self.examples))
+            yield 90 + runs(), {each: 90 - TRUE + lasting[row] + runs() for row, each in enumerate(sets)}
+
+
+def error_rate(world: World, certifies: Callable[..., float], studies: int = 1000) -> float:
+    """How often a rule calls a candidate good for just less than it truly loses."""
+    return float(np.mean([certifies(baseline, candidates) for baseline, candidates in world.studies(studies)]))
+
+
+def bound_certifies(baseline, candidates) -> float:
+    return float(np.mean([each.certified(TRUE - 1e-9) for each in judge(baseline, candidates).values()]))
+
+
+def one_seed_certifies(baseline, candidates) -> float:
+    return float(np.mean([(baseline[0] - each[0]).mean() < TRUE for each in candidates.values()]))
+
+
+def examples_certify(baseline, candidates) -> float:
+    """The usual paired test over examples, which takes the seeds that happened to be run for all there are."""
+    differences = [(baseline - each).mean(axis=0) for each in candidates.values()]
+    return float(np.mean([d.mean() + 1.645 * d.std(ddof=1) / math.sqrt(d.size) < TRUE for d in differences]))
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        World(seeds=3, candidates=4, examples=277, seed_sd=0.6),
+        World(seeds=3, candidates=1, examples=500, seed_sd=0.6),
+        World(seeds=2, candidates=3, examples=500, seed_sd=0.3),
+        World(seeds=5, candidates=2, examples=500, seed_sd=1.0),
+    ],
+    ids=lambda world: f"{world.seeds} seeds, {world.candidates} sets, {world.examples} examples",
+)
+def test_the_bound_errs_in_about_one_study_of_twenty(world):
+    """In 1,000 studies a true 5 % shows as 6.5 % at the very most; the naive rule errs in every other one."""
+    assert error_rate(world, bound_certifies) <= 0.065
+    assert error_rate(world, one_seed_certifies) >= 0.4
+
+
+def test_examples_alone_are_not_enough():
+    world = World(seeds=3, candidates=1, examples=2000, seed_sd=1.0)
+    assert error_rate(world, examples_certify, studies=400) > 0.15
+
+
+def test_the_bound_is_not_merely_wide():
+    """A set that loses much less than delta is certified as a rule."""
+    world = World(seeds=3, candidates=4, examples=2000, seed_sd=0.3)
+    passed = [next(iter(judge(*study).values())).certified(TRUE + 1.5) for study in world.studies(100)]
+    assert np.mean(passed) > 0.8
+
+
+# -- the word -----------------------------------------------------------------------------------------------------
+
+GOOD, FAIR = judgement(degradation=0.1), judgement(degradation=0.9)
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "word"),
+    [
+        (GOOD, {}, "certified"),
+        (GOOD, {"criterion": "certified"}, "certified"),
+        (FAIR, {}, "observed"),
+        (GOOD, {"collapsed": True}, "observed"),
+        (GOOD, {"held_out_degradation": 1.01}, "held_out disagrees"),
+        (GOOD, {"held_out_degradation": 1.0}, "certified"),
+        (FAIR, {"held_out_degradation": 2.0, "collapsed": True}, "held_out disagrees"),
+    ],
+)
+def test_the_word_for_a_smaller_model(given, facts, word):
+    assert verdict_word(TOP, 1.0, given, **facts) == word
+
+
+@pytest.mark.parametrize(
+    ("criterion", "smallest", "word"),
+    [
+        ("certified", 1.2, "cannot be resolved"),
+        ("certified", 1.0, "full model"),
+        ("certified", None, "cannot be resolved"),
+        ("observed", 1.2, "full model"),
+    ],
+)
+def test_the_word_for_the_full_model(criterion, smallest, word):
+    facts = {"criterion": criterion, "smallest_certifiable": smallest}
+    assert verdict_word(FULL, 1.0, None, held_out_degradation=0.0, **facts) == word
+
+
+@pytest.mark.parametrize("given", [None, judgement(degradation=1.1)])
+def test_a_set_that_does_not_hold_is_no_answer(given):
+    with pytest.raises(ValueError, match="0-1 of 4"):
+        verdict_word(TOP, 1.0, given)
+
+
+# -- what can be resolved -----------------------------------------------------------------------------------------
+
+
+def test_the_smallest_certifiable_delta_by_hand():
+    # Seeds: 2 * 0.6^2 / 3 = 0.24 with 4 * 2 degrees of freedom; examples: 0.01 * 100^2 / 5000 = 0.02 with 4,999.
+    freedom = 0.26**2 / (0.24**2 / 8 + 0.02**2 / 4999)
+    expected = stats.t.ppf(0.95, freedom) * math.sqrt(0.26)
+    assert smallest_certifiable_delta(5000, 3, 0.6, candidates=4) == pytest.approx(expected)
+
+
+def test_more_seeds_more_examples_and_less_noise_resolve_more():
+    usual = smallest_certifiable_delta(500, 3, 0.5, candidates=4)
+    assert smallest_certifiable_delta(500, 5, 0.5, candidates=4) < usual
+    assert smallest_certifiable_delta(2000, 3, 0.5, candidates=4) < usual
+    assert smallest_certifiable_delta(500, 3, 0.3, candidates=4) < usual
+    assert smallest_certifiable_delta(500, 3, 0.5, candidates=8) < usual
+    assert smallest_certifiable_delta(500, 3, 0.5, candidates=4, confidence=0.99) > usual
+    assert smallest_certifiable_delta(1000, 1) == math.inf
+
+
+def test_the_forecast_is_the_bound_of_an_equally_good_set():
+    """The median bound of simulated sets that lose nothing, whose noise is as the forecast supposes."""
+    world = World(seeds=3, candidates=3, examples=1000, seed_sd=0.6, lasting_sd=10.0, flip_sd=0.0)
+    bounds = [found.upper - TRUE for study in world.studies(300) for found in judge(*study).values()]
+    assert np.median(bounds) == pytest.approx(smallest_certifiable_delta(1000, 3, 0.6, candidates=3), rel=0.15)
+
+
+def test_the_spread_between_seeds_leans_on_the_assumption_while_there_are_few():
+    assert expected_seed_sd([]) == expected_seed_sd([90.0]) == ASSUMED_SEED_SD
+    assert expected_seed_sd([90.0, 92.0]) == pytest.approx(math.sqrt((4 * 0.25 + 2.0) / 5))
+    steady = expected_seed_sd([90.0] * 3)
+    assert 0 < steady < ASSUMED_SEED_SD
+
+
+def test_the_resolution_says_what_would_help():
+    few_examples = resolution(277, 5, [90.0, 90.1, 90.0, 90.1, 90.0])
+    assert "1,108 examples would bring that to" in few_examples.explanation
+    few_seeds = resolution(40_000, 3, candidates=4)
+    assert "5 seeds would bring that to" in few_seeds.explanation
+    assert "assumed" in few_seeds.explanation
+    assert f"{few_seeds.smallest_certifiable_delta:.2f} points" in few_seeds.explanation
+
+
+def test_one_seed_resolves_nothing_and_says_so():
+    found = resolution(5000, 1, [90.0])
+    assert found.smallest_certifiable_delta is None
+    assert "seed" in found.explanation
