@@ -23,7 +23,10 @@ from budget_search.request import (
 COMMANDS = ("run", "report", "export", "ls", "tasks", "doctor")
 FORMATS = ("table", "markdown", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
-_SPREAD = {"--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE), "--layers": re.compile(r"[\d][\d,-]*")}
+_SPREAD = {
+    "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
+    "--layers": re.compile(r"[\d][\d,-]*"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,11 +103,18 @@ def _add_run(commands: Any) -> None:
         allow_abbrev=False,
     )
     what = run.add_argument_group("what to search")
-    what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder")
+    what.add_argument(
+        "--task", help="a GLUE name, demo, hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder"
+    )
     what.add_argument("--model", help="a hub id, a local folder, or demo")
-    what.add_argument("--delta", type=_delta, action="append", metavar="D",
-                      help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; several "
-                      "values are answered by one study (default 0.01 0.02 0.03)")
+    what.add_argument(
+        "--delta",
+        type=_delta,
+        action="append",
+        metavar="D",
+        help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; several "
+        "values are answered by one study (default 0.01 0.02 0.03)",
+    )
     what.add_argument("--data-dir", metavar="DIR", help="read a GLUE task from local train.* and validation.* files")
     what.add_argument("--text-columns", nargs="+", metavar="A", help="the columns that hold the texts, one or two")
     what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
@@ -114,15 +124,24 @@ def _add_run(commands: Any) -> None:
     how.add_argument("--strategy", choices=STRATEGY_NAMES, help="what proposes layer sets (default auto)")
     how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
     how.add_argument("--sampler", choices=SAMPLER_NAMES, help="for --strategy optuna (default tpe)")
-    how.add_argument("--criterion", choices=CRITERIA,
-                     help="observed: the mean loss is within delta (default); certified: its upper bound is")
+    how.add_argument(
+        "--criterion",
+        choices=CRITERIA,
+        help="observed: the mean loss is within delta (default); certified: its upper bound is",
+    )
     how.add_argument("--confidence", type=float, metavar="C", help="level of that bound (default 0.95)")
-    how.add_argument("--splits", choices=SPLIT_MODES,
-                     help="carved: choose and confirm on parts of train; official: on the validation set, as the papers")
-    how.add_argument("--seeds", type=int, metavar="K", help="runs of the baseline and of every confirmation (default 3)")
+    how.add_argument(
+        "--splits",
+        choices=SPLIT_MODES,
+        help="carved: choose and confirm on parts of train; official: on the validation set, as the papers",
+    )
+    how.add_argument(
+        "--seeds", type=int, metavar="K", help="runs of the baseline and of every confirmation (default 3)"
+    )
     how.add_argument("--base-seed", type=int, metavar="N", help="the first of those seeds (default 42)")
-    how.add_argument("--max-trials", type=int, metavar="N",
-                     help="fine-tunes that the study may hold, the baseline's included")
+    how.add_argument(
+        "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
+    )
     how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
     _add_recipe(run)
     where = run.add_argument_group("where to run and what to write")
@@ -137,9 +156,13 @@ def _add_run(commands: Any) -> None:
     where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
     where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
     where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
-    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 when only the full model holds")
+    where.add_argument(
+        "--fail-if-none", action="store_true", default=None, help="exit 3 when only the full model holds"
+    )
     where.add_argument("--quiet", action="store_true", default=None, help="no progress")
-    where.add_argument("-v", "--verbose", action="store_true", default=None, help="show a traceback when something fails")
+    where.add_argument(
+        "-v", "--verbose", action="store_true", default=None, help="show a traceback when something fails"
+    )
 
 
 def _add_recipe(run: argparse.ArgumentParser) -> None:

@@ -58,8 +58,9 @@ def resolve_device(name: str, precision: str) -> Device:
     elif name == "cuda" and any(device.startswith("cuda") for device in there):
         name = "cuda:0"
     if name not in there:
-        raise UsageError(f"there is no device {name!r} here; there are: {' '.join(there)}; leave --device out to let "
-                         "the tool choose")
+        raise UsageError(
+            f"there is no device {name!r} here; there are: {' '.join(there)}; leave --device out to let the tool choose"
+        )
     if precision == "auto":
         precision = "bf16" if _fast_at_bf16(name) else "fp32"
     return Device(name, precision)

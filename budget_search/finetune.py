@@ -101,7 +101,9 @@ def _backward(model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, d
             if not out_of_memory(error):
                 raise
             if micro == 1:
-                raise MemoryError(f"out of memory with one example of {int(train.lengths[indices].max())} tokens") from error
+                raise MemoryError(
+                    f"out of memory with one example of {int(train.lengths[indices].max())} tokens"
+                ) from error
         # The traceback held the activations; only now can they be freed.
         model.zero_grad()
         if device.kind == "cuda":

@@ -55,23 +55,24 @@ def measure_answers(
 
 
 def median_key(search: Search, layers: LayerSet) -> TrialKey:
-    """The confirmation whose score is the median over the seeds (of an even number, the lower middle one)."""
-    scores = sorted((score, seed) for seed, score in search.scores(layers).items() if seed in search.plan.seeds)
-    return TrialKey(layers, FULL_RUNG, scores[(len(scores) - 1) // 2][1])
+    """The confirmation whose score is the median over the seeds."""
+    return TrialKey(layers, FULL_RUNG, search.confirmations().median_seed(layers))
 
 
 def prune_weights(folder: StudyFolder, search: Search) -> None:
     """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
-    full = LayerSet.full(search.plan.total)
-    lost = {layers: _mean(search, full) - _mean(search, layers) for layers in search.confirmed()}
-    useful = {
+    confirmations = search.confirmations()
+    lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+    useful = [
         layers
         for layers in lost
-        if not any(
-            other != layers and other.depth <= layers.depth and lost[other] <= lost[layers] for other in lost
-        )
+        if not any(other != layers and other.depth <= layers.depth and lost[other] <= lost[layers] for other in lost)
+    ]
+    keep = {
+        folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
+        for layers in (confirmations.full, *useful)
+        for seed in search.plan.seeds
     }
-    keep = {folder.weights(TrialKey(s, FULL_RUNG, seed)).name for s in {full, *useful} for seed in search.plan.seeds}
     for path in folder.path.glob("weights/*"):
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)
@@ -93,9 +94,7 @@ def build_report(
         metric=task.metric,
         layers_total=summary.total,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        splits={
-            name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()
-        },
+        splits={name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()},
         baseline=summary.baseline(),
         results=tuple(summary.result(delta, layers) for delta, layers in sorted(answers.items())),
         frontier=tuple(summary.frontier()),
@@ -132,9 +131,3 @@ def _timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
     middle = np.argsort(split.lengths, kind="stable")
     start = max(0, (len(middle) - size) // 2)
     return split.batch(middle[start : start + size])
-
-
-def _mean(search: Search, layers: LayerSet) -> float:
-    return statistics.fmean(search.scores(layers).values())
-
-

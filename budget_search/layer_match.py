@@ -70,7 +70,7 @@ def _different_values(
     in_layer = stack.holds(name)
     for attribute in before.keys() | after.keys():
         old_value, new_value = before.get(attribute), after.get(attribute)
-        if in_layer and _LAYER_NUMBER.search(attribute) and type(old_value) is int and type(new_value) is int:
+        if in_layer and _LAYER_NUMBER.search(attribute) and type(old_value) is int and old_value >= 0:
             survives = old_value in kept and kept.index(old_value) == new_value
         elif not in_layer and _only_loses(old_value, new_value):
             survives = True

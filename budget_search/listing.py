@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from budget_search.environment import versions
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import compact_indices
-from budget_search.session import read_report, stored_config, versions
+from budget_search.session import read_report, stored_config
 from budget_search.store import StudyFolder, StudyStore
 from budget_search.tasks import TASKS
 from budget_search.wording import printable, tolerance
@@ -119,5 +120,3 @@ def _hub_state() -> str:
     except Exception as error:
         return f"not reachable ({type(error).__name__}); local files and the cache work"
     return f"reachable ({os.environ.get('HF_ENDPOINT') or constants.ENDPOINT})"
-
-

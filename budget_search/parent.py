@@ -65,15 +65,19 @@ def _snapshot(model: str, offline: bool) -> Path:
     except (LocalEntryNotFoundError, FileNotFoundError):
         pass
     if offline:
-        raise UsageError(f"--model {model} is not in the local cache and --offline forbids the network; "
-                         "run once without --offline, or give a folder")
+        raise UsageError(
+            f"--model {model} is not in the local cache and --offline forbids the network; "
+            "run once without --offline, or give a folder"
+        )
     try:
         folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[0]]))
         if not _has_weights(folder):
             folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[1]]))
     except RepositoryNotFoundError as error:
-        raise UsageError(f"there is no model {model!r} on the hub (nor a folder of that name here); "
-                         "a private one needs `hf auth login`") from error
+        raise UsageError(
+            f"there is no model {model!r} on the hub (nor a folder of that name here); "
+            "a private one needs `hf auth login`"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         raise UsageError(
             f"--model {model} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
@@ -107,10 +111,19 @@ def _telling_name(folder: Path) -> str:
     return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
 
 
+def quiet_transformers() -> None:
+    """No loading bars and no reports of new heads: they are what this tool is about."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def load_tokenizer(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, able to pad. Raises UsageError."""
     from transformers import AutoTokenizer
 
+    quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -146,6 +159,7 @@ def load_parent(
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    quiet_transformers()
     names = tuple(label_names)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)

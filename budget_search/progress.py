@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -106,7 +105,9 @@ def _describe(trial: Trial) -> str:
     kind = "full run" if trial.rung == FULL_RUNG else f"screen {trial.rung:.2g}"
     outcome = trial.error or "failed" if trial.score is None else f"{points(trial.score)} on {trial.split}"
     collapsed = ", collapsed" if trial.state == "collapsed" else ""
-    return f"layers {trial.layers}  {kind}, seed {trial.key.seed}: {outcome}{collapsed} ({duration(trial.train_seconds)})"
+    return (
+        f"layers {trial.layers}  {kind}, seed {trial.key.seed}: {outcome}{collapsed} ({duration(trial.train_seconds)})"
+    )
 
 
 def _clock() -> str:

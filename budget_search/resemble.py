@@ -15,9 +15,9 @@ SCORE_BINS = 5
 EXAMPLES_PER_BIN = 20
 # What is scarce is shared: one choice takes no more than this of the examples of a cell, and the rest are left to the
 # next choice and to training.
-LARGEST_PART = 0.4
+LARGEST_PART = 0.5
 # Fewer examples that resemble are better than more that do not, down to half of what was wanted.
-FILLED = 0.95
+FILLED = 0.9
 FEWEST_OF_WANTED = 0.5
 
 

@@ -6,13 +6,13 @@ decision is a function of that history: an interrupted search goes on as if noth
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
 from budget_search.layers import LayerSet
 from budget_search.screens import Screens
@@ -32,12 +32,6 @@ CANDIDATES_PER_DELTA = 4
 CANDIDATES_PER_DEPTH = 2
 # They share the error of a delta's bound: the first has most of it, because it usually is the last as well.
 FIRST_CANDIDATES_SHARE = 0.8
-# A confirmation is given up when the chance that its mean still comes within delta falls below this.
-FUTILITY = 0.2
-# Before the baseline's seeds say otherwise: standard deviation of a score over seeds, in points, and the weight of
-# this guess in degrees of freedom.
-SEED_SD_GUESS = 0.5
-SEED_SD_WEIGHT = 4
 
 
 class History(Protocol):
@@ -136,21 +130,22 @@ class Search:
 
     def answers(self) -> dict[float, LayerSet]:
         """Per delta the smallest set confirmed so far, of equals the one that lost less; else the full model."""
-        full = LayerSet.full(self.plan.total)
-        confirmed = self.confirmed()
+        confirmations = self.confirmations()
         chosen = {}
         for delta in self.plan.deltas:
-            holding = [layers for layers in confirmed if self._holds(layers, delta)]
-            chosen[delta] = min(holding, key=lambda layers: (layers.depth, self.judge(layers, delta).degradation), default=full)
+            holding = [layers for layers in confirmations.sets if self._holds(layers, delta)]
+            chosen[delta] = min(
+                holding,
+                key=lambda layers: (layers.depth, statistics.fmean(confirmations.lost(layers))),
+                default=confirmations.full,
+            )
         return chosen
 
-    def confirmed(self) -> list[LayerSet]:
-        """The smaller sets with a score for every confirmation seed."""
-        scored: dict[LayerSet, int] = {}
-        for trial in self._store.history:
-            if trial.split == "certification" and trial.score is not None and trial.key.seed in self.plan.seeds:
-                scored[trial.layers] = scored.get(trial.layers, 0) + 1
-        return [layers for layers, count in scored.items() if count == len(self.plan.seeds) and not layers.is_full]
+    def confirmations(self) -> Confirmations:
+        return Confirmations(self._store.history, self.plan.total, self.plan.seeds)
+
+    def screens(self) -> Screens:
+        return Screens(self._store.history, self.plan.total, self.plan.screen_rung)
 
     def _measure_baseline(self) -> None:
         self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
@@ -159,11 +154,17 @@ class Search:
         if not self.plan.named:
             jobs.append(self._screen(full, self.plan.screen_rung))
         self._ensure(jobs, unavoidable=True)
-        failed = [trial for trial in self._store.history if trial.layers.is_full and trial.state == "failed"]
-        if failed:
+        confirmations = self.confirmations()
+        if failed := confirmations.failed(full):
             raise BudgetSearchError(
-                f"the full model could not be fine-tuned ({failed[0].error}): nothing can be compared with it; "
-                "try a lower --lr, --precision fp32, a smaller --batch-size or --max-length"
+                f"the full model could not be fine-tuned ({failed.error}): nothing can be compared with it; "
+                "try a lower --lr or --precision fp32"
+            )
+        collapsed = confirmations.collapsed(full)
+        if 2 * collapsed > len(self.plan.seeds):
+            raise BudgetSearchError(
+                f"the full model learnt nothing: with {collapsed} of {len(self.plan.seeds)} seeds it predicts a single "
+                "class, and nothing can be compared with that; give it more --epochs or --train-examples, or another --lr"
             )
 
     def _answer(self, delta: float) -> None:
@@ -219,9 +220,6 @@ class Search:
                 return
             self._ensure([self._screen(layers, screens.rung) for layers in proposed], reserve=reserve)
 
-    def screens(self) -> Screens:
-        return Screens(self._store.history, self.plan.total, self.plan.screen_rung)
-
     def candidates(self, delta: float) -> list[LayerSet]:
         """The sets to confirm for a delta, in order: from the shallowest depth at which a screen held, the two that
         lost least, then one layer deeper, and so on."""
@@ -239,7 +237,10 @@ class Search:
         planned = self._planned(delta)
         planned += [layers for layers in self.candidates(delta) if layers not in planned]
         self._store.note(**{_plan_name(delta): [layers.compact for layers in planned]})
-        known = min((layers.depth for layers in self.confirmed() if self._holds(layers, delta)), default=self.plan.total)
+        known = min(
+            (layers.depth for layers in self.confirmations().sets if self._holds(layers, delta)),
+            default=self.plan.total,
+        )
         return [layers for layers in planned if layers.depth < known]
 
     def _planned(self, delta: float) -> list[LayerSet]:
@@ -259,60 +260,21 @@ class Search:
         share = FIRST_CANDIDATES_SHARE if layers in first else others
         return self._judge(layers, 1 - error * (1.0 if len(self.plan.named) == 1 else share))
 
-
     def _confirm(self, layers: LayerSet, delta: float) -> bool:
         """Run the full recipe with every confirmation seed, unless it becomes hopeless; whether the set holds."""
         self._observer.stage(f"confirming layers {layers} for {delta:g} points")
         for start in range(0, len(self.plan.seeds), self.plan.width):
-            if not self.plan.named and self._hopeless(layers, delta):
+            if not self.plan.named and self.confirmations().hopeless(layers, delta):
                 return False
             seeds = self.plan.seeds[start : start + self.plan.width]
             self._ensure([self._confirmation(layers, seed) for seed in seeds])
-        return layers in self.confirmed() and self._holds(layers, delta)
+        return self.confirmations().is_complete(layers) and self._holds(layers, delta)
 
     def _holds(self, layers: LayerSet, delta: float) -> bool:
-        comparison = self.judge(layers, delta)
+        judgement = self.judge(layers, delta)
         if self.plan.criterion == "certified":
-            return comparison.certified(delta) and not self.collapsed(layers)
-        return comparison.degradation <= delta
-
-    def _hopeless(self, layers: LayerSet, delta: float) -> bool:
-        """Whether the seeds so far make it unlikely that the mean of all comes within delta, or one has failed."""
-        lost = []
-        scores = self.scores(LayerSet.full(self.plan.total))
-        for trial in self._store.history:
-            if trial.layers == layers and trial.split == "certification" and trial.key.seed in self.plan.seeds:
-                if trial.score is None:
-                    return not trial.machine_failure
-                lost.append(scores[trial.key.seed] - trial.score)
-        left = len(self.plan.seeds) - len(lost)
-        if not lost or not left:
-            return False
-        mean = statistics.fmean(lost)
-        needed = (delta * len(self.plan.seeds) - sum(lost)) / left
-        spread = math.sqrt(2) * self._seed_sd() * math.sqrt(1 / left + 1 / len(lost))
-        return statistics.NormalDist().cdf((needed - mean) / spread) < FUTILITY
-
-    def _seed_sd(self) -> float:
-        scores = list(self.scores(LayerSet.full(self.plan.total)).values())
-        freedom = len(scores) - 1
-        own = statistics.variance(scores) if freedom else 0.0
-        return math.sqrt((freedom * own + SEED_SD_WEIGHT * SEED_SD_GUESS**2) / (freedom + SEED_SD_WEIGHT))
-
-    def collapsed(self, layers: LayerSet) -> int:
-        """How many of a set's confirmations predicted one class only."""
-        return sum(
-            trial.state == "collapsed"
-            for trial in self._store.history
-            if trial.layers == layers and trial.split == "certification" and trial.key.seed in self.plan.seeds
-        )
-
-    def scores(self, layers: LayerSet) -> dict[int, float]:
-        return {
-            trial.key.seed: trial.score
-            for trial in self._store.history
-            if trial.layers == layers and trial.split == "certification" and trial.score is not None
-        }
+            return judgement.certified(delta) and not self.confirmations().collapsed(layers)
+        return judgement.degradation <= delta
 
     # -- evaluations --------------------------------------------------------------------------------------------
 

@@ -6,23 +6,17 @@ is made.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
-import importlib.metadata
 import json
-import platform
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from budget_search.config import SearchConfig
-from budget_search.errors import BudgetSearchError, StudyError
-from budget_search.parent import Parent, load_tokenizer, resolve_model
+from budget_search.environment import versions
+from budget_search.errors import StudyError
+from budget_search.parent import Parent, resolve_model
 from budget_search.report import Report
 from budget_search.request import Request, study_path
 from budget_search.store import StudyFolder, StudyStore, write_json, write_whole
@@ -33,10 +27,8 @@ if TYPE_CHECKING:
     from budget_search.encode import EncodedTask
     from budget_search.layers import LayerSet
     from budget_search.search import Observer, Plan
-    from budget_search.splits import SplitTask
     from budget_search.verdict import Judgement
 
-VERSIONED = ("budget-search", "torch", "transformers", "datasets", "optuna", "joblib", "numpy", "scipy", "scikit-learn")
 # Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe; see studies/LOG.md.
 SCREEN_STEPS = 150
 SHORTEST_RUNG = 1 / 24
@@ -132,9 +124,7 @@ def best_so_far(found: Found) -> str:
         return "Nothing was measured yet."
     facts = stored_config(found.folder)["facts"]
     total = int(facts["layers_total"])
-    history = StudyStore.open(
-        found.folder.path.name, total, folder=found.folder, storage=found.request.storage
-    ).history
+    history = StudyStore.open(found.folder.path.name, total, folder=found.folder, storage=found.request.storage).history
     scores: dict[tuple[int, ...], dict[int, float]] = {}
     for trial in history:
         if trial.split == "certification" and trial.score is not None:
@@ -157,6 +147,7 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
 
     Raises BudgetSearchError; whatever was evaluated by then is kept.
     """
+    from budget_search.creation import create
     from budget_search.device import resolve_device
 
     if found.folder.config.exists():
@@ -164,77 +155,9 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
         device = resolve_device(*_asked_device(found))
     else:
         device = resolve_device(found.config.device, found.config.precision)
-        _create(found, device, observer)
+        create(found, device, observer)
     with found.folder.locked():
         return _search(found, device, observer, command)
-
-
-def _create(found: Found, device: Device, observer: Observer) -> None:
-    """Read and tokenise the task, look at the model, and only then make the study's folder."""
-    from budget_search.data import load_task
-    from budget_search.encode import encode, longest_input, takes_segments
-    from budget_search.parent import outline
-    from budget_search.splits import carve
-
-    config = found.config
-    observer.stage(f"reading {config.task} and {config.model}")
-    trust = found.request.trust_remote_code
-    tokenizer = load_tokenizer(found.parent, trust_remote_code=trust)
-    model = outline(found.parent, trust_remote_code=trust)
-    task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
-    task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
-    limit = longest_input(model.config, tokenizer)
-    encoded = encode(
-        task,
-        tokenizer,
-        max_length=min(config.recipe.max_length, limit or config.recipe.max_length),
-        takes_segments=takes_segments(model.config, model.forward),
-    )
-    facts = {**_shape_of(model), "device": device.describe(), "created": _now()}
-    with _whole_folder(found.folder) as draft:
-        encoded.save(draft.examples)
-        tokenizer.save_pretrained(draft.tokenizer)
-        write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
-        # Last, because a folder with a configuration is a study.
-        write_json(draft.config, {"config": config.to_json(), "facts": facts})
-
-
-def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:
-    """The recipe's number of train examples, drawn once: the same for every layer set and seed."""
-    train = task.splits["train"]
-    if count is None or len(train) <= count:
-        return task
-    rows = np.random.default_rng([seed, count]).permutation(len(train))[:count]
-    return dataclasses.replace(task, splits={**task.splits, "train": train.take(np.sort(rows))})
-
-
-@contextlib.contextmanager
-def _whole_folder(folder: StudyFolder) -> Iterator[StudyFolder]:
-    """A folder to fill that gets its name when everything is in it."""
-    draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
-    try:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        draft.path.mkdir(parents=True)
-        yield draft
-        draft.path.rename(folder.path)
-    except OSError as error:
-        raise BudgetSearchError(
-            f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
-            "choose another --studies-dir"
-        ) from error
-    finally:
-        shutil.rmtree(draft.path, ignore_errors=True)
-
-
-def _shape_of(model: Any) -> dict[str, Any]:
-    from budget_search.model import find_layers, undroppable
-
-    layers = find_layers(model)
-    return {
-        "layers_total": len(layers),
-        "layer_parameters": [sum(p.numel() for part in layer for p in part.parameters()) for layer in layers],
-        "undroppable": sorted(undroppable(model)),
-    }
 
 
 def _require_same_config(found: Found) -> None:
@@ -276,9 +199,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     began = time.monotonic()
     request, facts = found.request, stored_config(found.folder)["facts"]
     task = EncodedTask.load(found.folder.examples)
-    store = StudyStore.open(
-        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage
-    )
+    store = StudyStore.open(found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage)
     workplace = Workplace(
         found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
@@ -289,7 +210,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return evidence.compare(layers, "certification", confidence, among=search.confirmed())
+        return evidence.compare(layers, "certification", confidence, among=search.confirmations().sets)
 
     search = Search(plan, store, workers.run, judge, observer)
     observer.planned(plan, found.config, task, device, workers.count, len(store.history))
@@ -377,11 +298,3 @@ def _similarities(store: StudyStore, workplace: Any) -> tuple[float, ...]:
         known = layer_similarities(workplace)
         store.note(similarities=list(known))
     return tuple(known)
-
-
-def versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in VERSIONED}
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

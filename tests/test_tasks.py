@@ -407,3 +407,33 @@ def test_hub_tasks_are_read_from_their_name() -> None:
             resolve_task(wrong, text_columns=["a"])
     with pytest.raises(UsageError, match="needs --text-columns"):
         resolve_task("hub:org/name")
+
+
+def test_a_hub_set_brings_its_class_names_and_its_test_split_if_that_has_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    from budget_search import hub_data
+
+    def split(labels: list[int]) -> Dataset:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "id": Value("int64")})
+        rows = {"text": [f"text {row}" for row in range(len(labels))], "label": labels, "id": range(len(labels))}
+        return Dataset.from_dict({name: list(values) for name, values in rows.items()}, features=features)
+
+    source = resolve_task("hub:org/name", text_columns=["text"])
+    splits = {"train": split([0, 1, 1, 0]), "test": split([1, 0])}
+    monkeypatch.setattr(hub_data, "load_splits", lambda *_, **__: DatasetDict(splits))
+    raw = load_task(source)
+    assert raw.label_names == ("no", "yes")
+    assert raw.splits["train"].labels.tolist() == [0, 1, 1, 0]
+    assert len(raw.splits["held_out"]) == 2
+    assert "test split" in raw.notes[0]
+
+    splits["test"] = split([-1, -1])
+    assert list(load_task(source).splits) == ["train"]
+    splits["validation"] = split([-1, -1])
+    with pytest.raises(UsageError, match="2 of 2 labels in held_out are -1"):
+        load_task(source)
+    with pytest.raises(UsageError, match=r"no column 'body'; its columns are: 'text' 'label' 'id'"):
+        load_task(resolve_task("hub:org/name", text_columns=["body"]))

@@ -1,0 +1,95 @@
+"""A new study: read and tokenise the task, look at the model, and only then make the folder."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import platform
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from budget_search.data import load_task
+from budget_search.encode import encode, longest_input, takes_segments
+from budget_search.environment import versions
+from budget_search.errors import BudgetSearchError
+from budget_search.model import find_layers, undroppable
+from budget_search.parent import load_tokenizer, outline
+from budget_search.splits import SplitTask, carve
+from budget_search.store import StudyFolder, write_json
+
+if TYPE_CHECKING:
+    from budget_search.device import Device
+    from budget_search.search import Observer
+    from budget_search.session import Found
+
+
+def create(found: Found, device: Device, observer: Observer) -> None:
+    """Make the study's folder, whole: examples, tokenizer, environment, configuration.
+
+    Raises UsageError and UnsupportedModelError for a task or model that cannot be used; nothing is written then.
+    """
+    config = found.config
+    observer.stage(f"reading {config.task} and {config.model}")
+    trust = found.request.trust_remote_code
+    tokenizer = load_tokenizer(found.parent, trust_remote_code=trust)
+    model = outline(found.parent, trust_remote_code=trust)
+    task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
+    task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
+    limit = longest_input(model.config, tokenizer)
+    encoded = encode(
+        task,
+        tokenizer,
+        max_length=min(config.recipe.max_length, limit or config.recipe.max_length),
+        takes_segments=takes_segments(model.config, model.forward),
+    )
+    facts = {**_shape_of(model), "device": device.describe(), "created": now()}
+    with _whole_folder(found.folder) as draft:
+        encoded.save(draft.examples)
+        tokenizer.save_pretrained(draft.tokenizer)
+        write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
+        # Last, because a folder with a configuration is a study.
+        write_json(draft.config, {"config": config.to_json(), "facts": facts})
+
+
+def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:
+    """The recipe's number of train examples, drawn once: the same for every layer set and seed."""
+    train = task.splits["train"]
+    if count is None or len(train) <= count:
+        return task
+    rows = np.random.default_rng([seed, count]).permutation(len(train))[:count]
+    return dataclasses.replace(task, splits={**task.splits, "train": train.take(np.sort(rows))})
+
+
+@contextlib.contextmanager
+def _whole_folder(folder: StudyFolder) -> Iterator[StudyFolder]:
+    """A folder to fill that gets its name when everything is in it."""
+    draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
+    try:
+        shutil.rmtree(draft.path, ignore_errors=True)
+        draft.path.mkdir(parents=True)
+        yield draft
+        draft.path.rename(folder.path)
+    except OSError as error:
+        raise BudgetSearchError(
+            f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
+            "choose another --studies-dir"
+        ) from error
+    finally:
+        shutil.rmtree(draft.path, ignore_errors=True)
+
+
+def _shape_of(model: Any) -> dict[str, Any]:
+    layers = find_layers(model)
+    return {
+        "layers_total": len(layers),
+        "layer_parameters": [sum(p.numel() for part in layer for p in part.parameters()) for layer in layers],
+        "undroppable": sorted(undroppable(model)),
+    }
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
