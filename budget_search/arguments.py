@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from budget_search.config import METRICS, PRECISIONS, RECIPES
@@ -20,6 +21,7 @@ from budget_search.request import (
     parse_delta,
 )
 
+_VERBOSE = "show a traceback when something fails"
 COMMANDS = ("run", "report", "export", "ls", "tasks", "doctor")
 FORMATS = ("table", "markdown", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
@@ -89,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
         if name == "ls":
             _add_storage(command)
-        command.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+        command.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
     return parser
 
 
@@ -103,9 +105,7 @@ def _add_run(commands: Any) -> None:
         allow_abbrev=False,
     )
     what = run.add_argument_group("what to search")
-    what.add_argument(
-        "--task", help="a GLUE name, demo, hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder"
-    )
+    what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a file or folder")
     what.add_argument("--model", help="a hub id, a local folder, or demo")
     what.add_argument(
         "--delta",
@@ -156,13 +156,9 @@ def _add_run(commands: Any) -> None:
     where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
     where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
     where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
-    where.add_argument(
-        "--fail-if-none", action="store_true", default=None, help="exit 3 when only the full model holds"
-    )
+    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
     where.add_argument("--quiet", action="store_true", default=None, help="no progress")
-    where.add_argument(
-        "-v", "--verbose", action="store_true", default=None, help="show a traceback when something fails"
-    )
+    where.add_argument("-v", "--verbose", action="store_true", default=None, help=_VERBOSE)
 
 
 def _add_recipe(run: argparse.ArgumentParser) -> None:
@@ -188,7 +184,7 @@ def _add_report(commands: Any) -> None:
     report.add_argument("--format", choices=FORMATS, default="table")
     report.add_argument("--output", metavar="FILE", help="write to a file instead")
     _add_storage(report)
-    report.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+    report.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 
 
 def _add_export(commands: Any) -> None:
@@ -202,7 +198,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--delta", type=_delta, action="append", metavar="D", required=True, help="which answer")
     export.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
     _add_storage(export)
-    export.add_argument("-v", "--verbose", action="store_true", help="show a traceback when something fails")
+    export.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 
 
 def _add_storage(parser: Any) -> None:
@@ -260,8 +256,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
     import yaml
 
     try:
-        with open(path, encoding="utf8") as file:
-            settings = yaml.safe_load(file)
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

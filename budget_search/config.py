@@ -131,6 +131,6 @@ class SearchConfig:
 
 
 def slug(name: str) -> str:
-    """A file name from any name: its last path component, ASCII letters, digits, dots and dashes, at most 60 of them."""
+    """A file name from any name: its last path component in ASCII letters, digits, dots and dashes, 60 at most."""
     last = re.split(r"[/\\]+", name.strip("/\\"))[-1]
     return re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip(".-")[:60] or "unnamed"

@@ -71,7 +71,7 @@ def _run(workplace: Workplace, job: Job) -> Trial:
     device = workplace.device
     model = keep_layers(here.parent, job.key.layers.kept)
     fresh_head(model, here.fresh, job.key.seed)
-    model.to(torch.device(device.name))
+    torch.nn.Module.to(model, device.name)
     trained = fine_tune(model, split_of(workplace, "train"), workplace.recipe, job.key.rung, job.key.seed, device)
 
     started = time.perf_counter()

@@ -101,9 +101,8 @@ def _backward(model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, d
             if not out_of_memory(error):
                 raise
             if micro == 1:
-                raise MemoryError(
-                    f"out of memory with one example of {int(train.lengths[indices].max())} tokens"
-                ) from error
+                longest = int(train.lengths[indices].max())
+                raise MemoryError(f"out of memory with one example of {longest} tokens") from error
         # The traceback held the activations; only now can they be freed.
         model.zero_grad()
         if device.kind == "cuda":

@@ -8,10 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from budget_search.config import RECIPES, Recipe
+from budget_search.config import RECIPES, Recipe, Splits
 from budget_search.errors import UsageError
+
+Criterion = Literal["observed", "certified"]
 
 STRATEGY_NAMES = (
     "auto", "greedy", "optuna", "top", "bottom", "odd-alternate", "even-alternate", "symmetric", "contribution",
@@ -42,11 +44,11 @@ class Request:
     strategy: str = "auto"
     layers: tuple[str, ...] = ()
     sampler: str = "tpe"
-    criterion: str = "observed"
+    criterion: Criterion = "observed"
     confidence: float = 0.95
     recipe: str | None = None
     recipe_changes: Mapping[str, Any] = field(default_factory=dict)
-    splits: str | None = None
+    splits: Splits | None = None
     seeds: int = 3
     base_seed: int = 42
     max_trials: int | None = None
@@ -91,7 +93,7 @@ class Request:
         base = RECIPES[self.recipe] if self.recipe else default if isinstance(default, Recipe) else RECIPES[default]
         return dataclasses.replace(base, **self.recipe_changes)
 
-    def splits_for(self, recipe: Recipe) -> str:
+    def splits_for(self, recipe: Recipe) -> Splits:
         """The papers chose and reported on the official validation set; everybody else gets carved splits."""
         return self.splits or ("official" if recipe.name == "paper" else "carved")
 

@@ -164,7 +164,7 @@ class Search:
         if 2 * collapsed > len(self.plan.seeds):
             raise BudgetSearchError(
                 f"the full model learnt nothing: with {collapsed} of {len(self.plan.seeds)} seeds it predicts a single "
-                "class, and nothing can be compared with that; give it more --epochs or --train-examples, or another --lr"
+                "class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
             )
 
     def _answer(self, delta: float) -> None:
@@ -303,8 +303,8 @@ class Search:
         if wanted:
             failed = next(trial for trial in self._store.history if trial.key == wanted[0].key)
             raise BudgetSearchError(
-                f"an evaluation failed twice for the machine's reasons ({failed.error}): {wanted[0].key}; free memory, or "
-                "try --workers 1 or a smaller --batch-size or --max-length, then run the same command again"
+                f"an evaluation failed twice for the machine's reasons ({failed.error}): {wanted[0].key}; free memory, "
+                "or try --workers 1 or a smaller --batch-size or --max-length, then run the same command again"
             )
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:

@@ -17,7 +17,8 @@ def layer_similarities(workplace: Workplace) -> tuple[float, ...]:
     The classification token is the first, or the last where the tokenizer pads on the left (XLNet, decoders).
     """
     device, split = workplace.device, split_of(workplace, "selection")
-    model = loaded(workplace).parent.to(device.name).eval()
+    model = loaded(workplace).parent.eval()
+    torch.nn.Module.to(model, device.name)
     token = -1 if split.pad_left else 0
     sums: torch.Tensor | float = 0.0
     with torch.inference_mode():
@@ -25,6 +26,6 @@ def layer_similarities(workplace: Workplace) -> tuple[float, ...]:
             states = model(**split.batch(indices), output_hidden_states=True).hidden_states
             at_token = torch.stack([state[:, token] for state in states]).float()
             sums = sums + cosine_similarity(at_token[:-1], at_token[1:], dim=-1).sum(dim=-1)
-    model.to("cpu")
+    torch.nn.Module.to(model, "cpu")
     assert isinstance(sums, torch.Tensor)
     return tuple((sums / split.examples).tolist())

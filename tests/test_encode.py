@@ -80,11 +80,10 @@ def test_xlnet_keeps_its_segments_and_pads_left(xlnet: XLNetTokenizer) -> None:
 
 
 def test_the_longer_text_of_a_pair_is_cut_first(bert: BertTokenizer) -> None:
-    encoded = encode(
-        task(["a very long long story", "bad"], ["short film", "bad"]), bert, max_length=8, takes_segments=True
-    )
-    tokens, _ = example(encoded, 0)
-    assert bert.decode(tokens) == "[CLS] a very long [SEP] short film [SEP]"
+    first, second = ["a very long long story", "bad film"], ["short film", "a very long long story"]
+    encoded = encode(task(first, second), bert, max_length=8, takes_segments=True)
+    assert bert.decode(example(encoded, 0)[0]) == "[CLS] a very long [SEP] short film [SEP]"
+    assert bert.decode(example(encoded, 1)[0]) == "[CLS] bad film [SEP] a very long [SEP]"
     assert any("fill the 8 tokens" in note for note in encoded.notes)
 
 
