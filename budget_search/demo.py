@@ -1,8 +1,8 @@
 """The embedded default: a sentence-pair task made by code, and where the small pre-trained model for it lies.
 
-The question of the task is whether the second text follows from the first. Texts belong to exactly one use, decided by a
-checksum of their words: training, validation or pre-training. So no text the model was pre-trained on comes back in the
-task, and none of the training split in the validation split.
+The question is whether the second text follows from the first. Every text has exactly one use, decided by a checksum of
+its words: training, validation or pre-training. So no text the model was pre-trained on comes back in the task, and
+none of the training split in the validation split.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def use_of(text: str) -> str:
 
 
 def examples(split: str, count: int | None = None) -> list[dict[str, Any]]:
-    """The first `count` rows of a split (all unless told): `premise`, `hypothesis`, `label`, every premise a different one."""
+    """The first `count` rows of a split (all unless told): `premise`, `hypothesis`, `label`; no premise comes twice."""
     if split not in SIZES:
         raise ValueError(f"the demo task has the splits {', '.join(SIZES)}; there is no {split!r}")
     return list(islice(_rows(split), SIZES[split] if count is None else min(count, SIZES[split])))
@@ -38,16 +38,15 @@ def examples(split: str, count: int | None = None) -> list[dict[str, Any]]:
 def passages(seed: int) -> Iterator[tuple[str, str]]:
     """Texts for pre-training without end: a scene and true statements about it.
 
-    Neighbours belong together, as paragraphs of a document do: three scenes of one kind about the same few people and things.
+    Neighbours belong together, as paragraphs of a document do: scenes of one kind about the same few people and things.
     """
     rng = Random(f"pretraining {seed}")
     while True:
         kind, cast = rng.choice(KINDS), small_cast(rng)
-        found = [kind(rng, cast) for _ in range(6)]
-        for text, claims in ((scene.text, scene.claims) for scene in found):
-            if use_of(text) == "pretraining":
-                statements = [true for true, _ in claims]
-                yield text, " ".join(rng.sample(statements, rng.randint(1, len(statements))))
+        for scene in [kind(rng, cast) for _ in range(6)]:
+            if use_of(scene.text) == "pretraining":
+                statements = [true for true, _ in scene.claims]
+                yield scene.text, " ".join(rng.sample(statements, len(statements)))
 
 
 def _rows(split: str) -> Iterator[dict[str, Any]]:

@@ -101,9 +101,24 @@ def find_stack(model: PreTrainedModel) -> LayerStack:
     if len(stacks) > 1:
         raise UnsupportedModelError(_why_several_stacks(model, list(stacks.values())))
     stack = next(iter(stacks.values()))
+    if elsewhere := _layers_elsewhere(stack, lists):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be made smaller: besides {stack.lists[0]} ({stack.depth} layers) it has "
+            f"layers in {elsewhere}; allowed is one stack of layers: use a model such as BERT, RoBERTa, XLNet or Llama"
+        )
     if any(len({id(module) for module in lists[name]}) < stack.depth for name in stack.lists):
         raise UnsupportedModelError(_shared_weights(model, stack.depth))
     return stack
+
+
+def _layers_elsewhere(stack: LayerStack, lists: Mapping[str, nn.ModuleList | nn.Sequential]) -> str:
+    """Another list with several layers of the stack's class, if any; a single layer may be a fixed first step."""
+    classes = {type(module) for name in stack.lists for module in lists[name]}
+    for name, other in lists.items():
+        composite = [module for module in other.modules() if type(module) in classes and list(module.children())]
+        if name not in stack.lists and len(composite) > 1:
+            return name
+    return ""
 
 
 def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:

@@ -1,10 +1,13 @@
-"""Pre-train the small BERT of the demo, or one like it on any text, by masked language modelling on the CPU.
+"""Pre-train the small BERT of the demo, or one like it on any text, on the CPU.
 
-    python examples/pretrain_demo.py --output my_model                      # the language of the demo task, made as it is read
-    python examples/pretrain_demo.py --output my_model --text a.txt b.txt   # any text: a passage per line, a tab between two segments
+    python examples/pretrain_demo.py --output FOLDER                      the language of the demo task, made on the way
+    python examples/pretrain_demo.py --output FOLDER --text a.txt b.txt   any text
 
-Stops after `--minutes` and saves a checkpoint every few minutes on the way, so it may be killed at any time. The result is a
-stock `BertForPreTraining` in half precision with its tokenizer and `pretraining.json`, the record of the run.
+In a text file every line is a passage; a tab parts its two segments, if it has two. The objectives are those of BERT:
+masked words and, for passages of two segments, whether the second one belongs to the first or was exchanged with a
+neighbour's. Runs for `--minutes` and saves a checkpoint every few minutes on the way, so it may be killed at any time.
+The result is a stock `BertForPreTraining` in half precision with its tokenizer and `pretraining.json`, the record of
+the run.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from random import Random
 
@@ -37,7 +40,7 @@ class Batch:
 
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor
-    continues: torch.Tensor  # 0: the second segment belongs to the first, 1: it does not (the numbering of BERT)
+    exchanged: torch.Tensor  # 0: the second segment belongs to the first, 1: it does not (as BERT counts)
 
     @property
     def tokens(self) -> int:
@@ -70,9 +73,9 @@ def train_tokenizer(passages: list[Passage], size: int) -> BertTokenizer:
 class Masker:
     """Turns passages into masked batches, as in BERT, but rare words are masked more often than frequent ones.
 
-    A short text is mostly made of words like "the" and of full stops, which say little about who did what. The chance of a
-    token is proportional to its frequency to the power -1/2, and twice as high in the second segment as in the first, so
-    that there usually is enough left to work out what is missing.
+    A short text is mostly made of words like "the" and of full stops, which say little about who did what. The chance
+    of a token is proportional to its frequency to the power -1/2, and twice as high in the second segment as in the
+    first, so that there usually is enough left to work out what is missing.
     """
 
     def __init__(self, tokenizer: BertTokenizer, sample: list[Passage], share: float, generator: torch.Generator):
@@ -92,17 +95,20 @@ class Masker:
 
     def batch(self, rows: list[tuple[Passage, int]]) -> Batch:
         """Mask a share of the tokens: 80 % become [MASK], 10 % a random token, 10 % stay."""
-        passages, continues = [passage for passage, _ in rows], torch.tensor([label for _, label in rows])
+        passages, exchanged = [passage for passage, _ in rows], torch.tensor([label for _, label in rows])
         inputs = dict(self._encode(passages, return_tensors="pt"))
         ids = inputs["input_ids"]
         chance = self.chance[ids] * torch.where(inputs["token_type_ids"] == 1, 4 / 3, 2 / 3)
         chosen = self._uniform(ids) < chance.clamp(max=0.5)
         labels = ids.masked_fill(~chosen, IGNORED)
+        # There is no telling the words of a second segment that belongs elsewhere.
+        elsewhere = (exchanged == 1)[:, None] & (inputs["token_type_ids"] == 1)
+        labels = labels.masked_fill(elsewhere, IGNORED)
         fate = self._uniform(ids)
         random = torch.multinomial(self.frequency, ids.numel(), replacement=True, generator=self.generator).view_as(ids)
         ids = ids.masked_fill(chosen & (fate < 0.8), self.tokenizer.mask_token_id)
         inputs["input_ids"] = torch.where(chosen & (fate >= 0.9), random, ids)
-        return Batch(inputs, labels, continues)
+        return Batch(inputs, labels, exchanged)
 
     def _uniform(self, like: torch.Tensor) -> torch.Tensor:
         return torch.rand(like.shape, generator=self.generator)
@@ -114,20 +120,18 @@ class Masker:
         return float(-(frequency[labels]).log().mean())
 
 
-def next_segments(stream: Iterator[Passage], rng: Random) -> Iterator[tuple[Passage, int]]:
-    """Passages and whether their second segment is another's: neighbours exchange theirs in two cases of five."""
+def exchange(stream: Iterator[Passage], share: float, rng: Random) -> Iterator[tuple[Passage, int]]:
+    """Passages, and whether their second segment is another's: a share of the neighbours exchange theirs."""
     for (first, second), (other_first, other_second) in zip(stream, stream, strict=False):
-        if second and other_second and second != other_second and rng.random() < 0.4:
-            yield (first, other_second), 1
-            yield (other_first, second), 1
-        else:
-            yield (first, second), 0
-            yield (other_first, other_second), 0
+        exchanged = second != other_second and rng.random() < share
+        if exchanged:
+            second, other_second = other_second, second
+        yield (first, second), int(exchanged)
+        yield (other_first, other_second), int(exchanged)
 
 
-def batches(masker: Masker, stream: Iterator[Passage], size: int, rng: Random) -> Iterator[Batch]:
+def batches(masker: Masker, rows: Iterator[tuple[Passage, int]], size: int, rng: Random) -> Iterator[Batch]:
     """Batches of passages of similar length, so that hardly any padding is computed."""
-    rows = next_segments(stream, rng)
     while pool := list(islice(rows, 50 * size)):
         pool.sort(key=lambda row: sum(map(len, row[0])) + rng.random())
         starts = list(range(0, len(pool), size))
@@ -140,10 +144,10 @@ def losses(model: BertForPreTraining, batch: Batch) -> tuple[torch.Tensor, torch
     with torch.autocast("cpu", dtype=torch.bfloat16):
         encoded = model.bert(**batch.inputs)
         masked = batch.labels != IGNORED
-        words, order = model.cls(encoded.last_hidden_state[masked], encoded.pooler_output)
+        words, following = model.cls(encoded.last_hidden_state[masked], encoded.pooler_output)
     labels = batch.labels[masked]
-    word_loss, order_loss = cross_entropy(words.float(), labels), cross_entropy(order.float(), batch.continues)
-    return word_loss, order_loss, words.argmax(-1) == labels, order.argmax(-1) == batch.continues
+    word_loss, next_loss = cross_entropy(words.float(), labels), cross_entropy(following.float(), batch.exchanged)
+    return word_loss, next_loss, words.argmax(-1) == labels, following.argmax(-1) == batch.exchanged
 
 
 @torch.no_grad()
@@ -152,13 +156,13 @@ def evaluate(model: BertForPreTraining, held_out: list[Batch]) -> dict[str, floa
     model.eval()
     results = [losses(model, batch) for batch in held_out]
     model.train()
-    word_losses, order_losses, words, orders = zip(*results, strict=True)
+    word_losses, next_losses, words, following = zip(*results, strict=True)
     weights = torch.tensor([float(len(right)) for right in words])
     values = {
         "word_loss": (torch.stack(word_losses) * weights).sum() / weights.sum(),
         "word_accuracy": torch.cat(words).float().mean(),
-        "next_segment_loss": torch.stack(order_losses).mean(),
-        "next_segment_accuracy": torch.cat(orders).float().mean(),
+        "next_segment_loss": torch.stack(next_losses).mean(),
+        "next_segment_accuracy": torch.cat(following).float().mean(),
     }
     return {name: round(float(value), 4) for name, value in values.items()}
 
@@ -186,12 +190,14 @@ def pretrain(args: argparse.Namespace) -> None:
         sample, stream = lines[:20_000], endless(lines, rng)
     else:
         sample = list(islice(demo.passages(seed=args.seed), 20_000))
-        aside = list(islice(demo.passages(seed=args.seed + 1), 1_000))
+        aside = list(islice(demo.passages(seed=args.seed + 1), 500))
         stream = demo.passages(seed=args.seed + 2)
     tokenizer = train_tokenizer(sample, args.vocab_size)
     generator = torch.Generator().manual_seed(args.seed)
     masker = Masker(tokenizer, sample, args.mask_share, generator)
-    held_out = list(batches(masker, iter(aside), args.batch_size, rng))
+    held_out = list(batches(masker, exchange(iter(aside), 0.5, rng), args.batch_size, rng))
+    words_only = batches(masker, exchange(stream, 0.0, rng), args.batch_size, rng)
+    both = batches(masker, exchange(stream, 0.5, rng), args.batch_size, rng)
     model = new_model(tokenizer, args.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, fused=True)
     unigram = masker.unigram_loss(held_out)
@@ -200,7 +206,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
     start = checkpoint = time.monotonic()
     tokens = 0
-    for step, batch in enumerate(batches(masker, stream, args.batch_size, rng)):
+    for step in count():
         now = time.monotonic()
         elapsed = (now - start) / (60 * args.minutes)
         over = elapsed >= 1
@@ -222,8 +228,9 @@ def pretrain(args: argparse.Namespace) -> None:
             return
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.learning_rate, step, elapsed)
-        word_loss, order_loss, _, _ = losses(model, batch)
-        (word_loss + order_loss).backward()
+        batch = next(words_only if elapsed < 0.3 else both)
+        word_loss, next_loss, _, _ = losses(model, batch)
+        (word_loss + next_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -258,7 +265,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--mask-share", type=float, default=0.15)
+    parser.add_argument("--mask-share", type=float, default=0.2)
     parser.add_argument("--report-every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -29,6 +29,8 @@ from transformers import (
     DeepseekV3ForCausalLM,
     EsmConfig,
     EsmModel,
+    FunnelConfig,
+    FunnelModel,
     GPT2Config,
     GPT2LMHeadModel,
     JambaConfig,
@@ -344,6 +346,11 @@ def t5() -> Any:
     return made(T5ForConditionalGeneration, T5Config(vocab_size=60, d_model=16, d_kv=8, num_heads=2, num_layers=3))
 
 
+def funnel() -> Any:
+    sizes = {"d_model": 16, "n_head": 2, "d_head": 8, "d_inner": 24, "vocab_size": 60}
+    return made(FunnelModel, FunnelConfig(**sizes, block_sizes=[2, 2], num_decoder_layers=2))
+
+
 def clip() -> Any:
     part = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24, "num_hidden_layers": 2}
     vision = {**part, "image_size": 8, "patch_size": 4}
@@ -357,6 +364,7 @@ def clip() -> Any:
         (bart, r"encoder-decoder pair.*model.encoder.layers \(2 layers\) and model.decoder.layers"),
         (t5, "encoder-decoder pair"),
         (clip, "joins several models"),
+        (funnel, "besides funnel.decoder.layers .* it has layers in funnel.encoder.blocks"),
     ],
 )
 def test_models_without_one_stack_of_layers_are_refused(make: Callable[[], Any], reason: str) -> None:

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-import strategy_contract as contract
 
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import LayerSet
 from budget_search.replay import Table, play
 from budget_search.trial import Job, TrialKey
+from tests import strategy_contract as contract
 
 OWN = Path(__file__).parent / "tables" / "minilm-l6-sst2.json"
 PUBLISHED = os.environ.get("BUDGET_SEARCH_TABLES")

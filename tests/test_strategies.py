@@ -5,16 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import strategy_contract as contract
 
 from budget_search.errors import UsageError
 from budget_search.layers import FAMILIES, LayerSet, odd_alternate, top
 from budget_search.replay import Table, play
-from budget_search.strategies import SAMPLERS, STRATEGIES, Question, propose, smallest_holding
+from budget_search.strategies import SAMPLERS, STRATEGIES, Question, auto, propose, smallest_holding
+from budget_search.strategies.optuna import ask as optuna_ask
 from budget_search.trial import Tolerance, Trial, TrialKey
+from tests import strategy_contract as contract
 
 ADDITIVE = contract.additive_table()
 SMALL = contract.additive_table(contract.EFFECTS[:5])
@@ -108,6 +110,13 @@ def test_depths_found_on_the_recorded_table(name, depths, recorded):
 def test_an_unknown_strategy_is_named_with_the_known_ones():
     with pytest.raises(UsageError, match=r"'gredy'.*auto.*greedy"):
         propose("gredy", [], Question(4, Tolerance(1.0, {})))
+
+
+def test_a_strategy_sees_the_history_sorted_by_key(monkeypatch):
+    monkeypatch.setitem(STRATEGIES, "echo", lambda history, question: [trial.layers for trial in history])
+    sets = [dropping(0, 1), dropping(3), dropping()]
+    history = [contract.trial_of(layers, 90.0) for layers in sets]
+    assert propose("echo", history, Question(4, Tolerance(1.0, {1.0: 90.0}))) == sorted(sets)
 
 
 def test_importing_the_strategies_loads_neither_optuna_nor_torch():
@@ -217,6 +226,16 @@ def test_optuna_ends_when_every_set_is_measured():
     assert len(play("optuna", SMALL, 1.0, evaluations=100).trials) == 2**5 - 2
 
 
+def test_optuna_proposes_a_set_once_however_wide_the_call():
+    question = contract.question_for(SMALL, 1.0, width=50, evaluations=100)
+    seeds = play("optuna", SMALL, 1.0, evaluations=5).trials
+    history = [contract.baseline_of(SMALL), *seeds]
+    while proposed := propose("optuna", history, question):
+        assert len(set(proposed)) == len(proposed)
+        history += [SMALL.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
+    assert len(history) == 2**5 - 1
+
+
 def test_optuna_draws_by_seed():
     history = [contract.baseline_of(ADDITIVE), *play("optuna", ADDITIVE, 2.0, evaluations=20).trials]
     other = contract.question_for(ADDITIVE, 2.0, seed=1)
@@ -229,10 +248,14 @@ def test_optuna_is_quiet_and_leaves_its_settings_as_they_were(capfd):
     import optuna
 
     before = optuna.logging.get_verbosity()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        play("optuna", SMALL, 1.0, evaluations=14)
-    assert optuna.logging.get_verbosity() == before
+    optuna.logging.set_verbosity(optuna.logging.DEBUG)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            play("optuna", SMALL, 1.0, evaluations=14)
+        assert optuna.logging.get_verbosity() == optuna.logging.DEBUG
+    finally:
+        optuna.logging.set_verbosity(before)
     assert capfd.readouterr() == ("", "")
 
 
@@ -272,3 +295,23 @@ def test_auto_needs_fewer_evaluations_than_greedy_for_the_same_depth():
     auto, greedy = play("auto", ADDITIVE, 3.0, evaluations=30), play("greedy", ADDITIVE, 3.0)
     assert auto.choice.depth == greedy.choice.depth
     assert len(auto.trials) < len(greedy.trials)
+
+
+def test_auto_asks_optuna_for_every_third_set_below_the_first_answer(monkeypatch):
+    widths = []
+
+    def ask(history, question):
+        widths.append(question.width)
+        return optuna_ask(history, question)
+
+    monkeypatch.setattr(auto, "ask", ask)
+    play("auto", ADDITIVE, 1.0, evaluations=30)
+    assert set(widths) == {1}
+    assert 4 <= len(widths) <= 30 / 3
+
+
+def test_a_collapsed_trial_does_not_count_against_single_layers():
+    question = contract.question_for(ADDITIVE, 1.0)
+    usual = list(play("greedy", ADDITIVE, 1.0).trials)
+    collapsed = replace(contract.trial_of(LayerSet((5,), 12), 50.0), state="collapsed")
+    assert auto.layer_effects([*usual, collapsed], question) == auto.layer_effects(usual, question)

@@ -69,7 +69,7 @@ def below(history: Sequence[Trial], question: Question) -> list[LayerSet]:
     steps = likeliest_first(unmeasured(one_step_below(answer), history, question), history, question)
     turns = range(len(history), len(history) + question.width)
     asked = sum(turn % OPTUNA_EVERY == 0 for turn in turns) if steps else question.width
-    drawn = ask(history, replace(question, width=asked))
+    drawn = ask(history, replace(question, width=asked)) if asked else []
     return unmeasured([*drawn, *steps], history, question)[: question.width]
 
 

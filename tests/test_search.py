@@ -1,0 +1,214 @@
+"""The loop: what it runs, what it never runs again, when it stops and what it answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from budget_search.errors import BudgetSearchError
+from budget_search.layers import LayerSet
+from budget_search.trial import FULL_RUNG, SearchBudget
+from tests.worlds import EFFECTS, Memory, World, fewest_layers, plan, search, without_interruption
+
+FULL = LayerSet.full(12)
+
+
+def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
+    world, memory = World(), Memory()
+    answers = search(world, memory).run()
+    for delta, layers in answers.items():
+        assert 90 - world.worth(layers) <= delta
+        assert layers.depth <= fewest_layers(world, delta) + 2
+        confirmed = [t for t in memory.trials if t.layers == layers and t.split == "certification"]
+        assert {trial.key.seed for trial in confirmed} == {42, 43, 44}
+        assert all(trial.rung == FULL_RUNG for trial in confirmed)
+
+
+def test_greedy_finds_the_fewest_layers_where_losses_add_up() -> None:
+    world = World()
+    answers = search(world, Memory(), plan(strategy="greedy")).run()
+    assert {delta: layers.depth for delta, layers in answers.items()} == {
+        delta: fewest_layers(world, delta) for delta in (1.0, 2.0, 3.0)
+    }
+
+
+def test_screens_and_confirmations_never_share_a_seed() -> None:
+    world = World()
+    search(world, Memory()).run()
+    seeds = {split: {job.key.seed for job in world.asked if job.split == split} for split in ("selection", "certification")}
+    assert not seeds["selection"] & seeds["certification"]
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 4, 7, 12, 20, 29, 41, 50])
+def test_interrupted_anywhere_it_ends_as_if_nothing_had_happened(after: int) -> None:
+    world = World(seed_sd=0.3, screen_sd=0.3, interrupt_after=after)
+    undisturbed = Memory()
+    expected = search(without_interruption(world), undisturbed).run()
+    memory = Memory()
+    if after < len(undisturbed.trials):
+        with pytest.raises(KeyboardInterrupt):
+            search(world, memory).run()
+        assert len(memory.trials) == after
+    answers = search(without_interruption(world), memory).run()
+    assert answers == expected
+    assert Counter(trial.key for trial in memory.trials) == Counter(trial.key for trial in undisturbed.trials)
+
+
+def test_the_same_question_again_runs_nothing() -> None:
+    world, memory = World(seed_sd=0.3, screen_sd=0.3), Memory()
+    first = search(world, memory).run()
+    again = without_interruption(world)
+    assert search(again, memory).run() == first
+    assert again.asked == []
+
+
+def test_another_delta_reuses_what_was_measured() -> None:
+    memory = Memory()
+    search(World(), memory, plan(deltas=(2.0,))).run()
+    known = {trial.key for trial in memory.trials}
+    more = World()
+    search(more, memory, plan(deltas=(1.0,))).run()
+    assert not known & {job.key for job in more.asked}
+    assert not any(job.key.layers.is_full for job in more.asked)
+
+
+def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
+    best = LayerSet((0, 1, 2, 3), 6)
+    world = World(effects=(5, 4, 3, 2.5, 0.1, 0.1), collapses_below={best: 0.9})
+    memory = Memory()
+    answers = search(world, memory, plan(total=6, deltas=(1.0,), screen_rung=0.25)).run()
+    assert answers == {1.0: best}
+    assert [t.rung for t in memory.history if t.layers == best and t.split == "selection"] == [0.25, 0.5, 1.0]
+
+
+def test_screens_whose_ranking_misleads_are_lengthened() -> None:
+    world = World(misleading_below=0.2)
+    found = search(world, Memory(), plan(deltas=(2.0,)))
+    answers = found.run()
+    assert found.screens().rung == pytest.approx(1 / 3)
+    assert any("lengthened" in note for note in found.notes())
+    assert answers[2.0].depth <= fewest_layers(world, 2.0) + 2
+
+
+def test_screens_that_agree_with_longer_runs_stay_short() -> None:
+    found = search(World(screen_sd=0.1), Memory(), plan(deltas=(2.0,)))
+    found.run()
+    assert found.screens().rung == pytest.approx(1 / 6)
+    assert not any("lengthened" in note for note in found.notes())
+
+
+def test_a_set_beyond_hope_is_not_given_every_seed() -> None:
+    # The screen flatters this set by 20 points: it will be confirmed first, and fail by far.
+    flattered = LayerSet((0, 1, 2), 12)
+
+    class Flattering(World):
+        def worth(self, layers: LayerSet) -> float:
+            return super().worth(layers)
+
+        def measure(self, job):  # type: ignore[no-untyped-def]
+            trial = super().measure(job)
+            return replace(trial, score=trial.score + 20) if job.split == "selection" and job.key.layers == flattered else trial
+
+    world = Flattering()
+    answers = search(world, Memory(), plan(deltas=(1.0,), strategy="top")).run()
+    runs = [job for job in world.asked if job.key.layers == flattered and job.split == "certification"]
+    assert len(runs) == 1
+    assert answers[1.0] != flattered
+
+
+def test_a_set_that_diverges_is_no_answer() -> None:
+    memory = Memory()
+    first = search(World(), memory, plan(deltas=(2.0,))).run()[2.0]
+    answers = search(World(diverging=frozenset({first})), Memory(), plan(deltas=(2.0,))).run()
+    assert answers[2.0] != first
+    assert 90 - World().worth(answers[2.0]) <= 2.0
+
+
+def test_a_collapsed_confirmation_counts_with_its_score() -> None:
+    worst = LayerSet((0, 1, 2, 3, 4, 5), 12)
+    world = World(effects=(9,) * 6 + (0.0,) * 6, collapses_below={worst: 2.0})
+    memory = Memory()
+    named = plan(deltas=(1.0,), named=(worst,))
+    answers = search(world, memory, named).run()
+    assert search(world, memory, named).confirmations().collapsed(worst) == 3
+    assert answers[1.0] == FULL
+
+
+def test_what_failed_for_the_machines_reasons_is_run_again_with_the_same_seed() -> None:
+    world, memory = World(machine_failures=1), Memory()
+    answers = search(world, memory).run()
+    assert answers == search(World(), Memory()).run()
+    assert Counter(job.key for job in world.asked).most_common(1)[0][1] == 2
+    assert not any(trial.machine_failure for trial in memory.history)
+
+
+def test_failing_twice_for_the_machines_reasons_stops_the_search_and_keeps_the_rest() -> None:
+    memory = Memory()
+    with pytest.raises(BudgetSearchError, match="out of memory.*free memory"):
+        search(World(machine_failures=8), memory).run()
+    assert search(World(), memory).run() == search(World(), Memory()).run()
+
+
+def test_a_baseline_that_diverges_is_an_error() -> None:
+    with pytest.raises(BudgetSearchError, match=r"full model could not be fine-tuned.*nan"):
+        search(World(diverging=frozenset({FULL})), Memory()).run()
+
+
+def test_a_baseline_that_learns_nothing_is_an_error() -> None:
+    with pytest.raises(BudgetSearchError, match="learnt nothing"):
+        search(World(collapses_below={FULL: 2.0}), Memory()).run()
+
+
+@pytest.mark.parametrize("limit", [4, 9, 15, 25])
+def test_the_limit_of_fine_tunes_is_kept(limit: int) -> None:
+    world, memory = World(screen_sd=0.2, seed_sd=0.2), Memory()
+    answers = search(world, memory, plan(budget=SearchBudget(max_trials=limit))).run()
+    assert len(memory.trials) <= limit
+    for delta, layers in answers.items():
+        assert layers == FULL or 90 - world.worth(layers) <= delta + 0.5
+
+
+def test_the_limit_of_hours_lets_no_screen_begin_after_it() -> None:
+    world = World()
+    answers = search(world, Memory(), plan(budget=SearchBudget(max_hours=1e-9))).run()
+    assert all(layers == FULL for layers in answers.values())
+    assert {job.key.layers for job in world.asked} == {FULL}
+
+
+def test_named_sets_are_measured_in_full_and_nothing_else() -> None:
+    named = (LayerSet((0, 1, 2, 3, 5, 7, 9), 12), LayerSet((0, 1, 2), 12))
+    world = World()
+    answers = search(world, Memory(), plan(named=named)).run()
+    assert {job.key.layers for job in world.asked} == {FULL, *named}
+    assert {job.split for job in world.asked} == {"certification"}
+    lost = {layers: 90 - world.worth(layers) for layers in named}
+    assert answers == {d: min([s for s in named if lost[s] <= d], key=lambda s: s.depth, default=FULL) for d in answers}
+
+
+def test_certified_answers_need_the_bound_within_delta() -> None:
+    observed = search(World(), Memory(), plan(deltas=(1.0,)), half_width=0.5).run()[1.0]
+    certified = search(World(), Memory(), plan(deltas=(1.0,), criterion="certified"), half_width=0.5).run()[1.0]
+    assert certified.depth > observed.depth
+    assert 90 - World().worth(certified) <= 0.5
+
+
+def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:
+    class Watching(Memory):
+        def append(self, trial):  # type: ignore[no-untyped-def]
+            if trial.split == "certification" and not trial.layers.is_full:
+                noted = self.facts["candidates for 2 points"]
+                assert trial.layers.compact in noted
+            super().append(trial)
+
+    memory = Watching()
+    search(World(), memory, plan(deltas=(2.0,))).run()
+    assert any(trial.split == "certification" and not trial.layers.is_full for trial in memory.trials)
+
+
+def test_fixed_layers_stay() -> None:
+    kept = frozenset({EFFECTS.index(min(EFFECTS))})
+    world = World()
+    search(world, Memory(), plan(fixed=kept)).run()
+    assert all(kept <= set(job.key.layers.kept) for job in world.asked)

@@ -1,0 +1,154 @@
+"""A made-up world to search in: every layer is worth some points, screens see them through noise and bias."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from zlib import crc32
+
+from budget_search.layers import LayerSet
+from budget_search.search import Plan, Search
+from budget_search.trial import FULL_RUNG, Job, Trial
+from budget_search.verdict import Judgement
+
+BASELINE = 90.0
+EFFECTS = (3.1, 2.2, 0.6, 0.3, 0.05, 0.9, 0.12, 0.4, 0.02, 0.7, 0.25, 0.08)
+
+
+@dataclass
+class World:
+    """Stands where fine-tunes are: answers jobs from the effects of the layers. Counts what it is asked."""
+
+    effects: Sequence[float] = EFFECTS
+    seed_sd: float = 0.0
+    screen_sd: float = 0.0
+    collapses_below: Mapping[LayerSet, float] = field(default_factory=dict)
+    misleading_below: float = 0.0
+    diverging: frozenset[LayerSet] = frozenset()
+    machine_failures: int = 0
+    interrupt_after: int | None = None
+    asked: list[Job] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        return len(self.effects)
+
+    def worth(self, layers: LayerSet) -> float:
+        return BASELINE - sum(self.effects[index] for index in layers.dropped)
+
+    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+        for job in jobs:
+            if self.interrupt_after is not None and len(self.asked) >= self.interrupt_after:
+                raise KeyboardInterrupt
+            self.asked.append(job)
+            yield self.measure(job)
+
+    def measure(self, job: Job) -> Trial:
+        key = job.key
+        if self.machine_failures:
+            self.machine_failures -= 1
+            return Trial(key, job.split, "failed", error="out of memory", machine_failure=True)
+        if key.layers in self.diverging and key.rung == FULL_RUNG:
+            return Trial(key, job.split, "failed", error="the loss was nan")
+        if key.rung < self.collapses_below.get(key.layers, 0.0):
+            return Trial(key, job.split, "collapsed", 50.0)
+        if key.rung < self.misleading_below and not key.layers.is_full:
+            return Trial(key, job.split, "complete", 60 + 20 * _drawn("nothing", key.layers, key.rung))
+        noise = self.seed_sd if job.split == "certification" else self.screen_sd
+        score = self.worth(key.layers) + noise * _normal(key.layers, key.rung, key.seed)
+        tokens = round(1000 * key.rung)
+        return Trial(key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
+
+
+@dataclass
+class Memory:
+    """A store without a disk."""
+
+    trials: list[Trial] = field(default_factory=list)
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[Trial]:
+        return sorted({trial.key: trial for trial in self.trials}.values(), key=lambda trial: trial.key)
+
+    def append(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return dict(self.noted)
+
+    def note(self, **facts: Any) -> None:
+        self.noted.update(facts)
+
+
+class Silent:
+    """An observer that only remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+
+    def planned(self, *facts: Any) -> None: ...
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def started(self, jobs: Sequence[Job]) -> None: ...
+
+    def finished(self, trial: Trial) -> None: ...
+
+    def answered(self, delta: float, layers: LayerSet) -> None: ...
+
+
+def plan(**changes: Any) -> Plan:
+    fields: dict[str, Any] = {
+        "total": 12, "deltas": (1.0, 2.0, 3.0), "strategy": "auto", "seeds": (42, 43, 44), "screen_seed": 7,
+        "screen_rung": 1 / 6, "evaluations": 30,
+    }  # fmt: skip
+    return Plan(**{**fields, **changes})
+
+
+def search(world: World, memory: Memory, wanted: Plan | None = None, half_width: float = 0.3) -> Search:
+    """A search in the world; bounds lie ``half_width`` points above the mean at 95 %."""
+    wanted = wanted or plan(total=world.total)
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        lost = found.confirmations().lost(layers)
+        return Judgement(
+            degradation=math.fsum(lost) / len(lost),
+            seed_part=(half_width / 1.645) ** 2,
+            example_part=0.0,
+            seed_freedom=10**6,
+            seeds=len(lost),
+            examples=1000,
+            confidence=confidence,
+        )
+
+    found = Search(wanted, memory, world.run_jobs, judge, Silent())
+    return found
+
+
+def fewest_layers(world: World, delta: float) -> int:
+    """How many layers the best set within delta keeps, by dropping the cheapest."""
+    spent, depth = 0.0, world.total
+    for effect in sorted(world.effects):
+        spent += effect
+        if spent > delta + 1e-9 or depth == 1:
+            return depth
+        depth -= 1
+    return depth
+
+
+def without_interruption(world: World) -> World:
+    return replace(world, interrupt_after=None, asked=[])
+
+
+def _drawn(*what: object) -> float:
+    """Between 0 and 1, the same for the same arguments in every process."""
+    return (crc32(repr(what).encode()) + 0.5) / 2**32
+
+
+def _normal(*what: object) -> float:
+    return math.sqrt(-2 * math.log(_drawn("radius", *what))) * math.cos(2 * math.pi * _drawn("angle", *what))
