@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
+import torch
 from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from budget_search.evaluate import Workplace, run_job
-from budget_search.trial import Job, Trial
+from budget_search.evaluate import Workplace, run_job, score_from_weights
+from budget_search.trial import Job, Trial, TrialKey
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
 
 
 class Workers:
@@ -23,35 +28,33 @@ class Workers:
         self.count = count
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
-        if self.count == 1 or len(jobs) == 1:
-            yield from (_run_here(self.workplace, job) for job in jobs)
-            return
-        yield from self._run_beside_each_other(jobs)
-
-    def _run_beside_each_other(self, jobs: Sequence[Job]) -> Iterator[Trial]:
         waiting = {job.key: job for job in jobs}
-        calls = (delayed(run_job)(self.workplace, job) for job in jobs)
         try:
-            with Parallel(
-                n_jobs=self.count,
-                batch_size=1,
-                pre_dispatch=self.count,
-                return_as="generator_unordered",
-                inner_max_num_threads=1,
-                backend="loky",
-            ) as pool:
-                for trial in pool(calls):
-                    del waiting[trial.key]
-                    yield trial
+            for trial in self._each(run_job, jobs):
+                del waiting[trial.key]
+                yield trial
         except TerminatedWorkerError:
             # Nobody can tell which job it was: all that had not finished come back as the machine's failures.
             for job in waiting.values():
                 yield Trial(job.key, job.split, "failed", error="its worker process was killed", machine_failure=True)
 
+    def score(self, keys: Sequence[TrialKey]) -> None:
+        """Have the kept weights of these confirmations predict ``held_out``, once."""
+        for _ in self._each(score_from_weights, keys):
+            pass
 
-def _run_here(workplace: Workplace, job: Job) -> Trial:
-    import torch
-
-    if workplace.device.kind == "cpu":
-        torch.set_num_threads(1)
-    return run_job(workplace, job)
+    def _each(self, function: Callable[[Workplace, Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
+        if self.count == 1 or len(items) == 1:
+            if self.workplace.device.kind == "cpu":
+                torch.set_num_threads(1)
+            yield from (function(self.workplace, item) for item in items)
+            return
+        with Parallel(
+            n_jobs=self.count,
+            batch_size=1,
+            pre_dispatch=self.count,
+            return_as="generator_unordered",
+            inner_max_num_threads=1,
+            backend="loky",
+        ) as pool:
+            yield from pool(delayed(function)(self.workplace, item) for item in items)

@@ -100,17 +100,24 @@ def _run(workplace: Workplace, job: Job) -> Trial:
     )
 
 
-def predict_from_weights(workplace: Workplace, key: TrialKey, split: str) -> np.ndarray:
-    """Outputs of a confirmed model on a further split, from its kept weights; computed once, then read from disk."""
-    path = workplace.folder.outputs(key, split)
-    if path.exists():
-        return np.asarray(np.load(path))
-    model = AutoModelForSequenceClassification.from_pretrained(
-        workplace.folder.weights(key), dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
-    ).to(workplace.device.name)
-    outputs = predict(model, split_of(workplace, split), workplace.device)
-    save_outputs(path, outputs)
-    return outputs
+def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
+    """Write down a confirmed model's outputs on ``held_out``, from its kept weights; once."""
+    path = workplace.folder.outputs(key, "held_out")
+    if not path.exists():
+        model = load_weights(workplace, key)
+        save_outputs(path, predict(model, split_of(workplace, "held_out"), workplace.device))
+
+
+def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
+    """A confirmed model, on the device. Where somebody deleted it, the same seed makes the same model again."""
+    folder = workplace.folder.weights(key)
+    if not folder.exists():
+        run_job(workplace, Job(key, "certification", keep_weights=True))
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
+    )
+    torch.nn.Module.to(model, workplace.device.name)
+    return model
 
 
 def save_outputs(path: Path, outputs: np.ndarray) -> None:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from budget_search.batches import DeviceSplit
 from budget_search.cost import flops, measure_inference, parameters
-from budget_search.evaluate import Workplace, predict_from_weights, run_job, split_of
+from budget_search.evaluate import load_weights, split_of
 from budget_search.layers import LayerSet
 from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary
 from budget_search.summary import Measured, Summary
-from budget_search.trial import FULL_RUNG, Job, TrialKey
+from budget_search.trial import FULL_RUNG, TrialKey
 
 if TYPE_CHECKING:
+    from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
     from budget_search.search import Search
     from budget_search.store import StudyFolder
@@ -30,19 +30,16 @@ TIMED_BATCHES = (1, 32)
 TIMED_SECONDS = 20.0
 
 
-def measure_answers(
-    workplace: Workplace, search: Search, answers: Mapping[float, LayerSet]
-) -> dict[LayerSet, Measured]:
+def measure_answers(workers: Workers, search: Search, answers: Mapping[float, LayerSet]) -> dict[LayerSet, Measured]:
     """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
-    sets = [LayerSet.full(search.plan.total), *sorted({*answers.values()} - {LayerSet.full(search.plan.total)})]
-    for layers in sets:
-        for seed in search.plan.seeds:
-            _score_held_out(workplace, TrialKey(layers, FULL_RUNG, seed))
-    models = {str(layers): _load(workplace, median_key(search, layers)) for layers in sets}
-    split = split_of(workplace, "held_out")
-    batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
+    workplace, full = workers.workplace, LayerSet.full(search.plan.total)
+    sets = [full, *sorted({*answers.values()} - {full})]
+    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in search.plan.seeds])
     if workplace.device.kind == "cpu":
         torch.set_num_threads(1)
+    models = {str(layers): load_weights(workplace, median_key(search, layers)) for layers in sets}
+    split = split_of(workplace, "held_out")
+    batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
     return {
         layers: Measured(
@@ -104,26 +101,6 @@ def build_report(
         notes=(*task.notes, *notes),
         **identity,
     )
-
-
-def _score_held_out(workplace: Workplace, key: TrialKey) -> None:
-    if not workplace.folder.outputs(key, "held_out").exists():
-        _restore(workplace, key)
-        predict_from_weights(workplace, key, "held_out")
-
-
-def _load(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
-    _restore(workplace, key)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        workplace.folder.weights(key), dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
-    ).to(workplace.device.name)
-    return model
-
-
-def _restore(workplace: Workplace, key: TrialKey) -> None:
-    """Fine-tune again where somebody deleted the weights: the same seed gives the same model."""
-    if not workplace.folder.weights(key).exists():
-        run_job(workplace, Job(key, "certification", keep_weights=True))
 
 
 def _timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:

@@ -159,7 +159,11 @@ def _names_that_grow(
     names = tuple(
         name
         for name, old in lists.items()
-        if len(old) == trial.depth and name in after and len(after[name]) == trial.depth + 1
+        if len(old) == trial.depth
+        and name in after
+        and len(after[name]) == trial.depth + 1
+        # A list of lists holds stages, each with layers of its own.
+        and not any(isinstance(module, nn.ModuleList) for module in old)
     )
     # A list of bare projections or norms alone (one head per codebook, say) is not a stack of layers.
     composite = any(list(module.children()) for name in names for module in lists[name])

@@ -217,7 +217,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     try:
         answers = search.run()
         observer.stage("scoring the answers on held_out and timing them")
-        measured = measure_answers(workplace, search, answers)
+        measured = measure_answers(workers, search, answers)
     finally:
         wall_seconds = float(store.facts.get("wall_seconds", 0.0)) + time.monotonic() - began
         store.note(wall_seconds=wall_seconds)

@@ -1,0 +1,34 @@
+"""What several test files share: tiny models and tasks, made once per session."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def xlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_xlnet(tmp_path_factory.mktemp("models") / "tiny-xlnet")
+
+
+@pytest.fixture(scope="session")
+def sst2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train and validation, in the columns of SST-2."""
+    folder = tmp_path_factory.mktemp("tasks") / "sst2"
+    tiny.write_parquet(folder / "train.parquet", tiny.reviews(420, seed=1))
+    tiny.write_tsv(folder / "validation.tsv", tiny.reviews(120, seed=2))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qqp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks") / "qqp"
+    tiny.write_parquet(folder / "train.parquet", tiny.questions(420, seed=3))
+    tiny.write_parquet(folder / "validation.parquet", tiny.questions(120, seed=4))
+    return folder
