@@ -63,7 +63,7 @@ class Recipe:
 
 RECIPES = {
     # For a first look: one pass over a few thousand examples.
-    "quick": Recipe("quick", 1, 4_000, 32, 5e-5, 128, 0.1),
+    "quick": Recipe("quick", 1, 4_000, 16, 5e-5, 128, 0.1),
     # The middle of what BERT's authors recommend for fine-tuning (their appendix A.3), on at most 30,000 examples.
     "standard": Recipe("standard", 3, 30_000, 32, 3e-5, 128, 0.1),
     # run_glue's defaults at the time of Poor Man's BERT (its section 3 uses them); comes with the official splits.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import meta_device_safe_creation_ops, no_init_weights
+from transformers.initialization import no_init_weights
 
 from budget_search.errors import UnsupportedModelError
 
@@ -23,10 +23,11 @@ Settings = dict[str, Any]
 
 # Only narrows down what is tried; whether a number is the depth is found by building.
 _DEPTH_NAMES = re.compile("layer|depth|block", re.IGNORECASE)
+# A list under such a name may hold layer numbers.
 _LAYER_NUMBERS = re.compile("layer|block|idx|index|indices", re.IGNORECASE)
 # Lists that have nothing to do with layers, even when they happen to be as long as the model is deep.
 _NEVER_PER_LAYER = re.compile("token|architectures|label", re.IGNORECASE)
-
+# What a config carries and does not save.
 _UNSAVED = {"_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash"}
 
 
@@ -80,7 +81,7 @@ def build(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedMode
     """
     config = type(model.config).from_dict(dict(settings))
     _copy_unsaved(model.config, config)
-    with torch.random.fork_rng(devices=[]), no_init_weights(), meta_device_safe_creation_ops():
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), no_init_weights():
         return type(model)(config)
 
 

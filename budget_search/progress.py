@@ -64,7 +64,7 @@ class Console:
         else:
             self.say(
                 f"  to do        the full model with {seeds}; screens of {plan.screen_rung:.2g} of the recipe "
-                f"(up to {plan.evaluations} layer sets per delta); then the best sets in full with {seeds}"
+                f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}"
             )
         if known:
             self.say(f"  known        {plural(known, 'evaluation')} of this study are reused")

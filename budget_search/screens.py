@@ -1,11 +1,13 @@
 """What the screens of a study say, each against the baseline of its own rung, and how long a screen must be.
 
-A screen is worth its price only when its ranking agrees with longer runs. That is checked as the search goes: some
-sets are screened twice as long, and where the ranking differs, all later screens are that long.
+A screen is worth its price only when its ranking agrees with longer runs. That is checked as the search goes, with the
+confirmations that come anyway and, where it is cheap, with some sets screened twice as long; where the ranking differs,
+all later screens are longer.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -14,25 +16,26 @@ from scipy import stats
 from budget_search.layers import LayerSet
 from budget_search.trial import FULL_RUNG, Tolerance, Trial
 
-# Screens of one rung before it is checked, and how many of them are run twice as long for it.
+# Screens of one rung before some are run twice as long to check it, and how many sets a check needs.
 SCREENS_BEFORE_CHECK = 8
 CHECKED = 5
-# Rank correlation of the checked screens with their longer runs below which screens become longer.
+# Rank correlation of screens with longer runs below which screens become longer.
 AGREEMENT = 0.5
-# Beyond this, checking would cost as much as confirming.
-LONGEST_CHECKED_RUNG = 0.5
+# Beyond this, running screens just to check them would cost as much as confirming.
+LONGEST_CHECKING_RUNG = 0.5
 
 
 class Screens:
     """A view of a study's history: pure, made anew whenever the history has grown."""
 
     def __init__(self, history: Sequence[Trial], total: int, first_rung: float) -> None:
-        self._total = total
+        self._full = LayerSet.full(total)
         self._first_rung = first_rung
         self._by_rung: dict[float, dict[LayerSet, Trial]] = {}
         for trial in sorted(history, key=lambda trial: trial.key):
             if trial.split == "selection" and not trial.machine_failure:
                 self._by_rung.setdefault(trial.rung, {})[trial.layers] = trial
+        self._in_full = _lost_in_full(history, self._full)
 
     @cached_property
     def rung(self) -> float:
@@ -72,49 +75,52 @@ class Screens:
         ]
         wanted += [(layers, longer(self.rung)) for layers in self._checking(self.rung)]
         missing = [pair for pair in wanted if pair[0] not in self._by_rung.get(pair[1], {})]
-        full = LayerSet.full(self._total)
         rungs = {self.rung, *(rung for _, rung in missing)}
-        return [(full, rung) for rung in sorted(rungs) if full not in self._by_rung.get(rung, {})] + missing
+        baselines = [(self._full, rung) for rung in sorted(rungs) if self._full not in self._by_rung.get(rung, {})]
+        return baselines + missing
 
     def agreement(self, rung: float) -> float:
-        """Rank correlation of this rung's screens with runs twice as long; 1 while too few sets have both."""
-        both = self._checked(rung)
+        """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both."""
+        short, long = self._lost(rung), self._lost_longer(rung)
+        both = [layers for layers in short if layers in long]
         if len(both) < CHECKED:
             return 1.0
-        longer_runs = self._by_rung[longer(rung)]
-        return _rank_correlation(
-            [_worth(self._by_rung[rung][layers]) for layers in both], [_worth(longer_runs[layers]) for layers in both]
-        )
+        return _rank_correlation([short[layers] for layers in both], [long[layers] for layers in both])
 
-    def _checked(self, rung: float) -> list[LayerSet]:
-        """The sets that learnt something at this rung and were also run twice as long."""
-        longer_runs = self._by_rung.get(longer(rung), {})
-        return [layers for layers in self._usable(rung) if layers in longer_runs]
+    def _lost_longer(self, rung: float) -> dict[LayerSet, float]:
+        """Points lost per set in its longest run beyond this rung."""
+        lost: dict[LayerSet, float] = {}
+        for other in sorted(self._by_rung):
+            if other > rung:
+                lost |= self._lost(other)
+        return lost | self._in_full
+
+    def _lost(self, rung: float) -> dict[LayerSet, float]:
+        """Points lost per smaller set at this rung; only where the set and the full model learnt something."""
+        baseline = self._baseline(rung)
+        return {
+            layers: baseline - trial.score
+            for layers, trial in self._by_rung.get(rung, {}).items()
+            if baseline is not None and trial.score is not None and trial.state == "complete" and not layers.is_full
+        }
 
     def _checking(self, rung: float) -> list[LayerSet]:
         """The sets to run twice as long: spread evenly over the ranking, while too few sets have both."""
-        usable = self._usable(rung)
-        if longer(rung) > LONGEST_CHECKED_RUNG or len(usable) < SCREENS_BEFORE_CHECK:
+        lost = self._lost(rung)
+        if longer(rung) > LONGEST_CHECKING_RUNG or len(lost) < SCREENS_BEFORE_CHECK:
             return []
-        if len(self._checked(rung)) >= CHECKED:
+        if len(lost.keys() & self._lost(longer(rung)).keys()) >= CHECKED:
             return []
-        ranked = sorted(usable, key=lambda layers: (_worth(self._by_rung[rung][layers]), layers))
+        ranked = sorted(lost, key=lambda layers: (-lost[layers], layers))
         step = (len(ranked) - 1) / (CHECKED - 1)
         return [ranked[round(step * position)] for position in range(CHECKED)]
 
-    def _usable(self, rung: float) -> list[LayerSet]:
-        return [
-            layers
-            for layers, trial in self._by_rung.get(rung, {}).items()
-            if trial.state == "complete" and not layers.is_full
-        ]
-
     def _baseline(self, rung: float) -> float | None:
-        trial = self._by_rung.get(rung, {}).get(LayerSet.full(self._total))
+        trial = self._by_rung.get(rung, {}).get(self._full)
         return None if trial is None else trial.score
 
     def _baseline_collapsed(self, rung: float) -> bool:
-        trial = self._by_rung.get(rung, {}).get(LayerSet.full(self._total))
+        trial = self._by_rung.get(rung, {}).get(self._full)
         return trial is not None and trial.state != "complete"
 
 
@@ -123,8 +129,18 @@ def longer(rung: float) -> float:
     return min(FULL_RUNG, 2 * rung)
 
 
-def _worth(trial: Trial) -> float:
-    return float("-inf") if trial.score is None else trial.score
+def _lost_in_full(history: Sequence[Trial], full: LayerSet) -> dict[LayerSet, float]:
+    """Mean points lost per smaller set in its confirmations, seed by seed against the baseline's."""
+    baseline = {
+        trial.key.seed: trial.score for trial in history if trial.split == "certification" and trial.layers == full
+    }
+    lost: dict[LayerSet, list[float]] = {}
+    for trial in history:
+        reference = baseline.get(trial.key.seed)
+        if trial.split == "certification" and trial.layers != full and None not in (trial.score, reference):
+            assert trial.score is not None and reference is not None
+            lost.setdefault(trial.layers, []).append(reference - trial.score)
+    return {layers: statistics.fmean(values) for layers, values in lost.items()}
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

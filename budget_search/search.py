@@ -84,6 +84,13 @@ class Plan:
     named: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
 
+    def evaluations_until(self, position: int) -> int:
+        """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
+
+        The first has the largest part, since what it screens serves the others as well.
+        """
+        return round(self.evaluations * (position + 2) / (len(self.deltas) + 1))
+
 
 class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
     """The search budget does not allow the next evaluations."""
@@ -120,9 +127,9 @@ class Search:
         Raises BudgetSearchError when the baseline cannot be measured.
         """
         self._measure_baseline()
-        for delta in sorted(self.plan.deltas, reverse=True):
+        for position, delta in enumerate(sorted(self.plan.deltas, reverse=True)):
             try:
-                self._answer(delta)
+                self._answer(delta, self.plan.evaluations_until(position))
             except OutOfBudget:
                 self._observer.stage("the search budget is spent: the best confirmed answers so far stand")
                 break
@@ -167,13 +174,13 @@ class Search:
                 "class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
             )
 
-    def _answer(self, delta: float) -> None:
+    def _answer(self, delta: float, evaluations: int) -> None:
         if self.plan.named:
             self._observer.stage("measuring the named layer sets")
             candidates = list(self.plan.named)
         else:
             self._observer.stage(f"searching for the fewest layers within {delta:g} points")
-            self._explore(delta)
+            self._explore(delta, evaluations)
             candidates = self._plan_candidates(delta)
         for layers in candidates:
             if self._confirm(layers, delta) and not self.plan.named:
@@ -198,7 +205,8 @@ class Search:
 
     # -- screens ------------------------------------------------------------------------------------------------
 
-    def _explore(self, delta: float) -> None:
+    def _explore(self, delta: float, evaluations: int) -> None:
+        """Screen what the strategy proposes until it has finished, or this many sets are screened."""
         reserve = len(self.plan.seeds)
         while True:
             screens = self.screens()
@@ -213,7 +221,7 @@ class Search:
                 sampler=self.plan.sampler,
                 seed=self.plan.screen_seed,
                 width=self.plan.width,
-                evaluations=self.plan.evaluations,
+                evaluations=evaluations,
             )
             proposed = propose(self.plan.strategy, screens.judged, question)
             if not proposed:

@@ -362,7 +362,7 @@ def clip() -> Any:
         (bart, r"encoder-decoder pair.*model.encoder.layers \(2 layers\) and model.decoder.layers"),
         (t5, "encoder-decoder pair"),
         (clip, "joins several models"),
-        (funnel, "besides funnel.decoder.layers .* it has layers in funnel.encoder.blocks"),
+        (funnel, "besides decoder.layers .* it has layers in encoder.blocks"),
     ],
 )
 def test_models_without_one_stack_of_layers_are_refused(make: Callable[[], Any], reason: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from budget_search.errors import BudgetSearchError
 from budget_search.layers import LayerSet
-from budget_search.trial import FULL_RUNG, SearchBudget
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial
 from tests.worlds import EFFECTS, Memory, World, fewest_layers, plan, search, without_interruption
 
 FULL = LayerSet.full(12)
@@ -37,8 +37,8 @@ def test_greedy_finds_the_fewest_layers_where_losses_add_up() -> None:
 def test_screens_and_confirmations_never_share_a_seed() -> None:
     world = World()
     search(world, Memory()).run()
-    seeds = {split: {job.key.seed for job in world.asked if job.split == split} for split in ("selection", "certification")}
-    assert not seeds["selection"] & seeds["certification"]
+    screened = {job.key.seed for job in world.asked if job.split == "selection"}
+    assert not screened & {job.key.seed for job in world.asked if job.split == "certification"}
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 7, 12, 20, 29, 41, 50])
@@ -104,12 +104,10 @@ def test_a_set_beyond_hope_is_not_given_every_seed() -> None:
     flattered = LayerSet((0, 1, 2), 12)
 
     class Flattering(World):
-        def worth(self, layers: LayerSet) -> float:
-            return super().worth(layers)
-
-        def measure(self, job):  # type: ignore[no-untyped-def]
+        def measure(self, job: Job) -> Trial:
             trial = super().measure(job)
-            return replace(trial, score=trial.score + 20) if job.split == "selection" and job.key.layers == flattered else trial
+            flatters = job.split == "selection" and job.key.layers == flattered
+            return replace(trial, score=(trial.score or 0.0) + 20) if flatters else trial
 
     world = Flattering()
     answers = search(world, Memory(), plan(deltas=(1.0,), strategy="top")).run()
@@ -146,7 +144,7 @@ def test_what_failed_for_the_machines_reasons_is_run_again_with_the_same_seed() 
 
 def test_failing_twice_for_the_machines_reasons_stops_the_search_and_keeps_the_rest() -> None:
     memory = Memory()
-    with pytest.raises(BudgetSearchError, match="out of memory.*free memory"):
+    with pytest.raises(BudgetSearchError, match=r"out of memory.*free memory"):
         search(World(machine_failures=8), memory).run()
     assert search(World(), memory).run() == search(World(), Memory()).run()
 
@@ -196,7 +194,7 @@ def test_certified_answers_need_the_bound_within_delta() -> None:
 
 def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:
     class Watching(Memory):
-        def append(self, trial):  # type: ignore[no-untyped-def]
+        def append(self, trial: Trial) -> None:
             if trial.split == "certification" and not trial.layers.is_full:
                 noted = self.facts["candidates for 2 points"]
                 assert trial.layers.compact in noted

@@ -77,7 +77,7 @@ def one_step_below(layers: LayerSet) -> Iterator[LayerSet]:
     """The sets with one layer less, and those that differ from them by one exchanged layer."""
     for smaller in layers.smaller():
         yield smaller
-        yield from (smaller.drop(out).add(back) for out in smaller.kept for back in smaller.dropped)
+        yield from (smaller.add(back).drop(out) for out in smaller.kept for back in smaller.dropped)
 
 
 def likeliest_first(sets: Sequence[LayerSet], history: Sequence[Trial], question: Question) -> list[LayerSet]:
