@@ -20,6 +20,7 @@ from budget_search.batches import DeviceSplit
 from budget_search.config import Recipe
 from budget_search.device import Device
 from budget_search.encode import EncodedTask
+from budget_search.errors import UnsupportedModelError
 from budget_search.finetune import DivergedError, fine_tune, out_of_memory, predict
 from budget_search.metrics import collapsed, mean_loss, measure
 from budget_search.model import keep_layers
@@ -57,7 +58,7 @@ def run_job(workplace: Workplace, job: Job) -> Trial:
     workplace.device.reset_peak()
     try:
         return _run(workplace, job)
-    except DivergedError as error:
+    except (DivergedError, UnsupportedModelError) as error:
         return Trial(job.key, job.split, "failed", error=str(error))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
