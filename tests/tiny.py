@@ -81,7 +81,7 @@ def make_bert(folder: Path, layers: int = 4) -> Path:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(names), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, initializer_range=0.2,
+        max_position_embeddings=64, initializer_range=0.1,
     )  # fmt: skip
     BertForMaskedLM(config).save_pretrained(folder)
     tokenizer = BertTokenizer(vocab={name: number for number, name in enumerate(names)}, model_max_length=64)
@@ -99,7 +99,7 @@ def make_xlnet(folder: Path, layers: int = 3) -> Path:
     pieces += [("▁", -8.0), *((letter, -9.0) for letter in "abcdefghijklmnopqrstuvwxyz")]
     torch.manual_seed(0)
     config = XLNetConfig(
-        vocab_size=len(pieces), d_model=32, n_layer=layers, n_head=2, d_inner=64, initializer_range=0.2,
+        vocab_size=len(pieces), d_model=32, n_layer=layers, n_head=2, d_inner=64, initializer_range=0.1,
         pad_token_id=5, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     XLNetLMHeadModel(config).save_pretrained(folder)
@@ -209,3 +209,15 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def search_options(task: str) -> list[str]:
+    """A quick search on ``task`` with the model in ``bert``, both folders here."""
+    return ["--task", task, "--data-dir", task, "--model", "bert", *RECIPE]
+
+
+def run_script(script: str, folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=folder, env=dict(env), capture_output=True, text=True, check=False
+    )
