@@ -39,21 +39,27 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Options by name; ``command`` says which. Raises UsageError; ``--help`` and ``--version`` exit."""
+    """Options by name; ``command`` says which. What the command line leaves out comes from the environment, then, for
+    a search, from its ``--config`` file; None is left to the defaults.
+
+    Raises UsageError, for a wrong value naming where it came from; ``--help`` and ``--version`` exit.
+    """
     argv = _spread([_dashed(argument) for argument in argv])
     # Bare options mean a search; `budget-search --help` shows the commands.
     if argv and argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version"):
         argv = ["run", *argv]
-    return build_parser().parse_args(argv or ["--help"])
+    arguments = build_parser().parse_args(argv or ["--help"])
+    if arguments.command == "run":
+        settings = {**_from_file(arguments.config), **_from_environment((*_SEARCH_FIELDS, *_OTHER_OPTIONS))}
+    else:
+        settings = _from_environment(("studies_dir",))
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    return argparse.Namespace(**{**vars(arguments), **settings, **given})
 
 
 def request_from(arguments: argparse.Namespace) -> Request:
-    """A search's options with their values from, in this order: command line, environment, file, defaults.
-
-    Raises UsageError for an unknown or wrong value, naming where it came from.
-    """
-    given = {name: value for name, value in vars(arguments).items() if value is not None}
-    settings: dict[str, Any] = {**_from_file(given.get("config")), **_from_environment(), **given}
+    """The search that parsed options ask for. Raises UsageError for what is missing or wrong."""
+    settings = {name: value for name, value in vars(arguments).items() if value is not None}
     for required in ("task", "model"):
         if required not in settings:
             raise UsageError(f"--{required} is required; see `budget-search run --help`")
@@ -70,10 +76,13 @@ def request_from(arguments: argparse.Namespace) -> Request:
 def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="budget-search",
-        description="How few layers of a pre-trained transformer does your task need? Fine-tunes candidate layer sets, "
-        "reports the smallest that loses no more than you allow, and exports it as a plain Hugging Face checkpoint.",
-        epilog="Without a command the options are those of `run`: "
-        "budget-search --task qqp --model xlnet-base-cased --delta 0.01",
+        description="How few layers of a pre-trained transformer does your task need?\n"
+        "Fine-tunes candidate layer sets, reports the smallest that loses no more than you\n"
+        "allow, and exports it as a plain Hugging Face checkpoint.",
+        epilog="Without a command the options are those of `run`:\n"
+        "  budget-search --task qqp --model xlnet-base-cased --delta 0.01",
+        # Its lines stay as they are: commands are there to be copied.
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     from budget_search import __version__
@@ -240,10 +249,10 @@ _SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not
 _OTHER_OPTIONS = ("delta", "format", "fail_if_none", "quiet", "verbose", *RECIPE_FIELDS)
 
 
-def _from_environment() -> dict[str, Any]:
+def _from_environment(names: Sequence[str]) -> dict[str, Any]:
     prefix = "BUDGET_SEARCH_"
     found = {}
-    for name in (*_SEARCH_FIELDS, *_OTHER_OPTIONS):
+    for name in names:
         text = os.environ.get(prefix + name.upper())
         if text is not None:
             found[name] = _typed(name, text.split() if name in _LISTS else text, f"{prefix}{name.upper()}")
@@ -288,6 +297,8 @@ def _typed(name: str, value: Any, where: str) -> Any:
             return int(str(value))
         if name in _DECIMAL:
             return float(value)
+        if name == "format" and value not in FORMATS:
+            raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: cannot be {value!r}") from error
     return str(value)

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbose = "-v" in received or "--verbose" in received
     try:
         arguments = parse(received)
+        verbose = bool(arguments.verbose)
         _listen_to_signals()
         return _COMMANDS[arguments.command](arguments, received)
     except BudgetSearchError as error:
@@ -53,17 +54,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
+    from budget_search.destination import refuse_foreign
     from budget_search.progress import Console
-
-    console = Console(quiet=bool(arguments.quiet))
-    print(f"budget-search: {request.task} with {request.model}", file=sys.stderr, flush=True)
     from budget_search.session import answer, best_so_far, locate
 
     command = shlex.join(["budget-search", *received])
+    if request.output:
+        refuse_foreign(Path(request.output))
     found = locate(request)
-    print(f"study {found.folder.path}", file=sys.stderr, flush=True)
+    console = Console(quiet=bool(arguments.quiet))
+    console.say(f"budget-search: {request.task} with {request.model}, study {found.folder.path}")
     try:
-        report = answer(found, console, command)
+        report = answer(found, console, _without_places(received))
     except KeyboardInterrupt:
         console.close()
         print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
@@ -73,7 +75,7 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         console.close()
     if request.output:
         _export_answer(found.folder, report, min(request.deltas), Path(request.output))
-    _print(report, arguments.format or "table")
+    _print(report, arguments.format or "table", exported=request.output)
     none_found = all(result.is_full for result in report.results)
     return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
 
@@ -149,10 +151,15 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
 }
 
 
-def _print(report: Any, form: str) -> None:
+def _without_places(received: Sequence[str]) -> str:
+    """The command for whoever reads the report: with base names, not with where things lie on this machine."""
+    return shlex.join(["budget-search", *(Path(word).name if Path(word).is_absolute() else word for word in received)])
+
+
+def _print(report: Any, form: str, exported: str | None = None) -> None:
     from budget_search.render import render
 
-    sys.stdout.write(render([report], form))
+    sys.stdout.write(render([report], form, exported))
     sys.stdout.flush()
 
 

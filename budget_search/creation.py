@@ -16,6 +16,7 @@ from budget_search.data import load_task
 from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
 from budget_search.errors import BudgetSearchError
+from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
 from budget_search.parent import load_tokenizer, outline
 from budget_search.splits import SplitTask, carve
@@ -37,6 +38,9 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     trust = found.request.trust_remote_code
     tokenizer = load_tokenizer(found.parent, trust_remote_code=trust)
     model = outline(found.parent, trust_remote_code=trust)
+    shape = _shape_of(model)
+    for text in found.request.layers:
+        LayerSet.parse(text, shape["layers_total"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
     limit = longest_input(model.config, tokenizer)
@@ -46,7 +50,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
         max_length=min(config.recipe.max_length, limit or config.recipe.max_length),
         takes_segments=takes_segments(model.config, model.forward),
     )
-    facts = {**_shape_of(model), "device": device.describe(), "created": now()}
+    facts = {**shape, "device": device.describe(), "created": now()}
     with _whole_folder(found.folder) as draft:
         encoded.save(draft.examples)
         tokenizer.save_pretrained(draft.tokenizer)

@@ -63,6 +63,11 @@ class EncodedTask:
     pad_left: bool
     notes: tuple[str, ...] = ()
 
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """``held_out`` and further ones, such as MNLI's ``held_out_mismatched``."""
+        return tuple(name for name in self.splits if name.startswith("held_out"))
+
     def label_shares(self, split: str) -> dict[str, float]:
         """The fraction of each label in a split, by name; empty for scores."""
         labels = self.splits[split].labels
@@ -99,7 +104,10 @@ class EncodedTask:
                 header[name] = tuple(header[name])
             return cls(splits=splits, **header)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise StudyError(f"cannot read the tokenised examples {path}: {error}") from error
+            raise StudyError(
+                f"the tokenised examples {path} are damaged or not there ({type(error).__name__}); "
+                "to begin anew, move the study's folder away"
+            ) from error
 
 
 _ARRAYS = ("tokens", "segments", "offsets", "labels")

@@ -102,11 +102,12 @@ def _run(workplace: Workplace, job: Job) -> Trial:
 
 
 def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
-    """Write down a confirmed model's outputs on ``held_out``, from its kept weights; once."""
-    path = workplace.folder.outputs(key, "held_out")
-    if not path.exists():
+    """Write down a confirmed model's outputs on every held-out split, from its kept weights; once."""
+    wanted = {name: workplace.folder.outputs(key, name) for name in loaded(workplace).task.held_out_splits}
+    if missing := {name: path for name, path in wanted.items() if not path.exists()}:
         model = load_weights(workplace, key)
-        save_outputs(path, predict(model, split_of(workplace, "held_out"), workplace.device))
+        for name, path in missing.items():
+            save_outputs(path, predict(model, split_of(workplace, name), workplace.device))
 
 
 def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from statistics import fmean
 
 import numpy as np
 
@@ -39,6 +40,14 @@ class Evidence:
         names = (self._task.metric, *self._task.also)
         per_seed = [measure(names, self._outputs(layers, split, seed), self._labels(split)) for seed in self._seeds]
         return {name: [metrics[name] for metrics in per_seed] for name in names}
+
+    def means(self, layers: LayerSet) -> dict[str, float]:
+        """Every metric on certification, and the primary one on held-out splits beyond the main one; over the seeds."""
+        found = {name: fmean(values) for name, values in self.metrics(layers, "certification").items()}
+        for split in self._task.held_out_splits:
+            if split != "held_out":
+                found[f"{self._task.metric}_{split}"] = fmean(self.metrics(layers, split)[self._task.metric])
+        return found
 
     def _of_all_seeds(self, layers: LayerSet, split: str) -> np.ndarray:
         return np.stack([self._contributions(layers, split, seed) for seed in self._seeds])

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
-from budget_search.errors import StudyError, UsageError
+from budget_search.destination import MARKER, refuse_foreign
+from budget_search.errors import StudyError
 from budget_search.records import plain
 
-MARKER = "budget_search.json"
 CARD = "README.md"
 # The same weights on the same machine; only where the allocator put them may differ, and with it the order of sums.
 LOGIT_TOLERANCE = 1e-5
@@ -82,24 +82,6 @@ def export_checkpoint(
         text = json.dumps(plain(evidence), indent=2, allow_nan=False)
         (folder / MARKER).write_text(f"{text}\n", encoding="utf-8")
     return Export(output, score, examples, difference)
-
-
-def refuse_foreign(output: Path) -> None:
-    """Raises UsageError when ``output`` is anything but absent, an empty folder, or an earlier export and no more."""
-    advice = "choose another folder for --output"
-    if not output.exists() and not output.is_symlink():
-        return
-    if output.is_symlink() or not output.is_dir():
-        raise UsageError(f"{output} is not a folder; {advice}")
-    present = {path.name for path in output.iterdir()}
-    if not present:
-        return
-    try:
-        ours = set(json.loads((output / MARKER).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{output} is not empty and not an export of budget-search; {advice}") from None
-    if foreign := sorted(present - ours):
-        raise UsageError(f"{output} holds more than an export of budget-search ({', '.join(foreign)}); {advice}")
 
 
 @contextmanager

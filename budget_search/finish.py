@@ -37,7 +37,8 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in search.plan.seeds])
     if workplace.device.kind == "cpu":
         torch.set_num_threads(1)
-    models = {str(layers): load_weights(workplace, median_key(search, layers)) for layers in sets}
+    seeds = {layers: search.confirmations().median_seed(layers) for layers in sets}
+    models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
     split = split_of(workplace, "held_out")
     batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
@@ -49,11 +50,6 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
         )
         for layers in sets
     }
-
-
-def median_key(search: Search, layers: LayerSet) -> TrialKey:
-    """The confirmation whose score is the median over the seeds."""
-    return TrialKey(layers, FULL_RUNG, search.confirmations().median_seed(layers))
 
 
 def prune_weights(folder: StudyFolder, search: Search) -> None:

@@ -17,7 +17,7 @@ from budget_search.export import Export, HeldOut, export_checkpoint
 from budget_search.finetune import predict
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
-from budget_search.report import Report, Result
+from budget_search.report import Report
 from budget_search.session import stored_config
 from budget_search.trial import FULL_RUNG, TrialKey
 
@@ -34,7 +34,9 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
     gone or damaged.
     """
     result = report.result(delta)
-    key = median_of(report, result)
+    if result.exported_seed is None:
+        raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")
+    key = TrialKey(LayerSet(result.kept, report.layers_total), FULL_RUNG, result.exported_seed)
     weights = folder.weights(key)
     if not weights.is_dir():
         raise StudyError(
@@ -51,17 +53,6 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
         card=lambda score: model_card(report, result, score, name=output.name),
     )
-
-
-def median_of(report: Report, result: Result) -> TrialKey:
-    """The confirmation with the median score over the seeds; of an even number, the lower middle one."""
-    scores = sorted(
-        (trial.score, trial.seed)
-        for trial in report.trials
-        if trial.kept == result.kept and trial.split == "certification" and trial.score is not None
-    )
-    seed = scores[(len(scores) - 1) // 2][1]
-    return TrialKey(LayerSet(result.kept, report.layers_total), FULL_RUNG, seed)
 
 
 def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:

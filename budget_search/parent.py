@@ -95,6 +95,15 @@ def _require_files(folder: Path, model: str) -> None:
         raise UsageError(f"--model {model}: no config.json in that folder; give the folder save_pretrained wrote")
     if not _has_weights(folder):
         raise UsageError(f"--model {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin")
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob(_WEIGHTS[0])):
+        try:
+            # Reads the table of contents, and finds a file that was cut short.
+            with safe_open(path, framework="np"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"--model {model}: {path.name} is damaged ({error}); get the file anew") from error
 
 
 def _folder_digest(folder: Path) -> str:
@@ -128,6 +137,9 @@ def load_tokenizer(parent: Parent, *, trust_remote_code: bool = False) -> PreTra
         tokenizer = AutoTokenizer.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UsageError(f"the tokenizer of {parent.name} cannot be loaded: {_first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Transformers makes one up, without a word, where the files are missing.
+        raise UsageError(f"the tokenizer of {parent.name} knows no words; are tokenizer.json or vocab.txt missing?")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UsageError(f"the tokenizer of {parent.name} has no padding token and no end token to pad with")

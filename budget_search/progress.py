@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console as Terminal
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -18,7 +17,8 @@ from rich.progress import (
 )
 
 from budget_search.layers import LayerSet
-from budget_search.trial import FULL_RUNG, Job, Trial
+from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.verdict import resolution
 from budget_search.wording import duration, plural, points
 
 if TYPE_CHECKING:
@@ -32,22 +32,20 @@ TYPICAL_SHARE = 0.6
 
 
 class Console:
-    """Tells people. ``quiet`` says nothing but the first line."""
+    """Tells people: plain lines, and on a terminal a bar below them. ``quiet`` says nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
         self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
         self._bar: Progress | None = None
-        self._task: TaskID | None = None
-        self._best = ""
-        self._done = 0.0
+        self._task = TaskID(0)
 
     def say(self, text: str) -> None:
         if not self._quiet:
             self._terminal.print(text, markup=False)
 
     def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: int
+        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
     ) -> None:
         """Before anything long: what will be done, in a few lines."""
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
@@ -59,6 +57,8 @@ class Console:
             f"{steps:,} steps; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time"
         )
         seeds = plural(len(plan.seeds), "seed")
+        certifiable = resolution(task.splits["certification"].examples, len(plan.seeds), confidence=plan.confidence)
+        self.say(f"  to expect    {certifiable.explanation}")
         if plan.named:
             self.say(f"  to do        {plural(len(plan.named), 'named layer set')} and the full model, {seeds} each")
         else:
@@ -67,38 +67,65 @@ class Console:
                 f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}"
             )
         if known:
-            self.say(f"  known        {plural(known, 'evaluation')} of this study are reused")
+            self.say(f"  known        {plural(len(known), 'evaluation')} of this study, reused")
+        self._show_bar(_expected(plan), sum(_share(trial.key) for trial in known))
 
     def stage(self, text: str) -> None:
         self.say(f"{_clock()} {text}")
 
     def started(self, jobs: Sequence[Job]) -> None:
-        if self._quiet or not self._terminal.is_terminal:
-            return
-        if self._bar is None:
-            self._bar = Progress(
-                TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), console=self._terminal, transient=True,
-            )  # fmt: skip
-            self._bar.start()
-        self._task = self._bar.add_task(self._best or "evaluations", total=len(jobs))
+        """Nothing to tell: the stage has been said, and what finishes will be."""
 
     def finished(self, trial: Trial) -> None:
         self.say(f"{_clock()}   {_describe(trial)}")
-        if self._bar is not None and self._task is not None:
-            self._bar.advance(self._task)
-            if self._bar.tasks[-1].finished:
-                self.close()
+        if self._bar is not None:
+            self._bar.advance(self._task, _share(trial.key))
+            shown = self._bar.tasks[0]
+            if shown.total is not None and shown.completed > shown.total:
+                # It takes more than expected: admit it, instead of standing at the end.
+                self._bar.update(self._task, total=shown.completed * 1.1)
 
     def answered(self, delta: float, layers: LayerSet) -> None:
         kept = "all layers" if layers.is_full else f"{plural(layers.depth, 'layer')} ({layers.compact})"
-        self._best = f"within {delta:g}: {kept}"
         self.say(f"{_clock()} within {points(delta)} points: {kept} of {layers.total}")
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"within {delta:g}: {kept}")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def _show_bar(self, total: float, completed: float) -> None:
+        if self._quiet or not self._terminal.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.1f} of about {task.total:.0f} full fine-tunes"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("no answer yet", total=max(total, completed))
+        self._bar.advance(self._task, completed)
+        self._bar.start()
+
+
+def _expected(plan: Plan) -> float:
+    """A guess of what a search takes, in full fine-tunes of the full model."""
+    if plan.named:
+        return len(plan.seeds) * (1 + sum(layers.depth / plan.total for layers in plan.named))
+    screens = plan.screen_rung * (1 + plan.evaluations * TYPICAL_SHARE)
+    # One candidate in three or so fails after a seed or two.
+    confirmations = len(plan.deltas) * (len(plan.seeds) + 1) * TYPICAL_SHARE
+    return len(plan.seeds) + screens + confirmations
+
+
+def _share(key: TrialKey) -> float:
+    """What an evaluation takes, in full fine-tunes of the full model."""
+    return key.rung * key.layers.depth / key.layers.total
 
 
 def _describe(trial: Trial) -> str:

@@ -128,6 +128,7 @@ class Result:
 
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
+    ``exported_seed`` names the confirmation that an export is made of: the one with the median score.
     """
 
     delta: float
@@ -156,6 +157,7 @@ class Result:
     fine_tune_speedup: float | None
     why_not_smaller: str
     collapsed: int = 0
+    exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
 
     def __post_init__(self) -> None:
@@ -273,7 +275,7 @@ class Report:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Report:
         """Read what ``to_json`` wrote; keys it does not know are skipped. Raises StudyError."""
-        version = fields.get("schema_version")
+        version = fields.get("schema_version") if isinstance(fields, Mapping) else None
         if version != SCHEMA_VERSION:
             raise StudyError(f"this report has schema version {version!r}, this program reads {SCHEMA_VERSION}")
         return read_record(cls, fields, "report")

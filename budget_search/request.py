@@ -81,9 +81,9 @@ class Request:
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
-            _within("--max-trials", self.max_trials, (self.max_trials or 1) >= 1, "a whole number from 1"),
+            _within("--max-trials", self.max_trials, self.max_trials is None or self.max_trials >= 1, "from 1"),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
-            _within("--workers", self.workers, (1 if self.workers is None else self.workers) >= 1, "from 1"),
+            _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]

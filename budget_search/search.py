@@ -52,7 +52,7 @@ class Observer(Protocol):
     """Who is told how the search goes."""
 
     def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: int
+        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
     ) -> None: ...
 
     def stage(self, text: str) -> None: ...

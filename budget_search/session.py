@@ -19,7 +19,7 @@ from budget_search.errors import StudyError
 from budget_search.parent import Parent, resolve_model
 from budget_search.report import Report
 from budget_search.request import Request, study_path
-from budget_search.store import StudyFolder, StudyStore, write_json, write_whole
+from budget_search.store import StudyFolder, StudyStore, require_storage, require_writable, write_json, write_whole
 from budget_search.tasks import TaskSource, resolve_task, task_digest
 
 if TYPE_CHECKING:
@@ -97,11 +97,18 @@ def finished_report(found: Found) -> Report | None:
 def read_report(folder: StudyFolder) -> Report:
     """Raises StudyError when there is none, or it is damaged."""
     try:
-        return Report.from_json(json.loads(folder.report.read_text(encoding="utf8")))
+        fields = json.loads(folder.report.read_text(encoding="utf8"))
     except FileNotFoundError:
         raise StudyError(f"the study {folder.path.name} has no report yet; run the search that made it again") from None
     except (OSError, ValueError) as error:
-        raise StudyError(f"{folder.report.name} of the study {folder.path.name} is damaged: {error}") from error
+        raise StudyError(
+            f"report.json of the study {folder.path.name} is damaged ({error}); delete it and run the search again, "
+            "which writes it anew from the recorded trials"
+        ) from error
+    try:
+        return Report.from_json(fields)
+    except StudyError as error:
+        raise StudyError(f"report.json of the study {folder.path.name} cannot be used: {error}") from error
 
 
 def answer(found: Found, observer: Observer, command: str = "") -> Report:
@@ -148,6 +155,10 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
 
     Raises BudgetSearchError; whatever was evaluated by then is kept.
     """
+    if not found.folder.config.exists():
+        require_writable(found.folder)
+        if found.request.storage:
+            require_storage(found.request.storage)
     from budget_search.creation import create
     from budget_search.device import resolve_device
 
@@ -214,7 +225,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
         return evidence.compare(layers, "certification", confidence, among=search.confirmations().sets)
 
     search = Search(plan, store, workers.run, judge, observer)
-    observer.planned(plan, found.config, task, device, workers.count, len(store.history))
+    observer.planned(plan, found.config, task, device, workers.count, store.history)
     try:
         answers = search.run()
         observer.stage("scoring the answers on held_out and timing them")

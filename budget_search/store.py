@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from budget_search.errors import StudyError
+from budget_search.errors import StudyError, UsageError
 from budget_search.layers import LayerSet
 from budget_search.trial import Trial, TrialKey
 
@@ -156,6 +157,28 @@ class StudyStore:
         with _study_errors(self._study.study_name):
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
+
+
+def require_writable(folder: StudyFolder) -> None:
+    """Raises UsageError where no study can be made."""
+    there = next(path for path in folder.path.parents if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(
+            f"cannot write into --studies-dir {folder.path.parent}: {there} is not a folder that you may write to"
+        )
+
+
+def require_storage(url: str) -> None:
+    """Raises UsageError when an Optuna storage cannot be reached."""
+    import optuna
+    import sqlalchemy.exc
+
+    try:
+        optuna.storages.get_storage(url)
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
+        shown = re.sub(r":[^:/@]*@", ":***@", url)
+        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        raise UsageError(f"--storage {shown} cannot be used: {reason}") from error
 
 
 def _storage(folder: StudyFolder, url: str | None) -> Any:

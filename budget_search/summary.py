@@ -67,15 +67,14 @@ class Summary:
         return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
 
     def baseline(self) -> Baseline:
-        metrics = self.evidence.metrics(self.full, "certification")
-        scores = next(iter(metrics.values()))
+        scores = list(self.confirmations.scores(self.full).values())
         held_out = next(iter(self.evidence.metrics(self.full, "held_out").values()))
         measured = self.measured[self.full]
         return Baseline(
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics={name: statistics.fmean(values) for name, values in metrics.items()},
+            metrics=self.evidence.means(self.full),
             held_out_score=statistics.fmean(held_out),
             held_out_std=_std(held_out),
             parameters=measured.parameters,
@@ -87,8 +86,7 @@ class Summary:
     def result(self, delta: float, layers: LayerSet) -> Result:
         """The answer for a delta, in points."""
         plan, baseline = self.search.plan, self.measured[self.full]
-        metrics = self.evidence.metrics(layers, "certification")
-        scores = next(iter(metrics.values()))
+        scores = list(self.confirmations.scores(layers).values())
         held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
         certification = None if layers.is_full else self.search.judge(layers, delta)
         on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
@@ -115,7 +113,7 @@ class Summary:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics={name: statistics.fmean(values) for name, values in metrics.items()},
+            metrics=self.evidence.means(layers),
             degradation=0.0 if certification is None else certification.degradation,
             degradation_upper=0.0 if certification is None else certification.upper,
             confidence=plan.confidence,
@@ -131,6 +129,7 @@ class Summary:
             fine_tune_speedup=self._speedup(layers),
             why_not_smaller=wording.why_not_smaller(delta / 100, rejected),
             collapsed=collapsed,
+            exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
         )
 

@@ -164,9 +164,7 @@ def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str]) -> subpr
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder: relative path to content, None for folders."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 def only_study(studies: Path) -> Path:
