@@ -98,11 +98,13 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
     from budget_search.session import report_for
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
+    refuse_foreign(Path(arguments.output))
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
     _export_answer(folder, report, arguments.delta[0], Path(arguments.output))

@@ -77,6 +77,8 @@ def locate(request: Request) -> Found:
         precision=request.precision,
     )
     folder = StudyFolder(study_path(request.studies_dir, request.study or config.study_name))
+    if not folder.config.exists():
+        require_writable(folder)
     return Found(request, source, parent, config, folder)
 
 
@@ -155,10 +157,8 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
 
     Raises BudgetSearchError; whatever was evaluated by then is kept.
     """
-    if not found.folder.config.exists():
-        require_writable(found.folder)
-        if found.request.storage:
-            require_storage(found.request.storage)
+    if found.request.storage:
+        require_storage(found.request.storage)
     from budget_search.creation import create
     from budget_search.device import resolve_device
 

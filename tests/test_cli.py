@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 
 from budget_search import arguments
 from budget_search.cli import main
-from budget_search.errors import UsageError
 from budget_search.request import Request
 from tests import tiny
 
@@ -36,16 +34,53 @@ def asked(*options: str) -> Request:
     return arguments.request_from(arguments.parse(options))
 
 
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "demo")
+
 # -- help -----------------------------------------------------------------------------------------------------------
 
 HEAVY = ("torch", "transformers", "optuna", "numpy", "scipy", "sklearn", "datasets", "pandas", "pyarrow",
          "huggingface_hub", "joblib", "rich")  # fmt: skip
 OPTIONS = (
-    "--task --data-dir --text-columns --label-column --metric --validation --model --delta --strategy --layers "
-    "--sampler --criterion --confidence --recipe --epochs --train-examples --batch-size --lr --max-length --warmup "
-    "--splits --seeds --base-seed --max-trials --max-hours --device --precision --workers --studies-dir --storage "
-    "--study --output --format --config --offline --trust-remote-code --fail-if-none --quiet -v"
-).split()
+    "--task",
+    "--data-dir",
+    "--text-columns",
+    "--label-column",
+    "--metric",
+    "--validation",
+    "--model",
+    "--delta",
+    "--strategy",
+    "--layers",
+    "--sampler",
+    "--criterion",
+    "--confidence",
+    "--recipe",
+    "--epochs",
+    "--train-examples",
+    "--batch-size",
+    "--lr",
+    "--max-length",
+    "--warmup",
+    "--splits",
+    "--seeds",
+    "--base-seed",
+    "--max-trials",
+    "--max-hours",
+    "--device",
+    "--precision",
+    "--workers",
+    "--studies-dir",
+    "--storage",
+    "--study",
+    "--output",
+    "--format",
+    "--config",
+    "--offline",
+    "--trust-remote-code",
+    "--fail-if-none",
+    "--quiet",
+    "-v",
+)
 
 
 def test_parsing_and_help_import_nothing_heavy(tmp_path: Path) -> None:
@@ -91,7 +126,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_built_in_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks"]) == 0
     shown = capsys.readouterr().out
-    for name in "cola sst2 mrpc stsb qqp mnli qnli rte wnli demo".split():
+    for name in TASKS:
         assert re.search(rf"^{name} ", shown, re.MULTILINE)
     assert re.search(r"^qqp +question1 question2 +label +accuracy f1 +363,846 +40,430", shown, re.MULTILINE)
 
@@ -336,7 +371,7 @@ CONTENTS = [
     bad("a few examples", f"--task few.csv {COLUMNS}", "6", "examples"),
     bad("one class", f"--task one-class.csv {COLUMNS}", "up", "two classes"),
     bad("labels missing", f"--task missing.csv {COLUMNS}", "label", "missing"),
-    bad("labels that are scores", f"--task scores.csv {COLUMNS}", "--metric", "0.5"),
+    bad("labels that are scores", f"--task scores.csv {COLUMNS}", "decimals", "--metric"),
     bad("labels nobody can count", f"--task ids.csv {COLUMNS}", "different labels"),
     bad("hidden labels", f"--task hidden.csv {COLUMNS}", "-1", "hidden"),
     bad("texts missing", f"--task no-text.parquet {COLUMNS}", "text", "missing"),
@@ -354,7 +389,7 @@ CONTENTS = [
     bad("model of an unknown kind", f"{SST2} --model unknown-kind --quiet", "unknown-kind"),
     bad("model with broken weights", f"{SST2} --model broken-weights --quiet", "broken-weights"),
     bad("model without a tokenizer", f"{SST2} --model no-tokenizer --quiet", "no-tokenizer", "tokenizer"),
-    bad("model that shares its layers", f"{SST2} --model shared --quiet", "shared"),
+    bad("model that shares its layers", f"{SST2} --model shared --quiet", "Albert", "share their weights"),
     bad("storage that is no URL", f"{GOOD_ONES} --storage nonsense --quiet", "nonsense"),
     bad("storage in no folder", f"{GOOD_ONES} --storage sqlite:///gone/a.db --quiet", "gone"),
 ]
@@ -554,3 +589,30 @@ def test_wrong_studies(
     row: Bad, at_place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     check_refused(row, monkeypatch, capfd)
+
+
+# -- without a network ----------------------------------------------------------------------------------------------
+
+HUB_MODEL = "--task demo --model bert-base-uncased"
+HUB_DATA = f"--task sst2 {MODEL}"
+UNREACHABLE = [
+    bad("model", HUB_MODEL, "bert-base-uncased", "cannot be reached", "folder"),
+    bad("data", HUB_DATA, "nyu-mll/glue", "--data-dir"),
+    bad("model, offline", f"{HUB_MODEL} --offline", "bert-base-uncased", "--offline"),
+    bad("data, offline", f"{HUB_DATA} --offline", "nyu-mll/glue", "--data-dir"),
+    bad("model, offline by variable", HUB_MODEL, "bert-base-uncased", HF_HUB_OFFLINE="1"),
+]
+
+
+@rows(UNREACHABLE)
+def test_no_network(row: Bad, at_place: Path, tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        # Bound, but nobody listens.
+        closed.bind(("127.0.0.1", 0))
+        env = tiny.environment(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{closed.getsockname()[1]}", **row.variables)
+        done = tiny.run(row.options, at_place, env)
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("budget-search: ")
+    assert [text for text in row.says if text not in done.stderr] == [], done.stderr
+    assert done.returncode == 2

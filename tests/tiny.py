@@ -90,7 +90,7 @@ def make_bert(folder: Path, layers: int = 4) -> Path:
 
 
 def make_xlnet(folder: Path, layers: int = 3) -> Path:
-    """An XLNet with the files of the hub's ``xlnet-base-cased``: no tokenizer_config.json, pads on the left by class."""
+    """An XLNet with the files of the hub's ``xlnet-base-cased``: its class alone says that it pads on the left."""
     import torch
     from transformers import XLNetConfig, XLNetLMHeadModel, XLNetTokenizer
 
