@@ -91,7 +91,7 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         _print(report, arguments.format)
         return 0
     try:
-        Path(arguments.output).write_text(render([report], arguments.format), encoding="utf8")
+        Path(arguments.output).write_text(render([report], arguments.format).rstrip("\n") + "\n", encoding="utf8")
     except OSError as error:
         raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
     return 0
@@ -161,8 +161,7 @@ def _without_places(received: Sequence[str]) -> str:
 def _print(report: Any, form: str, exported: str | None = None) -> None:
     from budget_search.render import render
 
-    sys.stdout.write(render([report], form, exported))
-    sys.stdout.flush()
+    print(render([report], form, exported).rstrip("\n"), flush=True)
 
 
 def _listen_to_signals() -> None:

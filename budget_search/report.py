@@ -157,7 +157,7 @@ class Result:
     fine_tune_speedup: float | None
     why_not_smaller: str
     collapsed: int = 0
-    exported_seed: int | None = field(default=None, metadata={"absent_if_none": True})
+    exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
 
     def __post_init__(self) -> None:
