@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
@@ -58,12 +59,12 @@ def _snapshot(model: str, offline: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    try:
-        cached = Path(snapshot_download(model, local_files_only=True, allow_patterns=[*_DOWNLOADED, *_WEIGHTS]))
-        if _has_weights(cached):
-            return cached
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        pass
+    for weights in _WEIGHTS:
+        # One after the other: a snapshot counts as complete when it holds all that was asked for.
+        with contextlib.suppress(LocalEntryNotFoundError, FileNotFoundError):
+            cached = Path(snapshot_download(model, local_files_only=True, allow_patterns=[*_DOWNLOADED, weights]))
+            if any(cached.glob(weights)):
+                return cached
     if offline:
         raise UsageError(
             f"--model {model} is not in the local cache and --offline forbids the network; "

@@ -21,6 +21,8 @@ SCREENS_BEFORE_CHECK = 8
 CHECKED = 5
 # Rank correlation of screens with longer runs below which screens become longer.
 AGREEMENT = 0.5
+# How much screens may exaggerate or belittle a loss before that is taken for chance.
+SLOPES = (0.25, 2.0)
 # Beyond this, running screens just to check them would cost as much as confirming.
 LONGEST_CHECKING_RUNG = 0.5
 
@@ -58,9 +60,22 @@ class Screens:
         return sorted(longest.values(), key=lambda trial: trial.key)
 
     def tolerance(self, delta: float) -> Tolerance:
-        """``delta`` in points, against the baseline of every rung in use."""
+        """What a screen may lose for its set to be expected within ``delta`` (points) of the full recipe."""
         baselines = {rung: self._baseline(rung) for rung in self._by_rung}
-        return Tolerance(delta, {rung: score for rung, score in baselines.items() if score is not None})
+        return Tolerance(delta / self.slope, {rung: score for rung, score in baselines.items() if score is not None})
+
+    @cached_property
+    def slope(self) -> float:
+        """Points lost in full per point lost on a screen: 1 at first, then what the confirmations show.
+
+        Little training is harder on a model with gaps than on a whole one, so screens mostly exaggerate. A regression
+        through the origin, held near 1 as if a set that lost a point on its screen had lost a point in full.
+        """
+        screened = {trial.layers: self._lost(trial.rung).get(trial.layers) for trial in self.judged}
+        pairs = [(lost, self._in_full[layers]) for layers, lost in screened.items() if lost and layers in self._in_full]
+        product = 1.0 + sum(short * full for short, full in pairs)
+        square = 1.0 + sum(short**2 for short, _ in pairs)
+        return min(max(product / square, SLOPES[0]), SLOPES[1])
 
     def doubtful(self) -> list[tuple[LayerSet, float]]:
         """Screens to run longer: (layer set, rung), with the full model wherever a rung is new.

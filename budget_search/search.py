@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 Criterion = Literal["observed", "certified"]
 
-# Candidates confirmed for one delta at the most, and of one depth: written down before the first is confirmed.
-CANDIDATES_PER_DELTA = 4
+# Candidates confirmed for one delta at the most, and of one depth.
+CANDIDATES_PER_DELTA = 5
 CANDIDATES_PER_DEPTH = 2
 # They share the error of a delta's bound: the first has most of it, because it usually is the last as well.
 FIRST_CANDIDATES_SHARE = 0.8
@@ -175,16 +175,17 @@ class Search:
             )
 
     def _answer(self, delta: float, evaluations: int) -> None:
+        """Screen and confirm in turns: what a confirmation shows of the screens serves the next."""
         if self.plan.named:
             self._observer.stage("measuring the named layer sets")
-            candidates = list(self.plan.named)
+            for layers in self.plan.named:
+                self._confirm(layers, delta)
         else:
             self._observer.stage(f"searching for the fewest layers within {delta:g} points")
             self._explore(delta, evaluations)
-            candidates = self._plan_candidates(delta)
-        for layers in candidates:
-            if self._confirm(layers, delta) and not self.plan.named:
-                break
+            while (candidate := self._next_candidate(delta)) is not None:
+                self._confirm(candidate, delta)
+                self._explore(delta, evaluations)
         self._observer.answered(delta, self.answers()[delta])
 
     def notes(self) -> list[str]:
@@ -228,33 +229,43 @@ class Search:
                 return
             self._ensure([self._screen(layers, screens.rung) for layers in proposed], reserve=reserve)
 
-    def candidates(self, delta: float) -> list[LayerSet]:
-        """The sets to confirm for a delta, in order: from the shallowest depth at which a screen held, the two that
-        lost least, then one layer deeper, and so on."""
+    # -- confirmations ------------------------------------------------------------------------------------------
+
+    def _next_candidate(self, delta: float) -> LayerSet | None:
+        """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to."""
+        planned = self._candidates(delta)
+        if open_ones := [layers for layers in planned if self._is_open(layers, delta)]:
+            return open_ones[0]
+        if len(planned) == CANDIDATES_PER_DELTA:
+            return None
+        candidate = self._most_promising(delta, planned)
+        if candidate is not None:
+            self._store.note(**{_plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
+        return candidate
+
+    def _most_promising(self, delta: float, planned: Sequence[LayerSet]) -> LayerSet | None:
+        """Of the sets expected to hold, with fewer layers than the answer so far: the shallowest, then the best."""
         screens = self.screens()
         tolerance = screens.tolerance(delta)
-        chosen: list[LayerSet] = []
-        for depth in range(1, self.plan.total):
-            of_depth = [t for t in screens.judged if t.layers.depth == depth and tolerance.holds(t)]
-            of_depth.sort(key=lambda t: (tolerance.degradation(t), t.metrics.get("loss", 0.0), t.layers))
-            chosen.extend(trial.layers for trial in of_depth[:CANDIDATES_PER_DEPTH])
-        return chosen[:CANDIDATES_PER_DELTA]
+        answer = self.answers()[delta].depth
+        promising = [
+            trial
+            for trial in screens.judged
+            if tolerance.holds(trial)
+            and trial.layers.depth < answer
+            and self._is_open(trial.layers, delta)
+            and sum(layers.depth == trial.layers.depth for layers in planned) < CANDIDATES_PER_DEPTH
+        ]
+        promising.sort(key=lambda t: (t.layers.depth, tolerance.degradation(t), t.metrics.get("loss", 0.0), t.layers))
+        return promising[0].layers if promising else None
 
-    def _plan_candidates(self, delta: float) -> list[LayerSet]:
-        """Write the candidates down before the first is confirmed; what was written down before stays first."""
-        planned = self._planned(delta)
-        planned += [layers for layers in self.candidates(delta) if layers not in planned]
-        self._store.note(**{_plan_name(delta): [layers.compact for layers in planned]})
-        known = min(
-            (layers.depth for layers in self.confirmations().sets if self._holds(layers, delta)),
-            default=self.plan.total,
-        )
-        return [layers for layers in planned if layers.depth < known]
+    def _is_open(self, layers: LayerSet, delta: float) -> bool:
+        """Whether confirming this set further can still tell something."""
+        confirmations = self.confirmations()
+        return not confirmations.is_complete(layers) and not confirmations.hopeless(layers, delta)
 
-    def _planned(self, delta: float) -> list[LayerSet]:
+    def _candidates(self, delta: float) -> list[LayerSet]:
         return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(_plan_name(delta), [])]
-
-    # -- confirmations ------------------------------------------------------------------------------------------
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """A confirmed set against the baseline, at its share of the delta's confidence.
@@ -263,20 +274,19 @@ class Search:
         that together they err no more often than the level says (Bonferroni).
         """
         error = 1 - self.plan.confidence
-        first = self._planned(delta)[:1]
+        first = self._candidates(delta)[:1]
         others = (1 - FIRST_CANDIDATES_SHARE) / (CANDIDATES_PER_DELTA - 1)
         share = FIRST_CANDIDATES_SHARE if layers in first else others
         return self._judge(layers, 1 - error * (1.0 if len(self.plan.named) == 1 else share))
 
-    def _confirm(self, layers: LayerSet, delta: float) -> bool:
-        """Run the full recipe with every confirmation seed, unless it becomes hopeless; whether the set holds."""
+    def _confirm(self, layers: LayerSet, delta: float) -> None:
+        """Run the full recipe with every confirmation seed, unless it becomes hopeless."""
         self._observer.stage(f"confirming layers {layers} for {delta:g} points")
         for start in range(0, len(self.plan.seeds), self.plan.width):
             if not self.plan.named and self.confirmations().hopeless(layers, delta):
-                return False
+                return
             seeds = self.plan.seeds[start : start + self.plan.width]
             self._ensure([self._confirmation(layers, seed) for seed in seeds])
-        return self.confirmations().is_complete(layers) and self._holds(layers, delta)
 
     def _holds(self, layers: LayerSet, delta: float) -> bool:
         judgement = self.judge(layers, delta)

@@ -1,5 +1,6 @@
 """What several test files share: tiny models and tasks, made once per session."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,16 @@ def qqp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_parquet(folder / "train.parquet", tiny.questions(420, seed=3))
     tiny.write_parquet(folder / "validation.parquet", tiny.questions(120, seed=4))
     return folder
+
+
+@pytest.fixture(scope="session")
+def sst2_study(tmp_path_factory: pytest.TempPathFactory, bert: Path, sst2: Path) -> Path:
+    """A finished study of a search that ran beside ``sst2`` and ``bert``, two folders up."""
+    folder = tiny.workplace(tmp_path_factory.mktemp("finished"), sst2=sst2, bert=bert)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert tiny.command(*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet") == 0
+    finally:
+        os.chdir(before)
+    return tiny.only_study(folder / "studies")

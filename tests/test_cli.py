@@ -361,7 +361,7 @@ PLACES = [
     bad("name of a study", f"{GOOD_ONES} --study ../elsewhere", "../elsewhere"),
     bad("studies below a file", f"{GOOD_ONES} --studies-dir notes.txt/studies", "notes.txt"),
     bad("studies in a file", f"{GOOD_ONES} --studies-dir notes.txt", "notes.txt"),
-    bad("export into a folder of others", f"{GOOD_ONES} --output sst2", "sst2", "--output"),
+    bad("export into a folder of others", f"{GOOD_ONES} --output studies", "studies", "not empty", "--output"),
     bad("export into a file", f"{GOOD_ONES} --output notes.txt", "notes.txt", "--output"),
 ]
 
@@ -410,7 +410,7 @@ STUDIES = [
     bad("export of two deltas", "export sst2_ --delta 0.05 0.06 --output new", "one --delta", "2"),
     bad("export of a delta nobody asked", "export sst2_ --delta 0.2 --output new", "0.2", "0.05"),
     bad("export without a place", "export sst2_ --delta 0.05", "--output"),
-    bad("export into data of others", "export sst2_ --delta 0.05 --output sst2", "sst2", "not empty"),
+    bad("export into data of others", "export sst2_ --delta 0.05 --output studies", "studies", "not empty"),
     bad("export into a file of others", "export sst2_ --delta 0.05 --output notes.txt", "notes.txt"),
     bad("search with a broken config.json", f"{GOOD_ONES} --study broken-study --quiet", "config.json", code=1),
     bad("search in a study of another task", f"{GOOD_ONES} --study unfinished --quiet", "unfinished", code=1),
@@ -418,21 +418,6 @@ STUDIES = [
     bad("search with broken examples", "SAME --study broken-examples --delta 0.07 --quiet", "examples", code=1),
     bad("search with a broken report", "SAME --study broken-report --quiet", "report.json", code=1),
 ]
-
-
-@pytest.fixture(scope="session")
-def sst2_study(tmp_path_factory: pytest.TempPathFactory, bert: Path, sst2: Path) -> Path:
-    """A finished study below a folder that holds ``sst2`` and ``bert``."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "sst2").symlink_to(sst2)
-    (folder / "bert").symlink_to(bert)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert tiny.command(*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet") == 0
-    finally:
-        os.chdir(before)
-    return tiny.only_study(folder / "studies")
 
 
 @pytest.fixture(scope="session")

@@ -210,3 +210,30 @@ def test_fixed_layers_stay() -> None:
     world = World()
     search(world, Memory(), plan(fixed=kept)).run()
     assert all(kept <= set(job.key.layers.kept) for job in world.asked)
+
+
+def test_screens_that_exaggerate_are_seen_through() -> None:
+    """Screens that lose three times what full runs lose would end the search layers too early."""
+
+    class Exaggerating(World):
+        def measure(self, job: Job) -> Trial:
+            trial = super().measure(job)
+            if job.split == "selection":
+                return replace(trial, score=90 - 3 * (90 - self.worth(job.key.layers)))
+            return trial
+
+    world = Exaggerating()
+    found = search(world, Memory(), plan(strategy="greedy"))
+    answers = found.run()
+    assert found.screens().slope == pytest.approx(1 / 3, abs=0.05)
+    assert {delta: layers.depth - fewest_layers(world, delta) for delta, layers in answers.items()} == {
+        1.0: 0, 2.0: 0, 3.0: 0,
+    }  # fmt: skip
+
+
+def test_a_larger_delta_asked_later_reconsiders_what_was_given_up() -> None:
+    memory = Memory()
+    search(World(seed_sd=0.2, screen_sd=0.5), memory, plan(deltas=(0.5,), strategy="greedy")).run()
+    at_once = search(World(seed_sd=0.2, screen_sd=0.5), Memory(), plan(deltas=(3.0,), strategy="greedy")).run()
+    later = search(World(seed_sd=0.2, screen_sd=0.5), memory, plan(deltas=(3.0,), strategy="greedy")).run()
+    assert later[3.0].depth <= at_once[3.0].depth

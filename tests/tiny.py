@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,6 +169,13 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
+def workplace(folder: Path, **links: Path) -> Path:
+    """A folder to work in, with links to tasks and models under these names."""
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    return folder
+
+
 def only_study(studies: Path) -> Path:
     found = [path for path in studies.iterdir() if not path.name.startswith(".")]
     assert len(found) == 1, found
@@ -175,8 +184,8 @@ def only_study(studies: Path) -> Path:
 
 def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
     """Every trial row in a study's database, read from outside the program: (kept, rung, seed), duplicates too."""
-    import json
-
+    if not (study / "study.db").exists():
+        return []
     with sqlite3.connect(f"file:{study / 'study.db'}?mode=ro", uri=True) as database:
         trials = [row[0] for row in database.execute("select trial_id from trials order by trial_id")]
         attributes: dict[int, dict[str, float]] = {trial: {} for trial in trials}
@@ -192,8 +201,6 @@ def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     """Until the condition holds; fails when the process ends before."""
-    import time
-
     while not condition():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         time.sleep(0.01)

@@ -1,0 +1,508 @@
+"""Whole searches with real, tiny models: what comes out, what is reused, and what an interruption leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from budget_search.cli import main
+from budget_search.encode import EncodedTask
+from budget_search.layers import LayerSet
+from budget_search.store import StudyFolder
+from budget_search.trial import FULL_RUNG, TrialKey
+from tests import standin, tiny
+
+
+@pytest.fixture(autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("BUDGET_SEARCH_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def read_report(study: Path) -> dict[str, Any]:
+    """``report.json``, strictly: no NaN or infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} in report.json")
+
+    report: dict[str, Any] = json.loads((study / "report.json").read_text("utf8"), parse_constant=refuse)
+    return report
+
+
+@pytest.fixture
+def here(sst2_study: Path, tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy of the finished study, with its task and model beside it."""
+    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    shutil.copytree(sst2_study.parent, tmp_path / "studies")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- the report -----------------------------------------------------------------------------------------------------
+
+NUMBER = (int, float)
+MAYBE = (int, float, type(None))
+TOP = {
+    "schema_version": int, "study": str, "task": str, "model": str, "revision": (str, type(None)), "metric": str,
+    "layers_total": int, "created": str, "finished": str, "command": str, "versions": dict, "device": dict,
+    "recipe": dict, "splits": dict, "baseline": dict, "results": list, "frontier": list, "trials": list, "cost": dict,
+    "resolution": dict,
+}  # fmt: skip
+BASELINE = {
+    "score": NUMBER, "std": MAYBE, "seeds": int, "metrics": dict, "held_out_score": NUMBER, "parameters": int,
+    "flops": int, "inference": list, "fine_tune_seconds": NUMBER,
+}  # fmt: skip
+RESULT = {
+    "delta": float, "criterion": str, "verdict": str, "kept": list, "dropped": list, "depth": int, "confirmed": bool,
+    "score": NUMBER, "std": MAYBE, "seeds": int, "metrics": dict, "degradation": NUMBER, "degradation_upper": NUMBER,
+    "confidence": NUMBER, "probability_within": NUMBER, "certified": bool, "held_out_score": NUMBER,
+    "held_out_degradation": NUMBER, "held_out_degradation_upper": NUMBER, "parameters": int,
+    "parameters_saved": NUMBER, "flops_saved": NUMBER, "inference": list, "fine_tune_speedup": NUMBER,
+    "why_not_smaller": str,
+}  # fmt: skip
+FRONTIER = {
+    "depth": int, "kept": list, "score": NUMBER, "std": MAYBE, "seeds": int, "rung": NUMBER, "degradation": NUMBER,
+    "parameters": int,
+}  # fmt: skip
+TRIAL = {
+    "kept": list, "rung": NUMBER, "seed": int, "split": str, "state": str, "score": MAYBE, "train_seconds": NUMBER,
+    "error": (str, type(None)),
+}  # fmt: skip
+COST = {
+    "fine_tunes": int, "full_fine_tune_equivalents": NUMBER, "training_equivalents": NUMBER,
+    "unavoidable_equivalents": NUMBER, "wall_seconds": NUMBER, "device_seconds": NUMBER, "reused": int,
+}  # fmt: skip
+INFERENCE = {"batch": int, "length": int, "ms": dict}
+
+
+def check_fields(record: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Every field is there and of its type; a truth value is no number."""
+    for name, kind in fields.items():
+        assert name in record, name
+        assert isinstance(record[name], kind), (name, record[name])
+        assert isinstance(record[name], bool) == (kind is bool), (name, record[name])
+
+
+def test_the_report_has_every_field_of_the_contract(sst2_study: Path) -> None:
+    report = read_report(sst2_study)
+    check_fields(report, TOP)
+    check_fields(report["baseline"], BASELINE)
+    check_fields(report["cost"], COST)
+    for records, fields in ((report["results"], RESULT), (report["frontier"], FRONTIER), (report["trials"], TRIAL)):
+        assert records
+        for record in records:
+            check_fields(record, fields)
+    assert set(report["splits"]) == {"train", "selection", "certification", "held_out"}
+    for split in report["splits"].values():
+        assert set(split["label_shares"]) == {"negative", "positive"}
+        assert sum(split["label_shares"].values()) == pytest.approx(1)
+    check_fields(report["resolution"], {"smallest_certifiable_delta": MAYBE, "explanation": str})
+    assert set(report["device"]) >= {"name", "precision"}
+    assert report["versions"]["torch"]
+
+
+def test_times_are_measured_side_by_side(sst2_study: Path) -> None:
+    report = read_report(sst2_study)
+    for point in report["baseline"]["inference"]:
+        check_fields(point, INFERENCE)
+        assert "saved" not in point
+    for result in report["results"]:
+        assert [p["batch"] for p in result["inference"]] == [p["batch"] for p in report["baseline"]["inference"]]
+        for point in result["inference"]:
+            check_fields(point, INFERENCE)
+            assert point["ms"]["low"] <= point["ms"]["median"] <= point["ms"]["high"]
+            assert point["saved"]["low"] <= point["saved"]["value"] <= point["saved"]["high"]
+
+
+def test_the_answer_follows_from_the_trials(sst2_study: Path) -> None:
+    report = read_report(sst2_study)
+    confirmed: dict[tuple[int, ...], list[float]] = {}
+    for trial in report["trials"]:
+        assert trial["split"] in ("selection", "certification")
+        if trial["split"] == "certification":
+            assert trial["rung"] == FULL_RUNG
+            confirmed.setdefault(tuple(trial["kept"]), []).append(trial["score"])
+    baseline = confirmed.pop(tuple(range(4)))
+    assert report["baseline"]["score"] == pytest.approx(np.mean(baseline))
+    assert report["baseline"]["score"] > 90, "the tiny model learns the task; else nothing here says anything"
+    assert [result["delta"] for result in report["results"]] == [0.05, 0.06]
+    for result in report["results"]:
+        scores = confirmed[tuple(result["kept"])]
+        assert len(scores) == result["seeds"] == 2
+        assert result["confirmed"] is True
+        assert result["score"] == pytest.approx(np.mean(scores))
+        assert result["degradation"] == pytest.approx(np.mean(baseline) - np.mean(scores))
+        assert result["degradation"] <= 100 * result["delta"]
+        assert result["depth"] == len(result["kept"]) < 4, "three words of nine tell the label: one layer could do it"
+        assert sorted(result["kept"] + result["dropped"]) == list(range(4))
+        assert result["parameters_saved"] == pytest.approx(1 - result["parameters"] / report["baseline"]["parameters"])
+        check_verdict(result)
+        shallower = [kept for kept, own in confirmed.items() if len(own) == 2 and len(kept) < result["depth"]]
+        assert all(np.mean(baseline) - np.mean(confirmed[kept]) > 100 * result["delta"] for kept in shallower)
+
+
+def check_verdict(result: dict[str, Any]) -> None:
+    """The first of the verdicts that applies, as the contract orders them."""
+    points = 100 * result["delta"]
+    if result["held_out_degradation"] > points:
+        expected = "held_out disagrees"
+    elif result["degradation_upper"] <= points:
+        expected = "certified"
+    else:
+        expected = "observed"
+    assert result["verdict"] == expected
+    assert result["certified"] == (expected == "certified")
+
+
+def test_frontier_and_cost_count_what_was_run(sst2_study: Path) -> None:
+    report = read_report(sst2_study)
+    depths = [point["depth"] for point in report["frontier"]]
+    assert depths == sorted(set(depths))
+    assert depths[-1] == 4
+    measured = {tuple(trial["kept"]) for trial in report["trials"] if trial["score"] is not None}
+    assert {tuple(point["kept"]) for point in report["frontier"]} <= measured
+    cost = report["cost"]
+    assert cost["fine_tunes"] == len(report["trials"]) == len(tiny.recorded(sst2_study))
+    assert cost["reused"] == 0
+    assert 0 < cost["training_equivalents"] <= cost["full_fine_tune_equivalents"]
+    assert cost["unavoidable_equivalents"] <= cost["training_equivalents"] + 1e-9
+    assert 0 < cost["device_seconds"] <= cost["wall_seconds"]
+    full_runs = [t for t in report["trials"] if t["rung"] == FULL_RUNG]
+    assert cost["training_equivalents"] >= sum(len(t["kept"]) for t in full_runs) / 4 - 0.1
+
+
+def test_the_files_of_a_study(sst2_study: Path) -> None:
+    names = {path.name for path in sst2_study.iterdir()}
+    assert {"study.db", "config.json", "report.json", "report.md", "environment.json", "artifacts", "weights"} <= names
+    assert [name for name in names if name.endswith((".new", ".tmp"))] == []
+    place = str(sst2_study.parent.parent)
+    for name in ("config.json", "report.json", "report.md", "environment.json"):
+        assert place not in (sst2_study / name).read_text("utf8"), name
+
+
+def test_every_format_of_the_report(sst2_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for form in ("table", "markdown", "csv", "json"):
+        assert main(["report", str(sst2_study), "--format", form]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        assert "sst2" in shown.out
+    assert json.loads(shown.out)["results"] == read_report(sst2_study)["results"]
+    assert main(["report", "--delta", "6%", str(sst2_study), "--format", "json"]) == 0
+    assert [result["delta"] for result in json.loads(capsys.readouterr().out)["results"]] == [0.06]
+
+
+def test_a_report_into_a_file(sst2_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(sst2_study), "--format", "markdown", "--output", str(tmp_path / "a.md")]) == 0
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "a.md").read_text("utf8") == (sst2_study / "report.md").read_text("utf8")
+
+
+def test_ls_tells_finished_from_damaged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    shutil.copytree(study, study.with_name("other"))
+    (study.with_name("other") / "config.json").write_text("{}")
+    assert main(["ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    finished = next(line for line in lines if line.startswith(study.name))
+    depth = read_report(study)["results"][0]["depth"]
+    assert "finished" in finished
+    assert f"{depth} of 4" in finished
+    assert "damaged" in next(line for line in lines if line.startswith("other"))
+
+
+# -- the export -----------------------------------------------------------------------------------------------------
+
+
+def test_the_export_is_a_stock_checkpoint(sst2_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForSequenceClassification, pipeline
+
+    folder = tmp_path / "smaller"
+    assert main(["export", str(sst2_study), "--delta", "0.05", "--output", str(folder)]) == 0
+    assert capsys.readouterr().out == ""
+    result = read_report(sst2_study)["results"][0]
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.num_hidden_layers == len(model.bert.encoder.layer) == result["depth"]
+    assert sum(parameter.numel() for parameter in model.parameters()) == result["parameters"]
+    classify = pipeline("text-classification", str(folder))
+    assert classify("the film good great superb and")[0]["label"] == "positive"
+    assert classify("the film bad awful poor and")[0]["label"] == "negative"
+    evidence = json.loads((folder / "budget_search.json").read_text())
+    assert evidence["kept"] == result["kept"]
+    assert "model-index" in (folder / "README.md").read_text()
+
+
+def test_output_exports_the_smallest_delta(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--output", "smaller"]) == 0
+    evidence = json.loads((here / "smaller" / "budget_search.json").read_text())
+    assert evidence["kept"] == read_report(tiny.only_study(here / "studies"))["results"][0]["kept"]
+    # Again into the same folder: an earlier export may be replaced.
+    assert main([*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--output", "smaller"]) == 0
+
+
+# -- the same study again -------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_prints_the_report_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    before = tiny.tree(study)
+    options = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06"]
+    script = (
+        "import sys\nfrom budget_search.cli import main\n"
+        f"code = main({options!r})\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules], file=sys.stderr)\n"
+        "sys.exit(code)\n"
+    )
+    done = tiny.run_script(script, here, tiny.environment(here))
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert tiny.tree(study) == before
+    assert main(["report", study.name]) == 0
+    assert done.stdout == capsys.readouterr().out
+
+
+def test_another_delta_reuses_every_trial(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    before = tiny.recorded(study)
+    assert main([*tiny.search_options("sst2"), "--delta", "0.4", "--format", "json", "--quiet"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert tiny.only_study(here / "studies") == study
+    after = tiny.recorded(study)
+    assert after[: len(before)] == before
+    assert len(set(after)) == len(after)
+    assert report["cost"]["reused"] == len(before)
+    assert [result["delta"] for result in report["results"]] == [0.4]
+    assert report["results"][0]["depth"] == 1
+
+
+def test_answers_given_before_stay_answered(here: Path) -> None:
+    study = tiny.only_study(here / "studies")
+    assert main([*tiny.search_options("sst2"), "--delta", "0.4", "--quiet"]) == 0
+    assert main(["report", study.name, "--delta", "0.05"]) == 0
+
+
+def test_another_recipe_is_another_study(here: Path) -> None:
+    study = tiny.only_study(here / "studies")
+    before = tiny.tree(study)
+    options = [*tiny.search_options("sst2"), "--delta", "0.05", "--layers", "0-1", "--quiet"]
+    assert main([*options, "--epochs", "2"]) == 0
+    assert len(list((here / "studies").iterdir())) == 2
+    assert tiny.tree(study) == before
+
+
+def test_named_layer_sets_are_measured_and_nothing_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    before = set(tiny.recorded(study))
+    named = ["--layers", "0-1", "1,3", "--delta", "0.05", "--format", "json", "--quiet"]
+    assert main([*tiny.search_options("sst2"), *named]) == 0
+    new = set(tiny.recorded(study)) - before
+    assert new <= {(kept, FULL_RUNG, seed) for kept in ((0, 1), (1, 3)) for seed in (42, 43)}
+    scored = {tuple(t["kept"]) for t in json.loads(capsys.readouterr().out)["trials"] if t["split"] == "certification"}
+    assert {(0, 1), (1, 3)} <= scored
+
+
+def test_only_the_full_model_is_an_answer_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of two layer sets that cannot hold: the criterion asks for more than these few examples can say."""
+    options = [*tiny.search_options("sst2"), "--criterion", "certified", "--delta", "0.0001", "--layers", "0"]
+    assert main([*options, "--quiet", "--fail-if-none"]) == 3
+    assert main([*options, "--quiet", "--format", "json", "--output", "whole"]) == 0
+    report = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    assert report["results"][0]["verdict"] == "cannot be resolved"
+    assert report["results"][0]["kept"] == [0, 1, 2, 3]
+    assert json.loads((here / "whole" / "config.json").read_text())["num_hidden_layers"] == 4
+
+
+# -- interruptions --------------------------------------------------------------------------------------------------
+
+TIMES = {"created", "finished", "inference", "fine_tune_seconds", "fine_tune_speedup", "train_seconds",
+         "wall_seconds", "device_seconds", "reused"}  # fmt: skip
+
+
+def timeless(value: Any) -> Any:
+    """A report without what depends on the clock."""
+    if isinstance(value, dict):
+        return {name: timeless(content) for name, content in value.items() if name not in TIMES}
+    return [timeless(content) for content in value] if isinstance(value, list) else value
+
+
+OPTIONS = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet"]
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a task and a model and no study."""
+    monkeypatch.chdir(tmp_path)
+    return tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+
+
+def has_recorded(folder: Path, trials: int) -> Callable[[], bool]:
+    def reached() -> bool:
+        studies = [path.parent for path in folder.glob("studies/*/config.json") if not path.parent.name.startswith(".")]
+        return len(studies) == 1 and len(tiny.recorded(studies[0])) >= trials
+
+    return reached
+
+
+@pytest.mark.parametrize("trials", [0, 2, 6])
+def test_a_killed_search_goes_on_as_if_nothing_had_happened(trials: int, fresh: Path, sst2_study: Path) -> None:
+    with tiny.ended(tiny.start(OPTIONS, fresh, tiny.environment(fresh))) as process:
+        tiny.wait_for(has_recorded(fresh, trials), process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    study = tiny.only_study(fresh / "studies")
+    assert not (study / "report.json").exists()
+    left = tiny.recorded(study)
+    assert tiny.command(*OPTIONS) == 0
+    done = tiny.recorded(study)
+    assert done[: len(left)] == left
+    assert len(set(done)) == len(done)
+    assert sorted(done) == sorted(tiny.recorded(sst2_study))
+    report = read_report(study)
+    assert timeless(report) == timeless(read_report(sst2_study))
+    assert report["cost"]["reused"] == len(left)
+    half_written = [path for folder in ("weights", "artifacts") for path in (study / folder).glob(".*")]
+    assert half_written == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_search_says_what_it_has_and_how_to_go_on(number: signal.Signals, fresh: Path) -> None:
+    with tiny.ended(tiny.start(OPTIONS, fresh, tiny.environment(fresh))) as process:
+        tiny.wait_for(has_recorded(fresh, 3), process)
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[-2].startswith("interrupted. ")
+    assert "evaluations are kept" in lines[-2]
+    assert lines[-1] == f"To go on: {shlex.join(['budget-search', *OPTIONS])}"
+
+
+def test_two_commands_on_one_study(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with tiny.ended(tiny.start(OPTIONS, fresh, tiny.environment(fresh))) as process:
+        tiny.wait_for(has_recorded(fresh, 1), process)
+        process.send_signal(signal.SIGSTOP)
+        study = tiny.only_study(fresh / "studies")
+        before = tiny.recorded(study)
+        assert tiny.command(*OPTIONS) == 1
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert len(shown.err.splitlines()) == 1
+        assert "another command is working on the study" in shown.err
+        assert tiny.recorded(study) == before
+
+
+# -- the hub --------------------------------------------------------------------------------------------------------
+
+
+def closed_port() -> str:
+    """The address of a port at which nobody listens."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{unused.getsockname()[1]}"
+
+
+RECIPE_VARIABLES = {
+    f"BUDGET_SEARCH_{name[2:].upper().replace('-', '_')}": value
+    for name, value in zip(tiny.RECIPE[::2], tiny.RECIPE[1::2], strict=True)
+}
+
+
+def test_the_mission_to_the_letter(tmp_path: Path, xlnet: Path, qqp: Path) -> None:
+    """The command itself; the environment gives only the data and the size. The model is in the hub's local cache."""
+    tiny.into_hub_cache(xlnet, tmp_path / "hf" / "hub", "xlnet-base-cased", standin.COMMIT)
+    variables = {**RECIPE_VARIABLES, "BUDGET_SEARCH_DATA_DIR": str(qqp), "HF_ENDPOINT": closed_port()}
+    line = "budget-search --task qqp --model xlnet-base-cased --delta 0.01"
+    program, *options = shlex.split(line)
+    assert Path(sys.executable).with_name(program).exists()
+    done = tiny.run(options, tmp_path, tiny.environment(tmp_path, **variables))
+    assert done.returncode == 0, done.stderr
+    study = tiny.only_study(tmp_path / "studies")
+    assert study.name.startswith("qqp__xlnet-base-cased__")
+    report = read_report(study)
+    assert (report["task"], report["model"], report["revision"]) == ("qqp", "xlnet-base-cased", standin.COMMIT)
+    assert (report["metric"], report["layers_total"], report["command"]) == ("accuracy", 3, line)
+    assert set(report["baseline"]["metrics"]) == {"accuracy", "f1"}
+    assert [result["delta"] for result in report["results"]] == [0.01]
+    assert "qqp needs" in done.stdout
+    check_segments(study)
+
+
+def check_segments(study: Path) -> None:
+    """Segments and left padding are in the encoded examples, and in what the model computed from them."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    task = EncodedTask.load(study / "examples.npz")
+    assert (task.pad_left, task.pad_segment) == (True, 3)
+    split = task.splits["held_out"]
+    assert split.segments is not None
+    last = split.offsets[1:] - 1
+    assert set(split.segments[last]) == {2}
+    assert set(np.delete(split.segments, last)) == {0, 1}
+
+    key = TrialKey(LayerSet.full(3), FULL_RUNG, 42)
+    folder = StudyFolder(study)
+    model = AutoModelForSequenceClassification.from_pretrained(folder.weights(key)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder.tokenizer)
+    pairs = [(str(row["question1"]), str(row["question2"])) for row in tiny.questions(120, seed=4)]
+    batch = tokenizer(
+        [first for first, _ in pairs], [second for _, second in pairs],
+        padding=True, return_tensors="pt", return_token_type_ids=True,
+    )  # fmt: skip
+    with torch.inference_mode():
+        logits = model(**batch).logits.numpy()
+        batch["token_type_ids"] = torch.zeros_like(batch["token_type_ids"])
+        blind = model(**batch).logits.numpy()
+    recorded = np.load(folder.outputs(key, "held_out"))
+    assert np.abs(recorded - logits).max() < 1e-4
+    assert np.abs(recorded - blind).max() > 1e-3
+
+
+def test_model_and_data_from_the_hub_then_offline(tmp_path: Path, xlnet: Path, qqp: Path) -> None:
+    """Weights in both formats lie on the hub, as they do for the real model; one of them is enough."""
+    notes = tmp_path / "README.md"
+    notes.write_text("---\nlicense: other\n---\n")
+    glue = {f"qqp/{split}-00000-of-00001.parquet": qqp / f"{split}.parquet" for split in ("train", "validation")}
+    model = {path.name: path for path in xlnet.iterdir()} | {"pytorch_model.bin": notes, "README.md": notes}
+    with standin.serving({"xlnet-base-cased": model, "datasets/nyu-mll/glue": {"README.md": notes, **glue}}) as hub:
+        env = tiny.environment(tmp_path, HF_ENDPOINT=hub.url)
+        command = ["--task", "qqp", "--model", "xlnet-base-cased", "--layers", "0", "--quiet", *tiny.RECIPE]
+        online = tiny.run([*command, "--delta", "0.5"], tmp_path, env)
+        assert online.returncode == 0, online.stderr
+        asked = list(hub.requests)
+        assert any("GET /xlnet-base-cased/resolve/" in request for request in asked)
+        assert not any("pytorch_model.bin" in request for request in asked)
+        study = tiny.only_study(tmp_path / "studies")
+        assert read_report(study)["revision"] == standin.COMMIT
+
+        again = tiny.run([*command, "--delta", "0.5"], tmp_path, env)
+        assert (again.returncode, again.stdout) == (0, online.stdout)
+        other = tiny.run([*command, "--delta", "0.5", "--offline", "--lr", "2e-3"], tmp_path, env)
+        assert other.returncode == 0, other.stderr
+        assert hub.requests == asked
+    studies = [read_report(path) for path in (tmp_path / "studies").iterdir()]
+    assert len(studies) == 2
+    assert {report["revision"] for report in studies} == {standin.COMMIT}
+
+
+def test_what_the_hub_does_not_have(tmp_path: Path, qqp: Path) -> None:
+    with standin.serving({}) as hub:
+        env = tiny.environment(tmp_path, HF_ENDPOINT=hub.url)
+        options = ["--task", "qqp", "--data-dir", str(qqp), "--model", "xlnet-bace-cased"]
+        done = tiny.run(options, tmp_path, env)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "there is no model 'xlnet-bace-cased'" in done.stderr
+    assert not (tmp_path / "studies").exists()
