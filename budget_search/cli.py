@@ -14,6 +14,7 @@ from typing import Any
 
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
+from budget_search.wording import printable
 
 INTERRUPTED = 130
 ONLY_THE_FULL_MODEL = 3
@@ -177,4 +178,4 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from budget_search.layers import LayerSet
+from budget_search.surrogate import FullRuns
 from budget_search.trial import Trial
 from budget_search.verdict import expected_seed_sd
 
@@ -58,6 +59,12 @@ class Confirmations:
         """Points lost against the baseline, by seed, for the seeds run so far."""
         baseline = self.scores(self.full)
         return [baseline[seed] - score for seed, score in self.scores(layers).items() if seed in baseline]
+
+    @property
+    def in_full(self) -> dict[LayerSet, FullRuns]:
+        """What every set begun has lost so far."""
+        lost = {layers: self.lost(layers) for layers in self.begun}
+        return {layers: FullRuns(statistics.fmean(values), len(values)) for layers, values in lost.items() if values}
 
     def median_seed(self, layers: LayerSet) -> int:
         """The seed whose score is the median; of an even number, the lower middle one."""

@@ -38,15 +38,19 @@ def examples(split: str, count: int | None = None) -> list[dict[str, Any]]:
 def passages(seed: int) -> Iterator[tuple[str, str]]:
     """Texts for pre-training without end: a scene and true statements about it.
 
-    Neighbours belong together, as paragraphs of a document do: scenes of one kind about the same few people and things.
+    Neighbours belong together, as paragraphs of a document do: several scenes of one kind about the same people and
+    things, none told twice.
     """
     rng = Random(f"pretraining {seed}")
     while True:
-        kind, cast = rng.choice(KINDS), small_cast(rng)
-        for scene in [kind(rng, cast) for _ in range(6)]:
-            if use_of(scene.text) == "pretraining":
-                statements = [true for true, _ in scene.claims]
-                yield scene.text, " ".join(rng.sample(statements, len(statements)))
+        kind, size = rng.choice(KINDS)
+        cast, told = small_cast(rng, size), ""
+        for _ in range(6):
+            scene = kind(rng, cast)
+            statements = [true for true, _ in scene.claims]
+            if use_of(scene.text) == "pretraining" and not any(statement in told for statement in statements):
+                told += f"{scene.text} {' '.join(statements)} "
+                yield scene.text, " ".join(rng.sample(statements, rng.randint(1, len(statements))))
 
 
 def _rows(split: str) -> Iterator[dict[str, Any]]:
@@ -64,6 +68,7 @@ def _rows(split: str) -> Iterator[dict[str, Any]]:
 def _scenes(rng: Random, use: str) -> Iterator[Scene]:
     everything = Cast()
     while True:
-        scene = rng.choice(KINDS)(rng, everything)
+        kind, _ = rng.choice(KINDS)
+        scene = kind(rng, everything)
         if use_of(scene.text) == use:
             yield scene

@@ -86,19 +86,19 @@ class Cast:
     things_in_order: tuple[Wordings, ...] = THINGS_COMPARED + POSITIONS
 
 
-def small_cast(rng: Random) -> Cast:
-    """A few people and things, as one story has them."""
+def small_cast(rng: Random, size: int) -> Cast:
+    """As many people and things as one scene needs."""
 
     def few(everything: tuple[Item, ...], count: int) -> tuple[Item, ...]:
         return tuple(rng.sample(everything, count))
 
     return Cast(
-        names=few(NAMES, 4),
-        things=few(THINGS, 4),
-        containers=few(CONTAINERS, 3),
-        rooms=few(ROOMS, 3),
-        foods=few(FOODS, 3),
-        abilities=few(ABILITIES, 2),
+        names=few(NAMES, size),
+        things=few(THINGS, size),
+        containers=few(CONTAINERS, 2),
+        rooms=few(ROOMS, 2),
+        foods=few(FOODS, 2),
+        abilities=few(ABILITIES, 1),
         transfers=few(TRANSFERS, 2),
         acts=few(ACTS, 2),
         people_in_order=few(Cast.people_in_order, 1),
@@ -296,23 +296,23 @@ def either_or(rng: Random, cast: Cast) -> Scene:
 
 
 Kind = Callable[[Random, Cast], Scene]
-# Some kinds stand twice: those that take more than one step to see.
-KINDS: tuple[Kind, ...] = (
-    one_event,
-    two_events,
-    two_events,
-    passed_on,
-    passed_on,
-    one_order,
-    two_orders,
-    two_orders,
-    three_orders,
-    moved,
-    placed,
-    placed,
-    inside,
-    inside,
-    likes,
-    able,
-    either_or,
+# Every kind with the size of the cast it needs. Some stand twice: those that take more than one step to see.
+KINDS: tuple[tuple[Kind, int], ...] = (
+    (one_event, 2),
+    (two_events, 4),
+    (two_events, 4),
+    (passed_on, 3),
+    (passed_on, 3),
+    (one_order, 2),
+    (two_orders, 3),
+    (two_orders, 3),
+    (three_orders, 4),
+    (moved, 2),
+    (placed, 2),
+    (placed, 2),
+    (inside, 2),
+    (inside, 2),
+    (likes, 2),
+    (able, 2),
+    (either_or, 2),
 )

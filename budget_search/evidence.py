@@ -9,6 +9,7 @@ from statistics import fmean
 import numpy as np
 
 from budget_search.encode import EncodedTask
+from budget_search.errors import StudyError
 from budget_search.layers import LayerSet
 from budget_search.metrics import contributions, measure
 from budget_search.store import StudyFolder
@@ -56,7 +57,14 @@ class Evidence:
         return contributions(self._task.metric, self._outputs(layers, split, seed), self._labels(split))
 
     def _outputs(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
-        return np.asarray(np.load(self._folder.outputs(TrialKey(layers, FULL_RUNG, seed), split)))
+        path = self._folder.outputs(TrialKey(layers, FULL_RUNG, seed), split)
+        try:
+            return np.asarray(np.load(path))
+        except (OSError, ValueError, EOFError) as error:
+            raise StudyError(
+                f"{path.name} in artifacts of the study {self._folder.path.name} is damaged or gone "
+                f"({type(error).__name__}); restore it, or begin anew: move the study's folder away"
+            ) from error
 
     def _labels(self, split: str) -> np.ndarray:
         return self._task.splits[split].labels

@@ -62,7 +62,11 @@ class Screens:
     def tolerance(self, delta: float) -> Tolerance:
         """What a screen may lose for its set to be expected within ``delta`` (points) of the full recipe."""
         baselines = {rung: self._baseline(rung) for rung in self._by_rung}
-        return Tolerance(delta / self.slope, {rung: score for rung, score in baselines.items() if score is not None})
+        known = {rung: score for rung, score in baselines.items() if score is not None}
+        losses = {rung: self._by_rung[rung][self._full].metrics.get("loss") for rung in known}
+        return Tolerance(
+            delta / self.slope, known, self.slope, {rung: loss for rung, loss in losses.items() if loss is not None}
+        )
 
     @cached_property
     def slope(self) -> float:

@@ -6,6 +6,7 @@ decision is a function of that history: an interrupted search goes on as if noth
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
+from budget_search.ladder import all_sets, chances, choose
 from budget_search.layers import LayerSet
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
@@ -89,7 +91,11 @@ class Plan:
 
         The first has the largest part, since what it screens serves the others as well.
         """
-        return round(self.evaluations * (position + 2) / (len(self.deltas) + 1))
+        return (
+            round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
+            if len(self.deltas) > 1
+            else self.evaluations
+        )
 
 
 class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
@@ -214,16 +220,7 @@ class Search:
             if doubtful := screens.doubtful():
                 self._ensure([self._screen(layers, rung) for layers, rung in doubtful], reserve=reserve)
                 continue
-            question = Question(
-                total=self.plan.total,
-                tolerance=screens.tolerance(delta),
-                fixed=self.plan.fixed,
-                similarities=self.plan.similarities,
-                sampler=self.plan.sampler,
-                seed=self.plan.screen_seed,
-                width=self.plan.width,
-                evaluations=evaluations,
-            )
+            question = self._question(delta, screens, evaluations)
             proposed = propose(self.plan.strategy, screens.judged, question)
             if not proposed:
                 return
@@ -244,28 +241,53 @@ class Search:
         return candidate
 
     def _most_promising(self, delta: float, planned: Sequence[LayerSet]) -> LayerSet | None:
-        """Of the sets expected to hold, with fewer layers than the answer so far: the shallowest, then the best."""
-        screens = self.screens()
-        tolerance = screens.tolerance(delta)
-        answer = self.answers()[delta].depth
-        promising = [
-            trial
-            for trial in screens.judged
-            if tolerance.holds(trial)
-            and trial.layers.depth < answer
-            and self._is_open(trial.layers, delta)
-            and sum(layers.depth == trial.layers.depth for layers in planned) < CANDIDATES_PER_DEPTH
+        """By the surrogate, of the sets with fewer layers than the answer so far: of those that were screened, or,
+        where the strategy is free to choose, of all."""
+        screens, confirmations = self.screens(), self.confirmations()
+        question = self._question(delta, screens, 0)
+        screened = [trial.layers for trial in screens.judged if trial.state != "failed" and not trial.layers.is_full]
+        free = self.plan.strategy == "auto"
+        answer = self.answers()[delta]
+        pool = [
+            layers
+            for layers in (all_sets(self.plan.total, self.plan.fixed, screened) if free else screened)
+            if layers.depth < answer.depth
+            and sum(layers.depth == other.depth for other in planned) < CANDIDATES_PER_DEPTH
+            and self._is_open(layers, delta, confirmations)
         ]
-        promising.sort(key=lambda t: (t.layers.depth, tolerance.degradation(t), t.metrics.get("loss", 0.0), t.layers))
-        return promising[0].layers if promising else None
+        if not pool:
+            return None
+        allowed = delta - self._bound_width() if self.plan.criterion == "certified" else delta
+        chance = chances(question.surrogate(screens.judged), pool, allowed, question.seed_sd, question.seeds)
+        return choose(pool, chance, has_answer=not answer.is_full)
 
-    def _is_open(self, layers: LayerSet, delta: float) -> bool:
-        """Whether confirming this set further can still tell something."""
+    def _question(self, delta: float, screens: Screens, evaluations: int) -> Question:
         confirmations = self.confirmations()
-        return not confirmations.is_complete(layers) and not confirmations.hopeless(layers, delta)
+        return Question(
+            total=self.plan.total,
+            tolerance=screens.tolerance(delta),
+            fixed=self.plan.fixed,
+            similarities=self.plan.similarities,
+            sampler=self.plan.sampler,
+            seed=self.plan.screen_seed,
+            width=self.plan.width,
+            evaluations=evaluations,
+            in_full=confirmations.in_full,
+            seed_sd=confirmations.seed_sd,
+            seeds=len(self.plan.seeds),
+        )
+
+    def _bound_width(self) -> float:
+        """About how far the upper bound lies above the mean, in points."""
+        return 2.0 * self.confirmations().seed_sd * math.sqrt(2 / len(self.plan.seeds))
 
     def _candidates(self, delta: float) -> list[LayerSet]:
         return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(_plan_name(delta), [])]
+
+    def _is_open(self, layers: LayerSet, delta: float, confirmations: Confirmations | None = None) -> bool:
+        """Whether confirming this set further can still tell something."""
+        confirmations = confirmations or self.confirmations()
+        return not confirmations.is_complete(layers) and not confirmations.hopeless(layers, delta)
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """A confirmed set against the baseline, at its share of the delta's confidence.

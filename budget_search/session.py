@@ -37,6 +37,8 @@ LONGEST_RUNG = 1 / 2
 # What is spent on screens in all, in full fine-tunes, when a screened set keeps this share of the layers.
 SCREEN_EQUIVALENTS = 2.0
 MEAN_SHARE_OF_LAYERS = 0.58
+# What config.json holds beside the configuration: found out when the study was made.
+FACTS = ("layers_total", "layer_parameters", "undroppable", "device", "created")
 SCREENS = (12, 60)
 
 
@@ -185,11 +187,15 @@ def stored_config(folder: StudyFolder) -> dict[str, Any]:
     """``config`` and ``facts`` of a study. Raises StudyError when the folder is none, or damaged."""
     try:
         stored = json.loads(folder.config.read_text(encoding="utf8"))
-        return {"config": stored["config"], "facts": stored["facts"]}
+        config, facts = stored["config"], stored["facts"]
+        return {"config": config, "facts": {name: facts[name] for name in FACTS}}
     except FileNotFoundError:
         raise StudyError(f"{folder.path} is not a study: there is no config.json in it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"config.json of the study {folder.path.name} is damaged: {error}") from error
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise StudyError(
+            f"config.json of the study {folder.path.name} is damaged ({reason}); restore it, or move the folder away"
+        ) from error
 
 
 def _asked_device(found: Found) -> tuple[str, str]:
@@ -267,7 +273,7 @@ def write_report(folder: StudyFolder, report: Report) -> None:
     from budget_search.render import render
 
     write_json(folder.report, report.to_json())
-    write_whole(folder.path / "report.md", render([report], "markdown").encode())
+    write_whole(folder.path / "report.md", (render([report], "markdown").rstrip("\n") + "\n").encode())
 
 
 def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int) -> Plan:

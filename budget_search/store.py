@@ -11,10 +11,13 @@ import dataclasses
 import json
 import os
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
@@ -222,12 +225,39 @@ def _file_name(key: TrialKey) -> str:
 
 
 @contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let a first Ctrl-C or SIGTERM wait: interrupted half-way, a connection may keep the database locked."""
+    waiting: list[tuple[int, FrameType | None]] = []
+    handlers: dict[int, Any] = {}
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            handlers[number](number, frame)
+        waiting.append((number, frame))
+
+    # Only the main thread is told of signals.
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in waiting[:1]:
+            handlers[number](number, frame)
+
+
+@contextlib.contextmanager
 def _study_errors(name: str) -> Iterator[None]:
-    """Turn what a damaged or unreachable database raises into one clear line."""
+    """Turn what a damaged or unreachable database raises into one clear line; signals wait until it is let go of."""
     import sqlalchemy.exc
 
     try:
-        yield
+        with _undisturbed():
+            yield
     except (sqlalchemy.exc.SQLAlchemyError, KeyError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise StudyError(

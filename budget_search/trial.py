@@ -76,15 +76,28 @@ class Tolerance:
     """How much worse than the baseline is still good enough, on the screens of a study.
 
     ``delta`` is in points; ``baselines`` holds the full model's screen score per rung, so that scores of different
-    rungs are never compared with each other.
+    rungs are never compared with each other. ``slope`` is what a set loses in full per point lost on its screen:
+    ``delta`` allows for it. ``baseline_losses`` is the full model's mean loss per example and rung, where known.
     """
 
     delta: float
     baselines: Mapping[float, float]
+    slope: float = 1.0
+    baseline_losses: Mapping[float, float] = field(default_factory=dict)
+
+    @property
+    def delta_in_full(self) -> float:
+        """What may be lost in full, in points."""
+        return self.delta * self.slope
 
     def degradation(self, trial: Trial) -> float:
         """Baseline score minus this score, in points, both of the same rung; infinite for a failed trial."""
         return float("inf") if trial.score is None else self.baselines[trial.rung] - trial.score
+
+    def further_loss(self, trial: Trial) -> float | None:
+        """Mean loss per example beyond the baseline's at the same rung; None where one of them is not known."""
+        own, baseline = trial.metrics.get("loss"), self.baseline_losses.get(trial.rung)
+        return None if own is None or baseline is None else own - baseline
 
     def holds(self, trial: Trial) -> bool:
         return self.degradation(trial) <= self.delta

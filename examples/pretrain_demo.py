@@ -30,6 +30,7 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizer
 from budget_search import demo
 
 MAX_LENGTH = 64
+ATTENTION = "eager"  # for short sequences on a CPU faster than the fused kernel
 IGNORED = -100  # the label of a position that is not masked
 Passage = tuple[str, str]
 
@@ -192,13 +193,17 @@ def pretrain(args: argparse.Namespace) -> None:
         sample = list(islice(demo.passages(seed=args.seed), 20_000))
         aside = list(islice(demo.passages(seed=args.seed + 1), 500))
         stream = demo.passages(seed=args.seed + 2)
-    tokenizer = train_tokenizer(sample, args.vocab_size)
+    if args.start_from:
+        tokenizer = BertTokenizer.from_pretrained(args.start_from)
+        model = BertForPreTraining.from_pretrained(args.start_from, dtype=torch.float32, attn_implementation=ATTENTION)
+    else:
+        tokenizer = train_tokenizer(sample, args.vocab_size)
+        model = new_model(tokenizer, args.layers)
     generator = torch.Generator().manual_seed(args.seed)
     masker = Masker(tokenizer, sample, args.mask_share, generator)
     held_out = list(batches(masker, exchange(iter(aside), 0.5, rng), args.batch_size, rng))
     words_only = batches(masker, exchange(stream, 0.0, rng), args.batch_size, rng)
     both = batches(masker, exchange(stream, 0.5, rng), args.batch_size, rng)
-    model = new_model(tokenizer, args.layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, fused=True)
     unigram = masker.unigram_loss(held_out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -228,7 +233,7 @@ def pretrain(args: argparse.Namespace) -> None:
             return
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.learning_rate, step, elapsed)
-        batch = next(words_only if elapsed < 0.3 else both)
+        batch = next(words_only if elapsed < args.words_first else both)
         word_loss, next_loss, _, _ = losses(model, batch)
         (word_loss + next_loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -249,7 +254,7 @@ def new_model(tokenizer: BertTokenizer, layers: int) -> BertForPreTraining:
             max_position_embeddings=MAX_LENGTH,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation="eager",  # faster than the fused kernel for short sequences on a CPU
+            attn_implementation=ATTENTION,
         )
     )
 
@@ -265,6 +270,8 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--start-from", type=Path, help="go on from a saved model")
+    parser.add_argument("--words-first", type=float, default=0.3, help="share of the time with masked words only")
     parser.add_argument("--mask-share", type=float, default=0.2)
     parser.add_argument("--report-every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)

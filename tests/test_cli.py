@@ -131,6 +131,20 @@ def test_the_built_in_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^qqp +question1 question2 +label +accuracy f1 +363,846 +40,430", shown, re.MULTILINE)
 
 
+def test_doctor_says_what_is_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for line in ("torch +2", "transformers +5", "devices .*cpu", "hub +not reachable"):
+        assert re.search(f"^{line}", shown, re.MULTILINE), line
+
+
 # -- how options are written ----------------------------------------------------------------------------------------
 
 BASE = ("--task", "qqp", "--model", "xlnet-base-cased")
@@ -280,6 +294,10 @@ ARGUMENTS = [
     bad("delta beyond all", f"{GOOD_ONES} --delta 250", "250", "below 1"),
     bad("delta in words", f"{GOOD_ONES} --delta small", "small", "0.01", "1%"),
     bad("one of several deltas", f"{GOOD_ONES} --delta 0.01 5", "5", "0.05", "5%"),
+    bad("deltas with commas", f"{GOOD_ONES} --delta 0.01,0.02", "0.01,0.02", "not a number"),
+    bad("too many seeds", f"{GOOD_ONES} --seeds 101", "--seeds 101", "100"),
+    bad("length beyond reason", f"{GOOD_ONES} --max-length 1000000", "--max-length", "1000000"),
+    bad("empty task", f"{MODEL} --task=", "--task"),
     bad("delta without a value", f"{GOOD_ONES} --delta", "--delta", "expected"),
     bad("unknown strategy", f"{GOOD_ONES} --strategy gredy", "gredy", "greedy"),
     bad("unknown sampler", f"{GOOD_ONES} --sampler cmaes", "cmaes", "tpe"),
@@ -358,6 +376,7 @@ PLACES = [
     bad("model without config", f"{SST2} --model no-config", "no-config", "config.json"),
     bad("model that cannot be a name", f"{SST2} --model ./gone/model", "./gone/model"),
     bad("empty name of a model", f"{SST2} --model=", "--model"),
+    bad("name that would colour the terminal", f"{MODEL} --task \x1b[31mred", "\\x1b[31mred"),
     bad("name of a study", f"{GOOD_ONES} --study ../elsewhere", "../elsewhere"),
     bad("studies below a file", f"{GOOD_ONES} --studies-dir notes.txt/studies", "notes.txt"),
     bad("studies in a file", f"{GOOD_ONES} --studies-dir notes.txt", "notes.txt"),
@@ -413,6 +432,9 @@ STUDIES = [
     bad("export into data of others", "export sst2_ --delta 0.05 --output studies", "studies", "not empty"),
     bad("export into a file of others", "export sst2_ --delta 0.05 --output notes.txt", "notes.txt"),
     bad("search with a broken config.json", f"{GOOD_ONES} --study broken-study --quiet", "config.json", code=1),
+    bad(
+        "search with facts lost", "SAME --study lost-facts --delta 0.07 --quiet", "config.json", "layers_total", code=1
+    ),
     bad("search in a study of another task", f"{GOOD_ONES} --study unfinished --quiet", "unfinished", code=1),
     bad("search with a broken study.db", "SAME --study broken-database --delta 0.07 --quiet", "study", code=1),
     bad("search with broken examples", "SAME --study broken-examples --delta 0.07 --quiet", "examples", code=1),
@@ -503,12 +525,13 @@ def _write_studies(studies: Path, finished: Path) -> None:
 
     report = json.loads((finished / "report.json").read_text())
     config = json.loads((finished / "config.json").read_text())
-    config["config"]["task"] = "rte"
+    other = {**config, "config": {**config["config"], "task": "rte"}}
     study(finished.name)
     study("twin-a", report__json="{")
     study("twin-b", report__json=json.dumps({**report, "schema_version": 99}))
-    study("unfinished", report__json=None, config__json=json.dumps(config))
+    study("unfinished", report__json=None, config__json=json.dumps(other))
     study("broken-study", config__json="{}")
+    study("lost-facts", config__json=json.dumps({**config, "facts": {}}))
     study("broken-database", study__db="not a database, but long enough to be taken for one" * 100)
     study("broken-examples", examples__npz="not an archive")
     study("broken-report", report__json="[]")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 
 from budget_search.cli import main
 from budget_search.encode import EncodedTask
 from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder
-from budget_search.trial import FULL_RUNG, TrialKey
+from budget_search.store import StudyFolder, StudyStore
+from budget_search.trial import FULL_RUNG, Trial, TrialKey
 from tests import standin, tiny
 
 
@@ -292,6 +293,61 @@ def test_answers_given_before_stay_answered(here: Path) -> None:
     assert main(["report", study.name, "--delta", "0.05"]) == 0
 
 
+def test_python_gets_the_same_report(here: Path) -> None:
+    import budget_search as bs
+
+    recipe = {"epochs": 3.0, "train_examples": 200, "batch_size": 16, "lr": 3e-3, "max_length": 32}
+    report = bs.search(
+        task="sst2", data_dir="sst2", model="bert", deltas=[0.05, 0.06], recipe_changes=recipe, seeds=2, workers=1,
+        device="cpu", precision="fp32",
+    )  # fmt: skip
+    assert report.to_json() == read_report(tiny.only_study(here / "studies"))
+
+
+def test_two_workers_measure_what_one_does(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In processes of their own, in any order: the same scores to the last digit."""
+    study = tiny.only_study(here / "studies")
+    options = [*tiny.search_options("sst2"), "--layers", "0-1", "--delta", "0.5", "--quiet", "--format", "json"]
+
+    def scores(*more: str) -> dict[tuple[tuple[int, ...], int], float]:
+        assert main([*options, *more]) == 0
+        trials = json.loads(capsys.readouterr().out)["trials"]
+        return {(tuple(t["kept"]), t["seed"]): t["score"] for t in trials if t["split"] == "certification"}
+
+    alone = scores()
+    beside = scores("--workers", "2", "--study", "beside")
+    assert len(tiny.recorded(study.with_name("beside"))) == 4
+    assert len(beside) == 4
+    assert beside == {key: alone[key] for key in beside}
+
+
+def test_outputs_that_are_gone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    for path in (study / "artifacts").glob("0-3__*__certification.npy"):
+        path.unlink()
+    assert main([*tiny.search_options("sst2"), "--delta", "0.07", "--quiet"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "artifacts" in line
+    assert "unexpected" not in line
+
+
+def test_weights_that_are_gone_are_trained_again(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tiny.only_study(here / "studies")
+    expected = read_report(study)
+    shutil.rmtree(study / "weights")
+    assert main(["export", study.name, "--delta", "0.05", "--output", "smaller"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "report.json" in line
+    assert not (here / "smaller").exists()
+    # What the line says to do.
+    (study / "report.json").unlink()
+    before = tiny.recorded(study)
+    assert main([*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet"]) == 0
+    assert tiny.recorded(study) == before
+    assert timeless(read_report(study)) == timeless(expected)
+    assert main(["export", study.name, "--delta", "0.05", "--output", "smaller"]) == 0
+
+
 def test_another_recipe_is_another_study(here: Path) -> None:
     study = tiny.only_study(here / "studies")
     before = tiny.tree(study)
@@ -313,11 +369,12 @@ def test_named_layer_sets_are_measured_and_nothing_else(here: Path, capsys: pyte
 
 
 def test_only_the_full_model_is_an_answer_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two of two layer sets that cannot hold: the criterion asks for more than these few examples can say."""
+    """The criterion asks for more than these few examples can say."""
     options = [*tiny.search_options("sst2"), "--criterion", "certified", "--delta", "0.0001", "--layers", "0"]
     assert main([*options, "--quiet", "--fail-if-none"]) == 3
+    capsys.readouterr()
     assert main([*options, "--quiet", "--format", "json", "--output", "whole"]) == 0
-    report = json.loads(capsys.readouterr().out.partition("\n{")[2].join(["{", ""]))
+    report = json.loads(capsys.readouterr().out)
     assert report["results"][0]["verdict"] == "cannot be resolved"
     assert report["results"][0]["kept"] == [0, 1, 2, 3]
     assert json.loads((here / "whole" / "config.json").read_text())["num_hidden_layers"] == 4
@@ -387,6 +444,41 @@ def test_an_interrupted_search_says_what_it_has_and_how_to_go_on(number: signal.
     assert lines[-2].startswith("interrupted. ")
     assert "evaluations are kept" in lines[-2]
     assert lines[-1] == f"To go on: {shlex.join(['budget-search', *OPTIONS])}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_waits_until_the_trial_is_recorded(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        store = StudyStore.open("one", 4, folder=StudyFolder(tmp_path))
+        add_trial = optuna.Study.add_trial
+
+        def disturbed(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+            os.kill(os.getpid(), number)
+            add_trial(study, trial)
+
+        monkeypatch.setattr(optuna.Study, "add_trial", disturbed)
+        with pytest.raises(KeyboardInterrupt):
+            store.append(Trial(TrialKey(LayerSet.full(4), FULL_RUNG, 42), "certification", "complete", score=90.0))
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    assert tiny.recorded(tmp_path) == [((0, 1, 2, 3), FULL_RUNG, 42)]
+
+
+def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
+    from budget_search.arguments import parse, request_from
+    from budget_search.session import best_so_far, locate
+
+    found = locate(request_from(parse(OPTIONS)))
+    (result, _) = read_report(tiny.only_study(here / "studies"))["results"]
+    kept = LayerSet(tuple(result["kept"]), 4).compact
+    assert f"keeps layers {kept} of 4 and lost {result['degradation']:.2f} points" in best_so_far(found)
 
 
 def test_two_commands_on_one_study(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:

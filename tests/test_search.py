@@ -20,18 +20,18 @@ def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
     answers = search(world, memory).run()
     for delta, layers in answers.items():
         assert 90 - world.worth(layers) <= delta
-        assert layers.depth <= fewest_layers(world, delta) + 2
+        assert layers.depth <= fewest_layers(world, delta) + 1
         confirmed = [t for t in memory.trials if t.layers == layers and t.split == "certification"]
         assert {trial.key.seed for trial in confirmed} == {42, 43, 44}
         assert all(trial.rung == FULL_RUNG for trial in confirmed)
 
 
-def test_greedy_finds_the_fewest_layers_where_losses_add_up() -> None:
-    world = World()
-    answers = search(world, Memory(), plan(strategy="greedy")).run()
-    assert {delta: layers.depth for delta, layers in answers.items()} == {
-        delta: fewest_layers(world, delta) for delta in (1.0, 2.0, 3.0)
-    }
+@pytest.mark.parametrize("strategy", ["auto", "greedy"])
+def test_searching_comes_within_a_layer_of_the_fewest(strategy: str) -> None:
+    world = World(seed_sd=0.2, screen_sd=0.2)
+    answers = search(world, Memory(), plan(strategy=strategy)).run()
+    for delta, layers in answers.items():
+        assert layers.depth <= fewest_layers(world, delta) + 1
 
 
 def test_screens_and_confirmations_never_share_a_seed() -> None:
@@ -89,7 +89,7 @@ def test_screens_whose_ranking_misleads_are_lengthened() -> None:
     answers = found.run()
     assert found.screens().rung == pytest.approx(1 / 3)
     assert any("lengthened" in note for note in found.notes())
-    assert answers[2.0].depth <= fewest_layers(world, 2.0) + 2
+    assert answers[2.0].depth <= fewest_layers(world, 2.0) + 1
 
 
 def test_screens_that_agree_with_longer_runs_stay_short() -> None:
@@ -226,9 +226,7 @@ def test_screens_that_exaggerate_are_seen_through() -> None:
     found = search(world, Memory(), plan(strategy="greedy"))
     answers = found.run()
     assert found.screens().slope == pytest.approx(1 / 3, abs=0.05)
-    assert {delta: layers.depth - fewest_layers(world, delta) for delta, layers in answers.items()} == {
-        1.0: 0, 2.0: 0, 3.0: 0,
-    }  # fmt: skip
+    assert all(layers.depth <= fewest_layers(world, delta) + 1 for delta, layers in answers.items())
 
 
 def test_a_larger_delta_asked_later_reconsiders_what_was_given_up() -> None:

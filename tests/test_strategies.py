@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ import pytest
 from budget_search.errors import UsageError
 from budget_search.layers import FAMILIES, LayerSet, odd_alternate, top
 from budget_search.replay import Table, play
-from budget_search.strategies import SAMPLERS, STRATEGIES, Question, auto, propose, smallest_holding
-from budget_search.strategies.optuna import ask as optuna_ask
+from budget_search.strategies import SAMPLERS, STRATEGIES, Question, propose, smallest_holding
 from budget_search.trial import Tolerance, Trial, TrialKey
 from tests import strategy_contract as contract
 
@@ -267,13 +265,6 @@ def test_an_unknown_sampler_is_refused():
 # -- auto ---------------------------------------------------------------------------------------------------------
 
 
-def test_auto_bisects_the_depth_and_leaves_it_as_soon_as_one_family_holds():
-    replay = play("auto", ADDITIVE, 3.0)
-    # The top six lose 2.43 points and the top nine far more, as do the middle nine; then half-way between.
-    assert [layers.compact for layers in replay.layers[:3]] == ["0-5", "0-2", "0-1,11"]
-    assert replay.layers[3] == top(12, 7)
-
-
 def test_auto_proposes_as_many_as_run_at_once():
     question = contract.question_for(ADDITIVE, 0.5, width=2)
     history = [contract.baseline_of(ADDITIVE)]
@@ -283,35 +274,7 @@ def test_auto_proposes_as_many_as_run_at_once():
         history += [ADDITIVE.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
 
 
-def test_auto_is_sure_of_its_answer_where_a_depth_can_be_exhausted():
-    """Five layers: it ends because everything one layer smaller was measured, not because evaluations ran out."""
-    replay = play("auto", SMALL, 1.0)
-    one_smaller = {each for each in SMALL.layer_sets() if each.depth == replay.choice.depth - 1}
-    assert one_smaller <= set(replay.layers)
-    assert len(replay.trials) < 2**5 - 2
-
-
 def test_auto_needs_fewer_evaluations_than_greedy_for_the_same_depth():
     auto, greedy = play("auto", ADDITIVE, 3.0, evaluations=30), play("greedy", ADDITIVE, 3.0)
     assert auto.choice.depth == greedy.choice.depth
     assert len(auto.trials) < len(greedy.trials)
-
-
-def test_auto_asks_optuna_for_every_third_set_below_the_first_answer(monkeypatch):
-    widths = []
-
-    def ask(history, question):
-        widths.append(question.width)
-        return optuna_ask(history, question)
-
-    monkeypatch.setattr(auto, "ask", ask)
-    play("auto", ADDITIVE, 1.0, evaluations=30)
-    assert set(widths) == {1}
-    assert 4 <= len(widths) <= 30 / 3
-
-
-def test_a_collapsed_trial_does_not_count_against_single_layers():
-    question = contract.question_for(ADDITIVE, 1.0)
-    usual = list(play("greedy", ADDITIVE, 1.0).trials)
-    collapsed = replace(contract.trial_of(LayerSet((5,), 12), 50.0), state="collapsed")
-    assert auto.layer_effects([*usual, collapsed], question) == auto.layer_effects(usual, question)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -183,10 +183,20 @@ def only_study(studies: Path) -> Path:
 
 
 def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
-    """Every trial row in a study's database, read from outside the program: (kept, rung, seed), duplicates too."""
-    if not (study / "study.db").exists():
-        return []
-    with sqlite3.connect(f"file:{study / 'study.db'}?mode=ro", uri=True) as database:
+    """Every trial row in a study's database, read from outside the program: (kept, rung, seed), duplicates too.
+
+    A database that is still being set up holds none.
+    """
+    try:
+        return _trial_rows(study / "study.db")
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "unable to open" in str(error):
+            return []
+        raise
+
+
+def _trial_rows(path: Path) -> list[tuple[tuple[int, ...], float, int]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         trials = [row[0] for row in database.execute("select trial_id from trials order by trial_id")]
         attributes: dict[int, dict[str, float]] = {trial: {} for trial in trials}
         for trial, key, value in database.execute("select trial_id, key, value_json from trial_user_attributes"):

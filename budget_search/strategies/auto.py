@@ -1,100 +1,85 @@
-"""The default: a cheap first answer from the fixed families, then the likeliest sets one layer below it."""
+"""The default: a balanced first design of sets that drop many layers, then what a surrogate thinks likely to hold.
+
+Single drops say little about how many layers can go together, so none is screened for its own sake. The order matters
+less than the surrogate: Thompson sampling, TPE or the mean in its place gave answers as deep in simulation.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
-from budget_search.layers import LayerSet
-from budget_search.strategies.fixed import family_set
-from budget_search.strategies.optuna import ask
-from budget_search.strategies.question import Question, smallest_holding, unmeasured
+from budget_search.ladder import all_sets, chances
+from budget_search.layers import FAMILIES, LayerSet
+from budget_search.strategies.question import Question, unmeasured
 from budget_search.trial import Trial
 
-LADDER = ("top", "odd-alternate", "even-alternate", "symmetric")
-OPTUNA_EVERY = 3
-"""Every third set below the first answer is Optuna's, for what an additive estimate cannot see."""
-RIDGE = 1.0
-"""Squared noise of a screen over the squared spread of the layers' effects."""
+DESIGN_SHARE = 0.6
+"""How much of the first evaluations go into the design."""
+LARGEST_DESIGN = 12
+DESIGN_FAMILIES = (("top", 1 / 2), ("odd-alternate", 1 / 2), ("even-alternate", 1 / 2), ("top", 1 / 3))
+DROPPED_SHARES = (1 / 3, 1 / 2, 5 / 12, 7 / 12)
+DRAWS = 200
+LOOK_BELOW_EVERY = 3
+"""Every third screen is one layer shallower than the depth that is expected to hold."""
 
 
 def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Bisect the depth on the fixed families, then search below the smallest set that holds.
+    """The design first, then the likeliest unmeasured sets at the boundary of what holds, ``width`` at a time.
 
-    Finished when ``question.evaluations`` are measured, or when every set one layer smaller than the smallest that
-    holds has been measured and none of them holds.
+    Finished when ``question.evaluations`` are measured, or no set is left.
     """
-    return (first_answer(history, question) or below(history, question))[: question.room(history)]
-
-
-def first_answer(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Up to ``width`` sets of the bisection's current depth; empty once the boundary is found.
-
-    Half of the layers come first, because sets that drop several layers tell more about a budget than sets that drop
-    one. A depth holds as soon as one of its families does, and fails when all of them have.
-    """
-    holding = {trial.layers for trial in history if question.tolerance.holds(trial)}
-    low, high = 0, question.total - 1
-    while low < high:
-        dropped = (low + high + 1) // 2
-        families = [each for name in LADDER for each in family_set(name, dropped, question)]
-        missing = unmeasured(families, history, question)
-        if any(each in holding for each in families):
-            low = dropped
-        elif missing:
-            return missing[: question.width]
-        else:
-            high = dropped - 1
-    return []
-
-
-def below(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Up to ``width`` sets with one layer less than the smallest that holds, the likeliest first; Optuna's in turn.
-
-    Where half of the evaluations are enough for every set of that depth, they all get measured and Optuna is not
-    asked.
-    """
-    best = smallest_holding(history, question)
-    answer = best.layers if best else LayerSet.full(question.total)
-    if answer.depth == 1:
+    room = min(question.width, question.room(history))
+    if not room:
         return []
-    dropped = question.total - answer.depth + 1
-    if math.comb(len(question.free), dropped) <= question.evaluations // 2:
-        every = (LayerSet.dropping(gone, question.total) for gone in combinations(question.free, dropped))
-        return likeliest_first(unmeasured(every, history, question), history, question)[: question.width]
-    steps = likeliest_first(unmeasured(one_step_below(answer), history, question), history, question)
-    turns = range(len(history), len(history) + question.width)
-    asked = sum(turn % OPTUNA_EVERY == 0 for turn in turns) if steps else question.width
-    drawn = ask(history, replace(question, width=asked)) if asked else []
-    return unmeasured([*drawn, *steps], history, question)[: question.width]
+    size = min(LARGEST_DESIGN, max(1, round(DESIGN_SHARE * question.evaluations)))
+    measured = sum(not trial.layers.is_full for trial in history)
+    if measured < size:
+        missing = unmeasured(design(question.total, question.fixed, size), history, question)
+        if missing:
+            return missing[: min(room, size - measured)]
+    return at_the_boundary(history, question)[:room]
 
 
-def one_step_below(layers: LayerSet) -> Iterator[LayerSet]:
-    """The sets with one layer less, and those that differ from them by one exchanged layer."""
-    for smaller in layers.smaller():
-        yield smaller
-        yield from (smaller.add(back).drop(out) for out in smaller.kept for back in smaller.dropped)
+def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerSet]:
+    """Unmeasured sets of the shallowest depth at which one is expected to hold, the likeliest first."""
+    surrogate = question.surrogate(history)
+    measured = [trial.layers for trial in history]
+    pool = unmeasured(all_sets(question.total, question.fixed, measured), history, question)
+    if not pool:
+        return []
+    expected, _ = surrogate.expect(pool)
+    holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= question.delta]
+    boundary = min(holding, default=question.total - 1) - (len(history) % LOOK_BELOW_EVERY == 0)
+    chance = chances(surrogate, pool, question.delta, question.seed_sd, question.seeds)
+    # Where a depth has no unmeasured set left, the nearest depth takes its place.
+    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), -chance[i], pool[i]))
+    return [pool[index] for index in order]
 
 
-def likeliest_first(sets: Sequence[LayerSet], history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Sets of one depth, by what the history lets expect them to lose; of equals, upper layers go first."""
-    effects = layer_effects(history, question)
-    return sorted(sets, key=lambda layers: (sum(effects[index] for index in layers.dropped), layers))
+@lru_cache
+def design(total: int, fixed: frozenset[int], size: int) -> tuple[LayerSet, ...]:
+    """Sets that drop a third to more than half of the layers, each layer about equally often, far from each other."""
+    free = [index for index in range(total) if index not in fixed]
+    named = (FAMILIES[name](total, round(share * total)) for name, share in DESIGN_FAMILIES)
+    sets = [layers for layers in dict.fromkeys(named) if layers is not None and fixed <= set(layers.kept)][:size]
+    random = np.random.default_rng(total)
+    for turn in range(4 * size):
+        if len(sets) >= size:
+            break
+        count = min(max(1, round(DROPPED_SHARES[turn % len(DROPPED_SHARES)] * total)), len(free), total - 1)
+        drawn = [sorted(random.choice(free, count, replace=False).tolist()) for _ in range(DRAWS)]
+        known = [set(layers.dropped) for layers in sets]
+        times = [sum(index in gone for gone in known) for index in range(total)]
+        best = LayerSet.dropping(min(drawn, key=lambda gone: _crowding(tuple(gone), known, times)), total)
+        if best not in sets:
+            sets.append(best)
+    return tuple(sets)
 
 
-def layer_effects(history: Sequence[Trial], question: Question) -> list[float]:
-    """Points that dropping each layer costs: a ridge regression on all layers and on the square of their number.
-
-    Collapsed trials stay out: what they lost is no sum of layers.
-    """
-    usable = [trial for trial in history if trial.state == "complete"]
-    gone = np.array([[index in trial.layers.dropped for index in range(question.total)] for trial in usable], float)
-    gone = gone.reshape(len(usable), question.total)
-    columns = np.column_stack([gone, gone.sum(axis=1) ** 2 / question.total])
-    lost = np.array([question.tolerance.degradation(trial) for trial in usable])
-    weights = np.linalg.solve(columns.T @ columns + RIDGE * np.eye(columns.shape[1]), columns.T @ lost)
-    return [float(weight) for weight in weights[:-1]]
+def _crowding(gone: Sequence[int], known: list[set[int]], times: list[int]) -> tuple[int, int, Sequence[int]]:
+    """How often these layers are dropped already, then how near they are to the nearest known set."""
+    nearness = max((len(other.intersection(gone)) for other in known), default=0)
+    return sum(times[index] for index in gone), nearness, gone

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from budget_search.layers import LayerSet
+from budget_search.surrogate import FullRuns, Surrogate, steadied
 from budget_search.trial import Tolerance, Trial
 
 
@@ -17,7 +18,8 @@ class Question:
     cosines between a layer's input and output at the classification token. ``width`` is how many evaluations run at
     the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
     without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
-    interrupted search goes on as if nothing had happened.
+    interrupted search goes on as if nothing had happened. ``in_full`` is what full runs lost so far, ``seed_sd`` the
+    spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes.
     """
 
     total: int
@@ -28,6 +30,24 @@ class Question:
     seed: int = 0
     width: int = 1
     evaluations: int = 40
+    in_full: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
+    seed_sd: float = 0.5
+    seeds: int = 3
+
+    @property
+    def delta(self) -> float:
+        """Points that may be lost in full; ``tolerance`` says what a screen may lose for that."""
+        return self.tolerance.delta_in_full
+
+    def surrogate(self, history: Sequence[Trial]) -> Surrogate:
+        """What any set will lose in full, as far as these screens and the full runs tell."""
+        screens = [trial for trial in history if trial.state == "complete" and not trial.layers.is_full]
+        lost = steadied(
+            [self.tolerance.degradation(trial) for trial in screens],
+            [self.tolerance.further_loss(trial) for trial in screens],
+        )
+        screened = {trial.layers: points for trial, points in zip(screens, lost, strict=True)}
+        return Surrogate.fit(self.total, screened, self.in_full, self.seed_sd, self.seeds)
 
     @property
     def free(self) -> tuple[int, ...]:

@@ -1,0 +1,134 @@
+"""What the surrogate expects of sets nobody measured, and what is done with it."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from budget_search.ladder import all_sets, chances, choose
+from budget_search.layers import LayerSet
+from budget_search.strategies.auto import design
+from budget_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
+
+EFFECTS = np.array([2.6, 1.4, 0.3, 0.5, 0.1, 0.6, 0.1, 0.4, 0.1, 0.7, 0.2, 0.1])
+EVERY = [LayerSet.dropping(gone, 12) for count in range(1, 12) for gone in itertools.combinations(range(12), count)]
+
+
+def truth(layers: LayerSet) -> float:
+    """Points lost: layers add up, and neighbours that go together cost half a point more."""
+    gone = layers.dropped
+    return float(sum(EFFECTS[list(gone)])) + 0.5 * sum(index + 1 in gone for index in gone)
+
+
+def screens(slope: float = 1.5, count: int = 24, noise: float = 0.3) -> dict[LayerSet, float]:
+    random = np.random.default_rng(1)
+    sets = design(12, frozenset(), 12)
+    more = [EVERY[index] for index in random.integers(300, 3500, count - len(sets))]
+    return {layers: slope * truth(layers) + noise * random.normal() for layers in (*sets, *more)}
+
+
+def fitted(**options: float) -> Surrogate:
+    in_full = {layers: FullRuns(truth(layers), 3) for layers in list(screens())[:2]}
+    return Surrogate.fit(12, screens(**options), in_full, 0.3, 3)
+
+
+def test_it_expects_what_unmeasured_sets_really_lose() -> None:
+    sets = [layers for layers in EVERY if 5 <= layers.depth <= 10]
+    expected, sd = fitted().expect(sets)
+    lost = np.array([truth(layers) for layers in sets])
+    assert np.corrcoef(expected, lost)[0, 1] > 0.9
+    assert np.sqrt(np.mean((expected - lost) ** 2)) < 0.6
+    # Its own doubt is of the size of its errors.
+    assert 0.5 < np.std((expected - lost) / sd) < 1.5
+
+
+def test_without_measurements_it_says_that_more_layers_cost_more_and_how_unsure_it_is() -> None:
+    expected, sd = Surrogate.fit(12, {}, {}, 0.5, 3).expect([LayerSet.full(12).drop(5), LayerSet((0, 1, 2), 12)])
+    assert expected[0] < expected[1]
+    assert sd[0] < sd[1]
+
+
+def test_a_full_run_weighs_more_than_its_screen() -> None:
+    layers = LayerSet((0, 1, 2, 3, 5, 7), 12)
+    known = {**screens(), layers: 1.5 * truth(layers)}
+    before, _ = Surrogate.fit(12, known, {}, 0.3, 3).expect([layers])
+    after, sd = Surrogate.fit(12, known, {layers: FullRuns(truth(layers) + 3.0, 3)}, 0.3, 3).expect([layers])
+    assert after[0] > before[0] + 1.0
+    assert sd[0] < 0.6
+
+
+def test_a_broken_screen_is_left_out() -> None:
+    sets = EVERY[500:600]
+    known = screens()
+    broken = {**known, EVERY[0]: BROKEN + 30.0}
+    np.testing.assert_allclose(
+        Surrogate.fit(12, known, {}, 0.3, 3).expect(sets)[0], Surrogate.fit(12, broken, {}, 0.3, 3).expect(sets)[0]
+    )
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 6, 24])
+def test_it_works_at_every_depth(total: int) -> None:
+    sets = all_sets(total, frozenset(), [])
+    expected, sd = Surrogate.fit(total, dict.fromkeys(sets[:3], 1.0), {}, 0.5, 3).expect(sets[:50])
+    assert np.isfinite(expected).all()
+    assert (sd > 0).all()
+
+
+def test_losses_steady_the_points_they_are_worth() -> None:
+    random = np.random.default_rng(0)
+    real = random.uniform(0, 6, 40)
+    points = real + random.normal(size=40)
+    losses = (real + 0.2 * random.normal(size=40)) / 30
+    steady = np.array(steadied(points.tolist(), losses.tolist()))
+    assert np.std(steady - real) < 0.65 * np.std(points - real)
+    assert steadied([1.0, 2.0], [0.1, 0.2]) == [1.0, 2.0]
+    assert steadied(points.tolist(), [None] * 40) == points.tolist()
+
+
+def test_the_design_drops_many_layers_at_once_and_each_about_as_often() -> None:
+    sets = design(12, frozenset(), 12)
+    assert len(set(sets)) == 12
+    assert all(4 <= len(layers.dropped) <= 7 for layers in sets)
+    times = [sum(index in layers.dropped for layers in sets) for index in range(12)]
+    assert max(times) - min(times) <= 3
+    assert min(len(set(a.kept) ^ set(b.kept)) for a, b in itertools.combinations(sets, 2)) >= 2
+
+
+@pytest.mark.parametrize("total", [2, 3, 4, 6, 24, 96])
+def test_the_design_comes_to_an_end_and_keeps_fixed_layers(total: int) -> None:
+    sets = design(total, frozenset({0}), 12)
+    assert 1 <= len(sets) <= 12
+    assert all(0 in layers.kept and not layers.is_full for layers in sets)
+
+
+def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_deep_one() -> None:
+    assert len(all_sets(6, frozenset(), [])) == 62
+    assert len(all_sets(6, frozenset({0}), [])) == 31
+    measured = [LayerSet(tuple(range(10)), 30)]
+    deep = all_sets(30, frozenset({3}), measured)
+    assert {layers.depth for layers in deep} == set(range(1, 30))
+    assert LayerSet(tuple(range(9)), 30) in deep
+    assert all(3 in layers.kept for layers in deep)
+    assert deep == all_sets(30, frozenset({3}), measured)
+
+
+def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
+    surrogate = fitted()
+    harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
+    assert chances(surrogate, [harmless, harmful], 1.0, 0.3, 3).tolist() == sorted(
+        chances(surrogate, [harmless, harmful], 1.0, 0.3, 3), reverse=True
+    )
+    assert chances(surrogate, [harmful], 5.0, 0.3, 3)[0] > chances(surrogate, [harmful], 2.0, 0.3, 3)[0]
+
+
+def test_choosing_wants_the_shallowest_that_is_likely_enough() -> None:
+    sets = [LayerSet(tuple(range(depth)), 12) for depth in (3, 5, 7, 9)]
+    chance = np.array([0.2, 0.5, 0.7, 0.9])
+    assert choose(sets, chance, has_answer=False) == sets[1]
+    assert choose(sets, chance, has_answer=True) == sets[2]
+    assert choose(sets[:1], chance[:1], has_answer=False) == sets[0]
+    assert choose(sets[:1], chance[:1], has_answer=True) is None
+    assert choose(sets[:1], np.array([0.1]), has_answer=False) is None
+    assert choose([], np.array([]), has_answer=False) is None
