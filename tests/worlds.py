@@ -55,9 +55,9 @@ class World:
         if key.rung < self.collapses_below.get(key.layers, 0.0):
             return Trial(key, job.split, "collapsed", 50.0)
         if key.rung < self.misleading_below and not key.layers.is_full:
-            return Trial(key, job.split, "complete", 60 + 20 * _drawn("nothing", key.layers, key.rung))
+            return Trial(key, job.split, "complete", 60 + 20 * drawn("nothing", key.layers, key.rung))
         noise = self.seed_sd if job.split == "certification" else self.screen_sd
-        score = self.worth(key.layers) + noise * _normal(key.layers, key.rung, key.seed)
+        score = self.worth(key.layers) + noise * normal(key.layers, key.rung, key.seed)
         tokens = round(1000 * key.rung)
         return Trial(key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
 
@@ -145,10 +145,10 @@ def without_interruption(world: World) -> World:
     return replace(world, interrupt_after=None, asked=[])
 
 
-def _drawn(*what: object) -> float:
+def drawn(*what: object) -> float:
     """Between 0 and 1, the same for the same arguments in every process."""
     return (crc32(repr(what).encode()) + 0.5) / 2**32
 
 
-def _normal(*what: object) -> float:
-    return math.sqrt(-2 * math.log(_drawn("radius", *what))) * math.cos(2 * math.pi * _drawn("angle", *what))
+def normal(*what: object) -> float:
+    return math.sqrt(-2 * math.log(drawn("radius", *what))) * math.cos(2 * math.pi * drawn("angle", *what))
