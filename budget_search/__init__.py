@@ -21,15 +21,18 @@ __version__ = "0.1.0"
 def search(**options: Any) -> Report:
     """Search like the command line: ``search(task="qqp", model="xlnet-base-cased", deltas=[0.01])``.
 
-    Takes the fields of ``budget_search.request.Request``. Raises ``budget_search.errors.BudgetSearchError``.
+    Takes the options of the command by their names, ``deltas`` as fractions. Raises
+    ``budget_search.errors.BudgetSearchError``.
     """
     from budget_search.progress import Console
-    from budget_search.request import Request
+    from budget_search.request import RECIPE_FIELDS, Request
     from budget_search.session import answer, locate
 
-    if "deltas" in options:
-        options["deltas"] = tuple(options["deltas"])
-    return answer(locate(Request(**options)), Console(quiet=True))
+    changes = {name: options.pop(name) for name in RECIPE_FIELDS if name in options}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    return answer(locate(Request(recipe_changes=changes, **fields)), Console(quiet=True))
 
 
 def __getattr__(name: str) -> Any:

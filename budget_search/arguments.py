@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -252,6 +253,10 @@ _OTHER_OPTIONS = ("delta", "format", "fail_if_none", "quiet", "verbose", *RECIPE
 def _from_environment(names: Sequence[str]) -> dict[str, Any]:
     prefix = "BUDGET_SEARCH_"
     found = {}
+    known = [prefix + name.upper() for name in (*_SEARCH_FIELDS, *_OTHER_OPTIONS)]
+    for variable in (set(os.environ) - set(known)) & {name for name in os.environ if name.startswith(prefix)}:
+        if near := difflib.get_close_matches(variable, known, n=1, cutoff=0.9):
+            raise UsageError(f"{variable} is set, which is no option; did you mean {near[0]}?")
     for name in names:
         text = os.environ.get(prefix + name.upper())
         if text is not None:

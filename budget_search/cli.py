@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,8 @@ def _listen_to_signals() -> None:
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         signal.signal(signal.SIGTERM, lambda *_: os._exit(INTERRUPTED))
+        # joblib would complain of the evaluations that are not finished.
+        warnings.simplefilter("ignore")
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)

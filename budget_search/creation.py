@@ -24,7 +24,7 @@ from budget_search.store import StudyFolder, write_json
 
 if TYPE_CHECKING:
     from budget_search.device import Device
-    from budget_search.search import Observer
+    from budget_search.loop import Observer
     from budget_search.session import Found
 
 

@@ -22,7 +22,7 @@ from budget_search.trial import FULL_RUNG, TrialKey
 if TYPE_CHECKING:
     from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
-    from budget_search.search import Search
+    from budget_search.loop import Search
     from budget_search.store import StudyFolder
 
 # Batch sizes that inference is timed with; 32 is the paper's (Table 3).

@@ -24,6 +24,8 @@ SPLIT_MODES = ("carved", "official")
 RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup")
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
+# What file systems take as a name and as a path.
+LONGEST_NAME, LONGEST_PATH = 255, 4096
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,11 @@ class Request:
             _within("--max-trials", self.max_trials, self.max_trials is None or self.max_trials >= 1, "from 1"),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
+            *(
+                f"{option} {value[:40]}...: too long, {len(value):,} characters"
+                for option, value in (("--task", self.task), ("--model", self.model))
+                if max(map(len, value.split("/"))) > LONGEST_NAME or len(value) > LONGEST_PATH
+            ),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]

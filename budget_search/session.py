@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from budget_search.device import Device
     from budget_search.encode import EncodedTask
     from budget_search.layers import LayerSet
-    from budget_search.search import Observer, Plan
+    from budget_search.loop import Observer, Plan
     from budget_search.verdict import Judgement
 
 # Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe. On a recorded 6-layer table 31
@@ -85,17 +85,14 @@ def locate(request: Request) -> Found:
 
 
 def finished_report(found: Found) -> Report | None:
-    """The report of a study that has answered this very question, reduced to the deltas asked; else None."""
+    """The report of a study that has answered this very question for every delta asked; else None."""
     if not found.folder.report.is_file():
         return None
     _require_same_config(found)
     report = read_report(found.folder)
     if report.finished is None or report.question != found.request.question:
         return None
-    answered = {round(result.delta, 9): result for result in report.results}
-    if any(round(delta, 9) not in answered for delta in found.request.deltas):
-        return None
-    return dataclasses.replace(report, results=tuple(answered[round(delta, 9)] for delta in found.request.deltas))
+    return report if set(found.request.deltas) <= {result.delta for result in report.results} else None
 
 
 def read_report(folder: StudyFolder) -> Report:
@@ -117,15 +114,19 @@ def read_report(folder: StudyFolder) -> Report:
 
 def answer(found: Found, observer: Observer, command: str = "") -> Report:
     """The report for a request: at once where the study has answered it already, else after a search."""
-    return finished_report(found) or run(found, observer, command)
+    report = finished_report(found) or run(found, observer, command)
+    return reduced(report, found.request.deltas)
+
+
+def reduced(report: Report, deltas: Iterable[float]) -> Report:
+    """With the answers for these deltas alone. Raises UsageError for one that was not asked."""
+    return dataclasses.replace(report, results=tuple(report.result(delta) for delta in deltas))
 
 
 def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
     """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
     report = read_report(folder)
-    if not deltas:
-        return report
-    return dataclasses.replace(report, results=tuple(report.result(delta) for delta in deltas))
+    return reduced(report, deltas) if deltas else report
 
 
 def best_so_far(found: Found) -> str:
@@ -211,7 +212,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     from budget_search.evaluate import Workplace
     from budget_search.evidence import Evidence
     from budget_search.finish import build_report, measure_answers, prune_weights
-    from budget_search.search import Search
+    from budget_search.loop import Search
     from budget_search.summary import Summary
 
     began = time.monotonic()
@@ -233,7 +234,9 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     search = Search(plan, store, workers.run, judge, observer)
     observer.planned(plan, found.config, task, device, workers.count, store.history)
     try:
-        answers = search.run()
+        search.run()
+        # The report keeps the answers that were given before.
+        answers = search.answers(in_points(delta) for delta in sorted({*request.deltas, *_earlier_deltas(found)}))
         observer.stage("scoring the answers on held_out and timing them")
         measured = measure_answers(workers, search, answers)
     finally:
@@ -251,6 +254,15 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     write_report(found.folder, report)
     prune_weights(found.folder, search)
     return report
+
+
+def _earlier_deltas(found: Found) -> list[float]:
+    """What was asked of this study before, in the same way; nothing when the old report cannot be read."""
+    try:
+        report = read_report(found.folder)
+    except StudyError:
+        return []
+    return [result.delta for result in report.results] if report.question == found.request.question else []
 
 
 def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, Any]:
@@ -279,7 +291,7 @@ def write_report(folder: StudyFolder, report: Report) -> None:
 def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int) -> Plan:
     """Everything the search decides beforehand. Raises UsageError for named layer sets the model does not have."""
     from budget_search.layers import LayerSet
-    from budget_search.search import Plan
+    from budget_search.loop import Plan
     from budget_search.trial import SearchBudget
 
     request, recipe, total = found.request, found.config.recipe, int(facts["layers_total"])
@@ -287,7 +299,7 @@ def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int)
     screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     return Plan(
         total=total,
-        deltas=tuple(100 * delta for delta in request.deltas),
+        deltas=tuple(in_points(delta) for delta in request.deltas),
         strategy=request.strategy,
         seeds=request.confirmation_seeds,
         screen_seed=request.screen_seed,
@@ -301,6 +313,11 @@ def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int)
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
     )
+
+
+def in_points(delta: float) -> float:
+    """A fraction as points, without the crumbs of 100 * 0.07."""
+    return round(100 * delta, 10)
 
 
 def screen_rung(full_steps: int) -> float:

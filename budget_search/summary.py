@@ -11,6 +11,7 @@ from budget_search import wording
 from budget_search.confirmations import Confirmations
 from budget_search.evidence import Evidence
 from budget_search.layers import LayerSet
+from budget_search.loop import Search
 from budget_search.report import (
     Baseline,
     Cost,
@@ -20,7 +21,6 @@ from budget_search.report import (
     Result,
     TrialRow,
 )
-from budget_search.search import Search
 from budget_search.trial import FULL_RUNG, Trial
 from budget_search.verdict import Resolution, resolution, verdict_word
 
@@ -103,7 +103,7 @@ class Summary:
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
         return Result(
-            delta=delta / 100,
+            delta=round(delta / 100, 12),
             criterion=plan.criterion,
             verdict=word,
             kept=layers.kept,

@@ -18,7 +18,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_keep_layers_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = [text for text in SNIPPETS if "keep_layers" in text]
     assert len(snippet.strip().splitlines()) == 5
-    config = BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=12, intermediate_size=32, num_attention_heads=2)
+    config = BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=12, intermediate_size=32, num_attention_heads=2
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert-base-uncased")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -124,6 +124,7 @@ class Search:
         self._observer = observer
         self._began = time.monotonic()
         self.fine_tuned = 0
+        self.ended_early = False
 
     # -- the way of a search ------------------------------------------------------------------------------------
 
@@ -138,14 +139,16 @@ class Search:
                 self._answer(delta, self.plan.evaluations_until(position))
             except OutOfBudget:
                 self._observer.stage("the search budget is spent: the best confirmed answers so far stand")
+                self.ended_early = True
                 break
         return self.answers()
 
-    def answers(self) -> dict[float, LayerSet]:
-        """Per delta the smallest set confirmed so far, of equals the one that lost less; else the full model."""
+    def answers(self, deltas: Iterable[float] | None = None) -> dict[float, LayerSet]:
+        """Per delta (those of the plan, unless given) the smallest set confirmed so far, of equals the one that lost
+        less; else the full model."""
         confirmations = self.confirmations()
         chosen = {}
-        for delta in self.plan.deltas:
+        for delta in self.plan.deltas if deltas is None else deltas:
             holding = [layers for layers in confirmations.sets if self._holds(layers, delta)]
             chosen[delta] = min(
                 holding,
@@ -198,6 +201,8 @@ class Search:
         """Sentences for the report on how the search went."""
         screens = self.screens()
         notes = []
+        if self.ended_early:
+            notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
         if not self.plan.named:
             notes.append(
                 f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
@@ -247,7 +252,7 @@ class Search:
         question = self._question(delta, screens, 0)
         screened = [trial.layers for trial in screens.judged if trial.state != "failed" and not trial.layers.is_full]
         free = self.plan.strategy == "auto"
-        answer = self.answers()[delta]
+        answer = self.answers([delta])[delta]
         pool = [
             layers
             for layers in (all_sets(self.plan.total, self.plan.fixed, screened) if free else screened)
