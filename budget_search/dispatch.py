@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
@@ -57,4 +61,23 @@ class Workers:
             inner_max_num_threads=1,
             backend="loky",
         ) as pool:
-            yield from pool(delayed(function)(self.workplace, item) for item in items)
+            yield from pool(delayed(_in_worker)(function, self.workplace, item, os.getpid()) for item in items)
+
+
+def _in_worker(
+    function: Callable[[Workplace, Item], Outcome], workplace: Workplace, item: Item, coordinator: int
+) -> Outcome:
+    _end_with(coordinator)
+    return function(workplace, item)
+
+
+@lru_cache
+def _end_with(coordinator: int) -> None:
+    """Have this worker process end when the process that it works for is gone, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == coordinator:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

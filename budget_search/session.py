@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from budget_search.encode import EncodedTask
     from budget_search.layers import LayerSet
     from budget_search.loop import Observer, Plan
+    from budget_search.trial import Job, Trial
     from budget_search.verdict import Judgement
 
 # Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe. On a recorded 6-layer table 31
@@ -227,28 +228,30 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
+    earlier = float(store.facts.get("wall_seconds", 0.0))
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         return evidence.compare(layers, "certification", confidence, among=search.confirmations().sets)
 
-    search = Search(plan, store, workers.run, judge, observer)
+    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+        for trial in workers.run(jobs):
+            yield trial
+            store.note(wall_seconds=earlier + time.monotonic() - began)
+
+    search = Search(plan, store, run_jobs, judge, observer)
     observer.planned(plan, found.config, task, device, workers.count, store.history)
-    try:
-        search.run()
-        # The report keeps the answers that were given before.
-        answers = search.answers(in_points(delta) for delta in sorted({*request.deltas, *_earlier_deltas(found)}))
-        observer.stage("scoring the answers on held_out and timing them")
-        measured = measure_answers(workers, search, answers)
-    finally:
-        wall_seconds = float(store.facts.get("wall_seconds", 0.0)) + time.monotonic() - began
-        store.note(wall_seconds=wall_seconds)
+    search.run()
+    # The report keeps the answers that were given before.
+    answers = search.answers(in_points(delta) for delta in sorted({*request.deltas, *_earlier_deltas(found)}))
+    observer.stage("scoring the answers on held_out and timing them")
+    measured = measure_answers(workers, search, answers)
     summary = Summary(search, store.history, evidence, measured, facts["layer_parameters"])
     report = build_report(
         summary=summary,
         task=task,
         answers=answers,
         identity=_identity(found, facts, command),
-        wall_seconds=wall_seconds,
+        wall_seconds=earlier + time.monotonic() - began,
         notes=search.notes(),
     )
     write_report(found.folder, report)
