@@ -32,8 +32,6 @@ Criterion = Literal["observed", "certified"]
 # Candidates confirmed for one delta at the most, and of one depth.
 CANDIDATES_PER_DELTA = 5
 CANDIDATES_PER_DEPTH = 2
-# They share the error of a delta's bound: the first has most of it, because it usually is the last as well.
-FIRST_CANDIDATES_SHARE = 0.8
 
 
 class History(Protocol):
@@ -297,14 +295,16 @@ class Search:
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """A confirmed set against the baseline, at its share of the delta's confidence.
 
-        The error is split among the candidates of a delta: most of it for the first, the rest for the others, so
-        that together they err no more often than the level says (Bonferroni).
+        The error is split among the candidates in the order in which they were written down, half of what is left to
+        each, so that together they err no more often than the level says (Bonferroni).
         """
-        error = 1 - self.plan.confidence
-        first = self._candidates(delta)[:1]
-        others = (1 - FIRST_CANDIDATES_SHARE) / (CANDIDATES_PER_DELTA - 1)
-        share = FIRST_CANDIDATES_SHARE if layers in first else others
-        return self._judge(layers, 1 - error * (1.0 if len(self.plan.named) == 1 else share))
+        if self.plan.named:
+            share = 1 / len(self.plan.named)
+        else:
+            planned = self._candidates(delta)
+            place = planned.index(layers) if layers in planned else CANDIDATES_PER_DELTA - 1
+            share = 0.5 ** min(place + 1, CANDIDATES_PER_DELTA - 1)
+        return self._judge(layers, 1 - (1 - self.plan.confidence) * share)
 
     def _confirm(self, layers: LayerSet, delta: float) -> None:
         """Run the full recipe with every confirmation seed, unless it becomes hopeless."""

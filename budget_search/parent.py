@@ -40,7 +40,7 @@ def resolve_model(model: str, *, offline: bool = False) -> Parent:
     if model == "demo":
         from budget_search.demo import MODEL_DIR
 
-        return Parent("demo", MODEL_DIR, _folder_digest(MODEL_DIR))
+        return Parent("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
     path = Path(model).expanduser()
     if path.is_dir():
         _require_files(path, model)

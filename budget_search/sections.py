@@ -277,8 +277,18 @@ def _conclusion(report: Report, exported: str | None) -> Section:
     if not exported:
         delta = _to_export(report).delta
         code.insert(0, f"$ budget-search export {wording.printable(report.study)} --delta {delta:g} --output DIR")
-    answers = tuple(report.answer_sentence(result) for result in report.results)
-    return Section("In short", paragraphs=answers, code="\n".join(code))
+    return Section("In short", paragraphs=tuple(_sentences(report)), code="\n".join(code))
+
+
+def _sentences(report: Report) -> Iterator[str]:
+    """One answer each; larger deltas with the same answer are named behind it instead of repeating it."""
+    results = sorted(report.results, key=lambda result: result.delta)
+    while results:
+        first, *results = results
+        same = [result for result in results if (result.kept, result.verdict) == (first.kept, first.verdict)]
+        results = [result for result in results if result not in same]
+        also = " and ".join(tolerance(result.delta) for result in same)
+        yield report.answer_sentence(first) + (f" For {also} the answer is the same." if same else "")
 
 
 def _to_export(report: Report) -> Result:

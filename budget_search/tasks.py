@@ -14,7 +14,7 @@ from budget_search.digests import joint_digest
 from budget_search.errors import UsageError
 
 GLUE_REPOSITORY = "nyu-mll/glue"
-DEMO_RECIPE = Recipe("demo", epochs=2, train_examples=3000, batch_size=32, lr=3e-4, max_length=64, warmup=0.1)
+DEMO_RECIPE = Recipe("demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1)
 
 
 @dataclass(frozen=True)

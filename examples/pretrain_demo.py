@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 from tokenizers import BertWordPieceTokenizer
@@ -89,7 +90,7 @@ class Masker:
         weight[tokenizer.all_special_ids] = 0
         self.chance = share * weight / (self.frequency * weight).sum()
 
-    def _encode(self, passages: list[Passage], **options: str) -> dict:
+    def _encode(self, passages: list[Passage], **options: str) -> dict[str, Any]:
         first, second = (list(segments) for segments in zip(*passages, strict=True))
         pairs = second if any(second) else None
         return self.tokenizer(first, pairs, truncation=True, max_length=MAX_LENGTH, padding=bool(options), **options)
@@ -173,7 +174,7 @@ def learning_rate(peak: float, step: int, elapsed: float) -> float:
     return peak * min(1.0, step / 500) * min(1.0, (1 - elapsed) / 0.3)
 
 
-def save(model: BertForPreTraining, tokenizer: BertTokenizer, record: dict, folder: Path) -> None:
+def save(model: BertForPreTraining, tokenizer: BertTokenizer, record: dict[str, Any], folder: Path) -> None:
     """The model in half precision, the tokenizer, and the record of the run; the model in memory stays as it is."""
     half = BertForPreTraining(model.config)
     half.load_state_dict(model.state_dict())
@@ -215,7 +216,8 @@ def pretrain(args: argparse.Namespace) -> None:
         now = time.monotonic()
         elapsed = (now - start) / (60 * args.minutes)
         over = elapsed >= 1
-        if over or step % args.report_every == 0:
+        due = over or now - checkpoint > 60 * args.checkpoint_minutes
+        if due or step % args.report_every == 0:
             record = {
                 "parameters": parameters,
                 "vocabulary": len(tokenizer),
@@ -226,7 +228,7 @@ def pretrain(args: argparse.Namespace) -> None:
                 **evaluate(model, held_out),
             }
             print(json.dumps(record), flush=True)
-        if over or now - checkpoint > 60 * args.checkpoint_minutes:
+        if due:
             save(model, tokenizer, record, args.output)
             checkpoint = now
         if over:
@@ -243,8 +245,8 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def new_model(tokenizer: BertTokenizer, layers: int) -> BertForPreTraining:
-    """A BERT of the demo's shape with random weights. At this size dropout costs more than it brings."""
-    return BertForPreTraining(
+    """A BERT of the demo's shape with random weights, without dropout: the text is made anew all the time."""
+    model = BertForPreTraining(
         BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=128,
@@ -254,9 +256,10 @@ def new_model(tokenizer: BertTokenizer, layers: int) -> BertForPreTraining:
             max_position_embeddings=MAX_LENGTH,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation=ATTENTION,
         )
     )
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def main() -> None:

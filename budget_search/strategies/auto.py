@@ -14,6 +14,7 @@ import numpy as np
 from budget_search.ladder import all_sets, chances
 from budget_search.layers import FAMILIES, LayerSet
 from budget_search.strategies.question import Question, unmeasured
+from budget_search.surrogate import BROKEN
 from budget_search.trial import Trial
 
 DESIGN_SHARE = 0.6
@@ -37,8 +38,8 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
     size = min(LARGEST_DESIGN, max(1, round(DESIGN_SHARE * question.evaluations)))
     measured = sum(not trial.layers.is_full for trial in history)
     if measured < size:
-        missing = unmeasured(design(question.total, question.fixed, size), history, question)
-        if missing:
+        gentle = mostly_broken(history, question)
+        if missing := unmeasured(design(question.total, question.fixed, size, gentle), history, question):
             return missing[: min(room, size - measured)]
     return at_the_boundary(history, question)[:room]
 
@@ -59,17 +60,32 @@ def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerS
     return [pool[index] for index in order]
 
 
+def mostly_broken(history: Sequence[Trial], question: Question) -> bool:
+    """Whether the families that open the design told nothing but that half of the layers is far too few."""
+    opening = opening_sets(question.total, question.fixed)
+    known = [trial for trial in history if trial.layers in opening]
+    broken = [t for t in known if t.state != "complete" or question.tolerance.degradation(t) >= BROKEN]
+    return len(known) == len(opening) and 2 * len(broken) > len(known)
+
+
 @lru_cache
-def design(total: int, fixed: frozenset[int], size: int) -> tuple[LayerSet, ...]:
-    """Sets that drop a third to more than half of the layers, each layer about equally often, far from each other."""
-    free = [index for index in range(total) if index not in fixed]
+def opening_sets(total: int, fixed: frozenset[int]) -> tuple[LayerSet, ...]:
     named = (FAMILIES[name](total, round(share * total)) for name, share in DESIGN_FAMILIES)
-    sets = [layers for layers in dict.fromkeys(named) if layers is not None and fixed <= set(layers.kept)][:size]
+    return tuple(layers for layers in dict.fromkeys(named) if layers is not None and fixed <= set(layers.kept))
+
+
+@lru_cache
+def design(total: int, fixed: frozenset[int], size: int, gentle: bool = False) -> tuple[LayerSet, ...]:
+    """Sets that drop a third to more than half of the layers, each layer about equally often, far from each other;
+    a ``gentle`` design drops half as many."""
+    free = [index for index in range(total) if index not in fixed]
+    sets = list(opening_sets(total, fixed)[:size])
     random = np.random.default_rng(total)
     for turn in range(4 * size):
         if len(sets) >= size:
             break
-        count = min(max(1, round(DROPPED_SHARES[turn % len(DROPPED_SHARES)] * total)), len(free), total - 1)
+        share = DROPPED_SHARES[turn % len(DROPPED_SHARES)] / (2 if gentle else 1)
+        count = min(max(1, round(share * total)), len(free), total - 1)
         drawn = [sorted(random.choice(free, count, replace=False).tolist()) for _ in range(DRAWS)]
         known = [set(layers.dropped) for layers in sets]
         times = [sum(index in gone for gone in known) for index in range(total)]
