@@ -1,0 +1,94 @@
+"""What the demo's pre-training is worth, and what dropping layers from the top costs: the figures of studies/LOG.md.
+
+    python examples/demo_evidence.py
+
+Fine-tunes by the demo's own recipe, three seeds each, scored on certification; then a linear model on words and pairs
+of words, for comparison. About five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from tabulate import tabulate
+from transformers import AutoConfig, AutoTokenizer, BertForPreTraining
+
+from budget_search import demo
+from budget_search.creation import create
+from budget_search.device import resolve_device
+from budget_search.dispatch import Workers
+from budget_search.evaluate import Workplace
+from budget_search.layers import FAMILIES, LayerSet
+from budget_search.progress import Console
+from budget_search.request import Request
+from budget_search.session import locate
+from budget_search.trial import FULL_RUNG, Job, TrialKey
+
+SEEDS = (42, 43, 44)
+DROPPED_FROM_THE_TOP = (1, 2, 3, 4, 6, 8, 11)
+
+
+def random_weights(folder: Path) -> Path:
+    """The same shape without pre-training."""
+    torch.manual_seed(0)
+    BertForPreTraining(AutoConfig.from_pretrained(demo.MODEL_DIR)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo.MODEL_DIR).save_pretrained(folder)
+    return folder
+
+
+def scores(model: str, sets: list[LayerSet], studies: Path) -> dict[LayerSet, list[float]]:
+    """Points on certification, by layer set, one for each seed."""
+    found = locate(Request(task="demo", model=model, studies_dir=str(studies)))
+    device = resolve_device("auto", "auto")
+    create(found, device, Console(quiet=True))
+    workplace = Workplace(found.folder, found.parent.folder, found.parent.name, found.config.recipe, device)
+    jobs = [Job(TrialKey(layers, FULL_RUNG, seed), "certification") for layers in sets for seed in SEEDS]
+    result: dict[LayerSet, list[float]] = {layers: [] for layers in sets}
+    for trial in Workers(workplace, 2).run(jobs):
+        result[trial.layers].append(trial.score if trial.score is not None else float("nan"))
+    return result
+
+
+def linear_score() -> float:
+    """Accuracy of logistic regression on the words of each text and on the pairs of words across the two."""
+    rows = {split: demo.examples(split) for split in ("train", "validation")}
+    vectorizer = CountVectorizer(binary=True).fit([row["premise"] for row in rows["train"]])
+
+    def features(split: str) -> csr_matrix:
+        premise, hypothesis = (
+            vectorizer.transform([row[column] for row in rows[split]]) for column in ("premise", "hypothesis")
+        )
+        words = premise.shape[1]
+        pairs = [np.add.outer(p.indices * words, h.indices).ravel() for p, h in zip(premise, hypothesis, strict=True)]
+        starts = np.cumsum([0, *map(len, pairs)])
+        indices = np.concatenate(pairs)
+        crossed = csr_matrix((np.ones(len(indices)), indices, starts), shape=(len(pairs), words * words))
+        return csr_matrix(hstack([premise, hypothesis, crossed]))
+
+    labels = {split: [row["label"] for row in rows[split]] for split in rows}
+    model = LogisticRegression(max_iter=300).fit(features("train"), labels["train"])
+    return 100 * float(model.score(features("validation"), labels["validation"]))
+
+
+def main() -> None:
+    full = LayerSet.full(12)
+    sets = [full, *(layers for k in DROPPED_FROM_THE_TOP if (layers := FAMILIES["top"](12, k)) is not None)]
+    with tempfile.TemporaryDirectory() as folder:
+        trained = scores("demo", sets, Path(folder) / "studies")
+        untrained = scores(str(random_weights(Path(folder) / "random-demo")), [full], Path(folder) / "studies")
+    rows = [("pre-trained", layers.compact, values) for layers, values in trained.items()]
+    rows.append(("random weights", full.compact, untrained[full]))
+    table = [(*row[:2], f"{fmean(row[2]):.1f}", f"{min(row[2]):.1f}-{max(row[2]):.1f}") for row in rows]
+    print(tabulate(table, headers=("weights", "layers kept", "accuracy", "lowest-highest"), disable_numparse=True))
+    print(f"\nlinear model on words and pairs of words, {len(demo.examples('train')):,} rows: {linear_score():.1f}")
+
+
+if __name__ == "__main__":
+    main()
