@@ -18,7 +18,6 @@ from rich.progress import (
 
 from budget_search.layers import LayerSet
 from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
-from budget_search.verdict import resolution
 from budget_search.wording import duration, plural, points
 
 if TYPE_CHECKING:
@@ -48,6 +47,8 @@ class Console:
         self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
     ) -> None:
         """Before anything long: what will be done, in a few lines."""
+        from budget_search.verdict import resolution
+
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
         recipe = config.recipe
         steps = recipe.steps(task.splits["train"].examples)
