@@ -134,7 +134,7 @@ def test_a_broken_file_is_refused_and_an_old_one_survives_a_failed_write(
     path.write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(StudyError, match=r"examples\.npz"):
         EncodedTask.load(path)
-    with pytest.raises(StudyError, match="cannot read"):
+    with pytest.raises(StudyError, match="damaged or not there"):
         EncodedTask.load(tmp_path / "missing.npz")
 
     def full_disk(*_: object, **__: object) -> None:
