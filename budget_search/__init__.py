@@ -6,6 +6,7 @@ layers that stay. Importing this package imports no torch.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget_search.layers import LayerSet
@@ -21,9 +22,10 @@ __version__ = "0.1.0"
 def search(**options: Any) -> Report:
     """Search like the command line: ``search(task="qqp", model="xlnet-base-cased", deltas=[0.01])``.
 
-    Takes the options of the command by their names, ``deltas`` as fractions. Raises
+    Takes the options of the command by their names, with ``deltas`` (fractions) for ``--delta``. Raises
     ``budget_search.errors.BudgetSearchError``.
     """
+    from budget_search.destination import refuse_foreign
     from budget_search.progress import Console
     from budget_search.request import RECIPE_FIELDS, Request
     from budget_search.session import answer, locate
@@ -32,7 +34,16 @@ def search(**options: Any) -> Report:
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }
-    return answer(locate(Request(recipe_changes=changes, **fields)), Console(quiet=True))
+    request = Request(recipe_changes=changes, **fields)
+    if request.output:
+        refuse_foreign(Path(request.output))
+    found = locate(request)
+    report = answer(found, Console(quiet=True))
+    if request.output:
+        from budget_search.handover import hand_over
+
+        hand_over(found.folder, report, min(request.deltas), Path(request.output))
+    return report
 
 
 def __getattr__(name: str) -> Any:

@@ -157,7 +157,9 @@ def _add_run(commands: Any) -> None:
     where = run.add_argument_group("where to run and what to write")
     where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
     where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
-    where.add_argument("--workers", type=int, metavar="N", help="evaluations at a time (default: one per core or GPU)")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
+    )
     _add_storage(where)
     where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
     where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -70,7 +71,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         report = answer(found, console, _without_places(received))
     except KeyboardInterrupt:
         console.close()
-        print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
+        with contextlib.suppress(BudgetSearchError):
+            print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
         print(f"To go on: {command}", file=sys.stderr)
         return INTERRUPTED
     finally:
@@ -157,7 +159,17 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
 
 def _without_places(received: Sequence[str]) -> str:
     """The command for whoever reads the report: with base names, not with where things lie on this machine."""
-    return shlex.join(["budget-search", *(Path(word).name if Path(word).is_absolute() else word for word in received)])
+    return shlex.join(["budget-search", *map(_base_name, received)])
+
+
+def _base_name(word: str) -> str:
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    if "://" in value:
+        # An address may hold a password.
+        value = "URL"
+    elif Path(value).is_absolute() or value.startswith(".."):
+        value = Path(value).name
+    return option + equals + value
 
 
 def _print(report: Any, form: str, exported: str | None = None) -> None:

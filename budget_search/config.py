@@ -99,10 +99,6 @@ class SearchConfig:
             raise UsageError(f"unknown precision {self.precision!r}; allowed: {' '.join(PRECISIONS)}")
 
     @property
-    def is_regression(self) -> bool:
-        return self.metric in REGRESSION_METRICS
-
-    @property
     def fingerprint(self) -> str:
         """Ten hexadecimal digits that differ when anything in here differs; stable across library versions."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)

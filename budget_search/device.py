@@ -75,7 +75,7 @@ def available_devices() -> list[str]:
 
 
 def default_workers(device: Device) -> int:
-    """One evaluation per core on a CPU, else one per device."""
+    """One evaluation per core on a CPU, one on any other device."""
     if device.kind == "cpu":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1

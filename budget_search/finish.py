@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,18 +52,21 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     }
 
 
-def prune_weights(folder: StudyFolder, search: Search) -> None:
+def prune_weights(folder: StudyFolder, search: Search, answers: Iterable[LayerSet]) -> None:
     """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
     confirmations = search.confirmations()
     lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
     useful = [
         layers
         for layers in lost
-        if not any(other != layers and other.depth <= layers.depth and lost[other] <= lost[layers] for other in lost)
+        if not any(
+            other.depth <= layers.depth and (lost[other], other.depth, other) < (lost[layers], layers.depth, layers)
+            for other in lost
+        )
     ]
     keep = {
         folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
-        for layers in (confirmations.full, *useful)
+        for layers in (confirmations.full, *useful, *answers)
         for seed in search.plan.seeds
     }
     for path in folder.path.glob("weights/*"):

@@ -57,8 +57,6 @@ class Observer(Protocol):
 
     def stage(self, text: str) -> None: ...
 
-    def started(self, jobs: Sequence[Job]) -> None: ...
-
     def finished(self, trial: Trial) -> None: ...
 
     def answered(self, delta: float, layers: LayerSet) -> None: ...
@@ -136,7 +134,6 @@ class Search:
             try:
                 self._answer(delta, self.plan.evaluations_until(position))
             except OutOfBudget:
-                self._observer.stage("the search budget is spent: the best confirmed answers so far stand")
                 self.ended_early = True
                 break
         return self.answers()
@@ -147,7 +144,8 @@ class Search:
         confirmations = self.confirmations()
         chosen = {}
         for delta in self.plan.deltas if deltas is None else deltas:
-            holding = [layers for layers in confirmations.sets if self._holds(layers, delta)]
+            eligible = [layers for layers in confirmations.sets if not self.plan.named or layers in self.plan.named]
+            holding = [layers for layers in eligible if self._holds(layers, delta)]
             chosen[delta] = min(
                 holding,
                 key=lambda layers: (layers.depth, statistics.fmean(confirmations.lost(layers))),
@@ -159,7 +157,7 @@ class Search:
         return Confirmations(self._store.history, self.plan.total, self.plan.seeds)
 
     def screens(self) -> Screens:
-        return Screens(self._store.history, self.plan.total, self.plan.screen_rung)
+        return Screens(self._store.history, self.plan.total, self.plan.screen_rung, self.plan.screen_seed)
 
     def _measure_baseline(self) -> None:
         self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
@@ -216,18 +214,22 @@ class Search:
     # -- screens ------------------------------------------------------------------------------------------------
 
     def _explore(self, delta: float, evaluations: int) -> None:
-        """Screen what the strategy proposes until it has finished, or this many sets are screened."""
-        reserve = len(self.plan.seeds)
-        while True:
+        """Screen what the strategy proposes until it has finished, this many sets are screened, or no more can be
+        afforded: what a confirmation takes is held back."""
+        while (affordable := self._affordable() - len(self.plan.seeds)) > 0:
             screens = self.screens()
-            if doubtful := screens.doubtful():
-                self._ensure([self._screen(layers, rung) for layers, rung in doubtful], reserve=reserve)
-                continue
-            question = self._question(delta, screens, evaluations)
-            proposed = propose(self.plan.strategy, screens.judged, question)
-            if not proposed:
+            wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
+            if not wanted:
+                if screens.rung not in screens.tolerance(delta).baselines:
+                    raise BudgetSearchError(
+                        "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
+                    )
+                proposed = propose(self.plan.strategy, screens.judged, self._question(delta, screens, evaluations))
+                wanted = [self._screen(layers, screens.rung) for layers in proposed]
+            if not wanted:
                 return
-            self._ensure([self._screen(layers, screens.rung) for layers in proposed], reserve=reserve)
+            self._ensure(wanted[: int(min(affordable, len(wanted)))])
+        self.ended_early = True
 
     # -- confirmations ------------------------------------------------------------------------------------------
 
@@ -240,7 +242,7 @@ class Search:
             return None
         candidate = self._most_promising(delta, planned)
         if candidate is not None:
-            self._store.note(**{_plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
+            self._store.note(**{self._plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
         return candidate
 
     def _most_promising(self, delta: float, planned: Sequence[LayerSet]) -> LayerSet | None:
@@ -285,7 +287,7 @@ class Search:
         return 2.0 * self.confirmations().seed_sd * math.sqrt(2 / len(self.plan.seeds))
 
     def _candidates(self, delta: float) -> list[LayerSet]:
-        return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(_plan_name(delta), [])]
+        return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(self._plan_name(delta), [])]
 
     def _is_open(self, layers: LayerSet, delta: float, confirmations: Confirmations | None = None) -> bool:
         """Whether confirming this set further can still tell something."""
@@ -295,15 +297,15 @@ class Search:
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """A confirmed set against the baseline, at its share of the delta's confidence.
 
-        The error is split among the candidates in the order in which they were written down, half of what is left to
-        each, so that together they err no more often than the level says (Bonferroni).
+        The error is split among the candidates in the order in which they were written down, then those confirmed for
+        other deltas, half of what is left to each: together they err no more often than the level says (Bonferroni).
         """
         if self.plan.named:
-            share = 1 / len(self.plan.named)
+            share = 1 / len(set(self.plan.named))
         else:
             planned = self._candidates(delta)
-            place = planned.index(layers) if layers in planned else CANDIDATES_PER_DELTA - 1
-            share = 0.5 ** min(place + 1, CANDIDATES_PER_DELTA - 1)
+            others = sorted(other for other in self.confirmations().sets if other not in planned)
+            share = 0.5 ** (1 + [*planned, *others].index(layers))
         return self._judge(layers, 1 - (1 - self.plan.confidence) * share)
 
     def _confirm(self, layers: LayerSet, delta: float) -> None:
@@ -329,7 +331,7 @@ class Search:
     def _confirmation(self, layers: LayerSet, seed: int) -> Job:
         return Job(TrialKey(layers, FULL_RUNG, seed), "certification", keep_weights=True)
 
-    def _ensure(self, jobs: Iterable[Job], *, reserve: int = 0, unavoidable: bool = False) -> None:
+    def _ensure(self, jobs: Iterable[Job], *, unavoidable: bool = False) -> None:
         """Run what is not known yet, and once more what fails for the machine's reasons; record as it comes."""
         wanted = self._unknown(jobs)
         for attempt in range(2):
@@ -337,12 +339,11 @@ class Search:
                 return
             if attempt:
                 self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
-            elif not unavoidable:
-                self._afford(len(wanted) + reserve)
-            self._observer.started(wanted)
+            elif not unavoidable and len(wanted) > self._affordable():
+                raise OutOfBudget
             for trial in self._run_jobs(wanted):
                 self._store.append(trial)
-                self.fine_tuned += 1
+                self.fine_tuned += not trial.machine_failure
                 self._observer.finished(trial)
             wanted = self._unknown(wanted)
         if wanted:
@@ -356,13 +357,15 @@ class Search:
         known = {trial.key for trial in self._store.history if not trial.machine_failure}
         return [job for job in dict.fromkeys(jobs) if job.key not in known]
 
-    def _afford(self, count: int) -> None:
+    def _affordable(self) -> float:
+        """How many more fine-tunes the search budget allows."""
         budget = self.plan.budget
-        if budget.max_trials is not None and len(self._store.history) + count > budget.max_trials:
-            raise OutOfBudget
         if budget.max_hours is not None and time.monotonic() - self._began > budget.max_hours * 3600:
-            raise OutOfBudget
+            return 0
+        return math.inf if budget.max_trials is None else budget.max_trials - len(self._store.history)
 
-
-def _plan_name(delta: float) -> str:
-    return f"candidates for {delta:g} points"
+    def _plan_name(self, delta: float) -> str:
+        """Another question to the same study makes a plan of its own."""
+        plan = self.plan
+        seeds = f"{len(plan.seeds)} seeds from {plan.seeds[0]}"
+        return f"candidates for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}"

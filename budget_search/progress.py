@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 from budget_search.layers import LayerSet
-from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, Trial, TrialKey
 from budget_search.wording import duration, plural, points
 
 if TYPE_CHECKING:
@@ -73,9 +73,6 @@ class Console:
 
     def stage(self, text: str) -> None:
         self.say(f"{_clock()} {text}")
-
-    def started(self, jobs: Sequence[Job]) -> None:
-        """Nothing to tell: the stage has been said, and what finishes will be."""
 
     def finished(self, trial: Trial) -> None:
         self.say(f"{_clock()}   {_describe(trial)}")

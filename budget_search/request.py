@@ -137,7 +137,7 @@ def parse_delta(text: str) -> float:
         value = math.nan
     if match is None or math.isnan(value):
         raise UsageError(f"--delta {text}: not a number; write 0.01 or 1% for one point")
-    delta = value / 100 if match[2] else value
+    delta = round(value / 100, 12) if match[2] else value
     if problem := problem_with_delta(delta, text):
         raise UsageError(problem)
     return delta

@@ -28,14 +28,14 @@ LONGEST_CHECKING_RUNG = 0.5
 
 
 class Screens:
-    """A view of a study's history: pure, made anew whenever the history has grown."""
+    """A view of a study's history, of the screens with one seed: pure, made anew whenever the history has grown."""
 
-    def __init__(self, history: Sequence[Trial], total: int, first_rung: float) -> None:
+    def __init__(self, history: Sequence[Trial], total: int, first_rung: float, seed: int) -> None:
         self._full = LayerSet.full(total)
         self._first_rung = first_rung
         self._by_rung: dict[float, dict[LayerSet, Trial]] = {}
         for trial in sorted(history, key=lambda trial: trial.key):
-            if trial.split == "selection" and not trial.machine_failure:
+            if trial.split == "selection" and trial.key.seed == seed and not trial.machine_failure:
                 self._by_rung.setdefault(trial.rung, {})[trial.layers] = trial
         self._in_full = _lost_in_full(history, self._full)
 

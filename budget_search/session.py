@@ -93,7 +93,8 @@ def finished_report(found: Found) -> Report | None:
     report = read_report(found.folder)
     if report.finished is None or report.question != found.request.question:
         return None
-    return report if set(found.request.deltas) <= {result.delta for result in report.results} else None
+    answered = {in_points(result.delta) for result in report.results}
+    return report if {in_points(delta) for delta in found.request.deltas} <= answered else None
 
 
 def read_report(folder: StudyFolder) -> Report:
@@ -146,14 +147,14 @@ def best_so_far(found: Found) -> str:
     seeds = set(found.request.confirmation_seeds)
     means = {kept: sum(by[s] for s in seeds) / len(seeds) for kept, by in scores.items() if seeds <= by.keys()}
     baseline = means.pop(tuple(range(total)), None)
-    kept_so_far = f"{len(history)} evaluations are kept."
-    if baseline is None or not means:
-        return f"No answer is confirmed yet; {kept_so_far}"
-    kept = min(means, key=lambda kept: (len(kept), -means[kept]))
-    return (
-        f"The smallest confirmed set so far keeps layers {compact_indices(kept)} of {total} and lost "
-        f"{baseline - means[kept]:.2f} points; {kept_so_far}"
-    )
+    found_so_far = []
+    for delta in found.request.deltas:
+        holding = [kept for kept, mean in means.items() if baseline is not None and baseline - mean <= in_points(delta)]
+        if holding:
+            kept = min(holding, key=lambda kept: (len(kept), -means[kept]))
+            found_so_far.append(f"within {in_points(delta):g} points layers {compact_indices(kept)} of {total} hold")
+    best = f"So far {', '.join(found_so_far)}" if found_so_far else "No answer is confirmed yet"
+    return f"{best}; {len(history)} evaluations are kept."
 
 
 def run(found: Found, observer: Observer, command: str = "") -> Report:
@@ -220,6 +221,12 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     request, facts = found.request, stored_config(found.folder)["facts"]
     task = EncodedTask.load(found.folder.examples)
     store = StudyStore.open(found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage)
+    if store.facts.get("fingerprint", found.config.fingerprint) != found.config.fingerprint:
+        raise StudyError(
+            f"the storage holds a study {found.folder.path.name} of another task, model or recipe; "
+            "choose another --study name"
+        )
+    store.note(fingerprint=found.config.fingerprint)
     workplace = Workplace(
         found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
@@ -255,7 +262,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
         notes=search.notes(),
     )
     write_report(found.folder, report)
-    prune_weights(found.folder, search)
+    prune_weights(found.folder, search, answers.values())
     return report
 
 

@@ -1,4 +1,4 @@
-"""Numbers and sentences in plain words. The only place, with ``render``, where anything is rounded."""
+"""Numbers and sentences in plain words. Of a report, this and ``render`` are the only places that round."""
 
 from __future__ import annotations
 

@@ -166,6 +166,9 @@ def test_the_limit_of_fine_tunes_is_kept(limit: int) -> None:
     assert len(memory.trials) <= limit
     for delta, layers in answers.items():
         assert layers == FULL or 90 - world.worth(layers) <= delta + 0.5
+    if limit >= 15:
+        # What is held back for a confirmation is spent on one.
+        assert search(world, memory).confirmations().begun
 
 
 def test_the_limit_of_hours_lets_no_screen_begin_after_it() -> None:
@@ -196,7 +199,7 @@ def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:
     class Watching(Memory):
         def append(self, trial: Trial) -> None:
             if trial.split == "certification" and not trial.layers.is_full:
-                noted = self.facts["candidates for 2 points"]
+                (noted,) = [sets for name, sets in self.facts.items() if name.startswith("candidates for 2 points")]
                 assert trial.layers.compact in noted
             super().append(trial)
 
@@ -235,3 +238,32 @@ def test_a_larger_delta_asked_later_reconsiders_what_was_given_up() -> None:
     at_once = search(World(seed_sd=0.2, screen_sd=0.5), Memory(), plan(deltas=(3.0,), strategy="greedy")).run()
     later = search(World(seed_sd=0.2, screen_sd=0.5), memory, plan(deltas=(3.0,), strategy="greedy")).run()
     assert later[3.0].depth <= at_once[3.0].depth
+
+
+def test_a_full_model_that_diverges_on_its_screen_is_an_error_and_no_endless_loop() -> None:
+    class Diverging(World):
+        def measure(self, job: Job) -> Trial:
+            if job.split == "selection" and job.key.layers.is_full:
+                return Trial(job.key, job.split, "failed", error="the loss was nan")
+            return super().measure(job)
+
+    with pytest.raises(BudgetSearchError, match="could not be fine-tuned for a screen"):
+        search(Diverging(), Memory()).run()
+
+
+def test_named_sets_alone_are_answers_also_where_smaller_ones_are_known() -> None:
+    memory = Memory()
+    known = search(World(), memory, plan(deltas=(3.0,))).run()[3.0]
+    named = LayerSet(tuple(range(11)), 12)
+    assert known.depth < named.depth
+    assert search(World(), memory, plan(deltas=(3.0,), named=(named,))).run()[3.0] == named
+
+
+def test_another_base_seed_screens_anew() -> None:
+    memory = Memory()
+    search(World(screen_sd=0.3), memory, plan(deltas=(2.0,))).run()
+    again = World(screen_sd=0.3)
+    found = search(again, memory, plan(deltas=(2.0,), screen_seed=8, seeds=(52, 53, 54)))
+    found.run()
+    assert {trial.key.seed for trial in found.screens().judged} == {8}
+    assert not {job.key.seed for job in again.asked} & {7, 42, 43, 44}
