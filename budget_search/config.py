@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,20 +109,6 @@ class SearchConfig:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:
-        """Raises UsageError when a field is missing or unknown."""
-        try:
-            return cls(
-                **{
-                    **fields,
-                    "recipe": Recipe(**fields["recipe"]),
-                    "text_columns": tuple(fields["text_columns"]),
-                }
-            )
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"not a configuration of this version of budget-search: {error}") from error
 
 
 def slug(name: str) -> str:
