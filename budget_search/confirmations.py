@@ -11,8 +11,9 @@ from budget_search.surrogate import FullRuns
 from budget_search.trial import Trial
 from budget_search.verdict import expected_seed_sd
 
-# A confirmation is given up when the chance that its mean still comes within delta falls below this.
-FUTILITY = 0.2
+# A confirmation is given up when the chance that its mean still comes within delta falls below this, judged by its own
+# runs alone: whatever the surrogate believes.
+FUTILITY = 0.1
 
 
 class Confirmations:

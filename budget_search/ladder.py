@@ -1,50 +1,140 @@
-"""Which layer set to confirm next, and whether any is worth it: by the chance that it will hold.
+"""Which layer set to confirm next, and whether any is worth it: what a layer less is worth against what it costs.
 
-Thresholds as simulated on truths fitted to published tables: reaching for fewer layers costs runs of small models, and
-settling too early costs layers.
+Candidates stand on a ladder, one for each depth: the one likeliest to hold. Whether they hold hangs together, since the
+surrogate may be wrong about all of them in the same way, so what one confirmation would show of the others is counted
+in joint draws from it. The best order to try them in is then a small dynamic programme over the depths that are still
+open: those above the deepest one that failed and below the answer so far.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Sequence
-from functools import lru_cache
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy import stats
 
 from budget_search.layers import LayerSet
-from budget_search.surrogate import Surrogate
+from budget_search.surrogate import FullRuns, Surrogate
 
-# Without an answer, the shallowest depth with this chance; failing that, the best chance anywhere, if it is no less
-# than the second. With an answer, only what is this likely to beat it.
-FIRST_CHANCE, LEAST_CHANCE, NEXT_CHANCE = 0.45, 0.15, 0.6
+LAYER_WORTH, ANSWER_WORTH = 2.0, 2.0
+"""What one layer less is worth, and that there is an answer at all, in full fine-tune equivalents: the choice between
+a cheap search and a small answer."""
+FAILING_SHARE = 0.55
+"""The share of its runs that a set takes on average which does not hold."""
 # The best of many sets looks better than it is: it is expected to lose this many standard deviations more.
-CAUTION = 0.5
+CAUTION = 0.4
+DRAWS = 1000
+# A full score varies by seed; a difference of two, run with the same seed, by this many times its variance.
+PAIRED = 1.5
 # Models this deep or less have all their sets considered; of deeper ones a sample around what was measured.
 EXHAUSTIBLE = 13
 SAMPLED_PER_DEPTH = 400
 
 
-def chances(surrogate: Surrogate, sets: Sequence[LayerSet], delta: float, seed_sd: float, seeds: int) -> np.ndarray:
-    """The probability that each set's mean over ``seeds`` fresh runs comes within ``delta`` points; (sets,)."""
+@dataclass(frozen=True)
+class Confirming:
+    """How sets are confirmed: within ``delta`` points in the mean over ``seeds`` runs, whose scores spread by
+    ``seed_sd`` points; ``begun`` holds what the sets in hand lost so far."""
+
+    delta: float
+    seed_sd: float
+    seeds: int
+    begun: Mapping[LayerSet, FullRuns]
+
+    def runs_left(self, layers: LayerSet) -> int:
+        return self.seeds - (self.begun[layers].runs if layers in self.begun else 0)
+
+    def may_lose(self, layers: LayerSet) -> float:
+        """Points that the runs still to come may lose in the mean."""
+        if layers not in self.begun:
+            return self.delta
+        begun = self.begun[layers]
+        return (self.delta * self.seeds - begun.lost * begun.runs) / self.runs_left(layers)
+
+    def noise(self, layers: LayerSet) -> float:
+        """Standard deviation of the mean of the runs still to come."""
+        return float(np.sqrt(PAIRED * self.seed_sd**2 / self.runs_left(layers)))
+
+
+def chances(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming) -> np.ndarray:
+    """The probability that each set will be confirmed; (sets,)."""
     mean, sd = surrogate.expect(sets)
-    spread = np.sqrt(sd**2 + 1.5 * seed_sd**2 / seeds)
-    return np.asarray(stats.norm.cdf((delta - mean - CAUTION * sd) / spread))
+    allowed = np.full(len(sets), confirming.delta)
+    noise = np.full(len(sets), np.sqrt(PAIRED * confirming.seed_sd**2 / confirming.seeds))
+    for index, layers in enumerate(sets):
+        if layers in confirming.begun:
+            allowed[index], noise[index] = confirming.may_lose(layers), confirming.noise(layers)
+    return np.asarray(stats.norm.cdf((allowed - mean - CAUTION * sd) / np.sqrt(sd**2 + noise**2)))
 
 
-def choose(sets: Sequence[LayerSet], chance: np.ndarray, *, has_answer: bool) -> LayerSet | None:
-    """The set to confirm next of those that would improve on the answer so far; None when none is worth it."""
+def choose(
+    surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming, answer_depth: int
+) -> LayerSet | None:
+    """The set to run next of those with fewer layers than the answer so far; None when none is worth its price."""
+    ladder = _likeliest_by_depth(sets, chances(surrogate, sets, confirming))
+    if not ladder:
+        return None
+    total = ladder[0].total
+    prices = [confirming.runs_left(layers) * layers.depth / total for layers in ladder]
+    holds = _draws(surrogate, ladder, confirming)
+    best = _best_first([layers.depth for layers in ladder], prices, holds, answer_depth, answer_depth < total)
+    return None if best is None else ladder[best]
+
+
+def _likeliest_by_depth(sets: Sequence[LayerSet], chance: np.ndarray) -> list[LayerSet]:
+    """By depth, ascending."""
     best: dict[int, tuple[float, LayerSet]] = {}
     for layers, probability in zip(sets, chance.tolist(), strict=True):
         if layers.depth not in best or probability > best[layers.depth][0]:
             best[layers.depth] = (probability, layers)
-    wanted = NEXT_CHANCE if has_answer else FIRST_CHANCE
-    for depth in sorted(best):
-        if best[depth][0] >= wanted:
-            return best[depth][1]
-    likeliest = max(best.values(), default=(0.0, None), key=lambda pair: pair[0])
-    return likeliest[1] if not has_answer and likeliest[0] >= LEAST_CHANCE else None
+    return [best[depth][1] for depth in sorted(best)]
+
+
+def _draws(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming) -> np.ndarray:
+    """Whether each set is confirmed, in joint draws of the truth and the runs to come; (sets, draws)."""
+    random = np.random.default_rng(0)
+    _, sd = surrogate.expect(sets)
+    lost = surrogate.draw(sets, random, DRAWS) + CAUTION * sd[:, None]
+    noise = np.array([confirming.noise(layers) for layers in sets])
+    lost += noise[:, None] * random.standard_normal(lost.shape)
+    return np.asarray(lost <= np.array([[confirming.may_lose(layers)] for layers in sets]))
+
+
+def _best_first(
+    depths: Sequence[int], prices: Sequence[float], holds: np.ndarray, answer_depth: int, has_answer: bool
+) -> int | None:
+    """Which rung of the ladder to try first, so that layers saved less what the tries cost is expected to be most.
+
+    State: ``low``, the deepest rung that failed (-1: none), and ``high``, the shallowest that held (the number of
+    rungs: the answer so far). Only rungs between them are still worth a try.
+    """
+    depth_of = [*depths, answer_depth]
+
+    @cache
+    def value(low: int, high: int) -> tuple[float, int | None]:
+        known = np.ones(holds.shape[1], dtype=bool)
+        if low >= 0:
+            known &= ~holds[low]
+        if high < len(depths):
+            known &= holds[high]
+        best: tuple[float, int | None] = (0.0, None)
+        for rung in range(low + 1, high):
+            chance = float(holds[rung][known].mean()) if known.any() else 0.0
+            price = prices[rung] * (chance + FAILING_SHARE * (1 - chance))
+            first = high == len(depths) and not has_answer
+            gain = LAYER_WORTH * (depth_of[high] - depth_of[rung]) + ANSWER_WORTH * first
+            worth = -price
+            if chance > 0:
+                worth += chance * (gain + value(low, rung)[0])
+            if chance < 1:
+                worth += (1 - chance) * value(rung, high)[0]
+            best = max(best, (worth, rung), key=lambda pair: pair[0])
+        return best
+
+    return value(-1, len(depths))[1]
 
 
 def all_sets(total: int, fixed: Collection[int], measured: Sequence[LayerSet]) -> list[LayerSet]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
-from budget_search.ladder import all_sets, chances, choose
+from budget_search.ladder import Confirming, all_sets, choose
 from budget_search.layers import LayerSet
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
@@ -85,13 +85,12 @@ class Plan:
     def evaluations_until(self, position: int) -> int:
         """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
 
-        The first has the largest part, since what it screens serves the others as well.
+        The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
+        all deltas at once, has everything.
         """
-        return (
-            round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
-            if len(self.deltas) > 1
-            else self.evaluations
-        )
+        if self.strategy == "auto" or len(self.deltas) == 1:
+            return self.evaluations
+        return round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
 
 
 class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
@@ -184,7 +183,7 @@ class Search:
         if self.plan.named:
             self._observer.stage("measuring the named layer sets")
             for layers in self.plan.named:
-                self._confirm(layers, delta)
+                self._ensure([self._confirmation(layers, seed) for seed in self.plan.seeds])
         else:
             self._observer.stage(f"searching for the fewest layers within {delta:g} points")
             self._explore(delta, evaluations)
@@ -236,12 +235,8 @@ class Search:
     def _next_candidate(self, delta: float) -> LayerSet | None:
         """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to."""
         planned = self._candidates(delta)
-        if open_ones := [layers for layers in planned if self._is_open(layers, delta)]:
-            return open_ones[0]
-        if len(planned) == CANDIDATES_PER_DELTA:
-            return None
         candidate = self._most_promising(delta, planned)
-        if candidate is not None:
+        if candidate is not None and candidate not in planned:
             self._store.note(**{self._plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
         return candidate
 
@@ -253,18 +248,22 @@ class Search:
         screened = [trial.layers for trial in screens.judged if trial.state != "failed" and not trial.layers.is_full]
         free = self.plan.strategy == "auto"
         answer = self.answers([delta])[delta]
+        tried = [layers.depth for layers in planned]
         pool = [
             layers
             for layers in (all_sets(self.plan.total, self.plan.fixed, screened) if free else screened)
             if layers.depth < answer.depth
-            and sum(layers.depth == other.depth for other in planned) < CANDIDATES_PER_DEPTH
             and self._is_open(layers, delta, confirmations)
+            and (
+                layers in planned
+                or (tried.count(layers.depth) < CANDIDATES_PER_DEPTH and len(planned) < CANDIDATES_PER_DELTA)
+            )
         ]
         if not pool:
             return None
         allowed = delta - self._bound_width() if self.plan.criterion == "certified" else delta
-        chance = chances(question.surrogate(screens.judged), pool, allowed, question.seed_sd, question.seeds)
-        return choose(pool, chance, has_answer=not answer.is_full)
+        confirming = Confirming(allowed, question.seed_sd, question.seeds, question.in_full)
+        return choose(question.surrogate(screens.judged), pool, confirming, answer.depth)
 
     def _question(self, delta: float, screens: Screens, evaluations: int) -> Question:
         confirmations = self.confirmations()
@@ -277,6 +276,7 @@ class Search:
             seed=self.plan.screen_seed,
             width=self.plan.width,
             evaluations=evaluations,
+            deltas=tuple(sorted(self.plan.deltas, reverse=True)),
             in_full=confirmations.in_full,
             seed_sd=confirmations.seed_sd,
             seeds=len(self.plan.seeds),
@@ -289,9 +289,8 @@ class Search:
     def _candidates(self, delta: float) -> list[LayerSet]:
         return [LayerSet.parse(text, self.plan.total) for text in self._store.facts.get(self._plan_name(delta), [])]
 
-    def _is_open(self, layers: LayerSet, delta: float, confirmations: Confirmations | None = None) -> bool:
+    def _is_open(self, layers: LayerSet, delta: float, confirmations: Confirmations) -> bool:
         """Whether confirming this set further can still tell something."""
-        confirmations = confirmations or self.confirmations()
         return not confirmations.is_complete(layers) and not confirmations.hopeless(layers, delta)
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
@@ -309,13 +308,11 @@ class Search:
         return self._judge(layers, 1 - (1 - self.plan.confidence) * share)
 
     def _confirm(self, layers: LayerSet, delta: float) -> None:
-        """Run the full recipe with every confirmation seed, unless it becomes hopeless."""
+        """Run the full recipe with as many more of the confirmation seeds as run at the same time."""
         self._observer.stage(f"confirming layers {layers} for {delta:g} points")
-        for start in range(0, len(self.plan.seeds), self.plan.width):
-            if not self.plan.named and self.confirmations().hopeless(layers, delta):
-                return
-            seeds = self.plan.seeds[start : start + self.plan.width]
-            self._ensure([self._confirmation(layers, seed) for seed in seeds])
+        done = self.confirmations().scores(layers)
+        left = [seed for seed in self.plan.seeds if seed not in done]
+        self._ensure([self._confirmation(layers, seed) for seed in left[: self.plan.width]])
 
     def _holds(self, layers: LayerSet, delta: float) -> bool:
         judgement = self.judge(layers, delta)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from budget_search.ladder import all_sets, chances, choose
+from budget_search.ladder import Confirming, _best_first, all_sets, chances, choose
 from budget_search.layers import LayerSet
 from budget_search.strategies.auto import design
 from budget_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
@@ -117,18 +117,57 @@ def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_d
 def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     surrogate = fitted()
     harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
-    assert chances(surrogate, [harmless, harmful], 1.0, 0.3, 3).tolist() == sorted(
-        chances(surrogate, [harmless, harmful], 1.0, 0.3, 3), reverse=True
-    )
-    assert chances(surrogate, [harmful], 5.0, 0.3, 3)[0] > chances(surrogate, [harmful], 2.0, 0.3, 3)[0]
+    either = chances(surrogate, [harmless, harmful], Confirming(1.0, 0.3, 3, {}))
+    assert either[0] > either[1]
+    assert chances(surrogate, [harmful], Confirming(5.0, 0.3, 3, {}))[0] > either[1]
 
 
-def test_choosing_wants_the_shallowest_that_is_likely_enough() -> None:
-    sets = [LayerSet(tuple(range(depth)), 12) for depth in (3, 5, 7, 9)]
-    chance = np.array([0.2, 0.5, 0.7, 0.9])
-    assert choose(sets, chance, has_answer=False) == sets[1]
-    assert choose(sets, chance, has_answer=True) == sets[2]
-    assert choose(sets[:1], chance[:1], has_answer=False) == sets[0]
-    assert choose(sets[:1], chance[:1], has_answer=True) is None
-    assert choose(sets[:1], np.array([0.1]), has_answer=False) is None
-    assert choose([], np.array([]), has_answer=False) is None
+def test_runs_already_there_count_towards_the_chance() -> None:
+    surrogate, layers = fitted(), LayerSet.dropping({11}, 12)
+    lucky, unlucky = (Confirming(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
+    assert lucky.may_lose(layers) == pytest.approx(3.0)
+    assert unlucky.may_lose(layers) == pytest.approx(-0.2)
+    assert chances(surrogate, [layers], lucky)[0] > chances(surrogate, [layers], unlucky)[0]
+
+
+def best_first(chance: dict[int, float], answer: int, total: int = 12) -> int | None:
+    """The depth to try first, when a ladder's rungs hold with these chances, a deeper one whenever a shallower does."""
+    draws = np.linspace(0.0005, 0.9995, 1000)
+    holds = np.array([draws < each for each in chance.values()])
+    prices = [3 * depth / total for depth in chance]
+    rung = _best_first(list(chance), prices, holds, answer, answer < total)
+    return None if rung is None else list(chance)[rung]
+
+
+def test_the_ladder_is_entered_where_layers_saved_are_worth_the_tries() -> None:
+    assert best_first({3: 0.02, 5: 0.6, 7: 0.95, 9: 1.0}, answer=12) == 5
+    assert best_first({3: 0.02, 5: 0.1, 7: 0.9, 9: 1.0}, answer=12) == 7
+
+
+def test_an_answer_is_left_alone_unless_a_better_one_is_likely_enough_for_its_price() -> None:
+    assert best_first({5: 0.1, 6: 0.3}, answer=7) is None
+    assert best_first({5: 0.1, 6: 0.9}, answer=7) == 6
+    # Far more to gain: a smaller chance will do.
+    assert best_first({5: 0.3}, answer=11) == 5
+
+
+def test_any_answer_is_worth_more_than_its_layers() -> None:
+    assert best_first({11: 0.8}, answer=12) == 11
+    assert best_first({10: 0.8}, answer=11) is None
+    assert best_first({11: 0.05}, answer=12) is None
+
+
+def test_choosing_takes_the_likeliest_set_of_a_depth_and_nothing_from_nothing() -> None:
+    surrogate = fitted()
+    worse, better = LayerSet.dropping({0, 1}, 12), LayerSet.dropping({10, 11}, 12)
+    confirming = Confirming(2.0, 0.3, 3, {})
+    assert choose(surrogate, [worse, better], confirming, 12) == better
+    assert choose(surrogate, [], confirming, 12) is None
+
+
+def test_a_full_run_that_broke_does_not_bend_the_rest() -> None:
+    sets = [LayerSet.dropping({11}, 12), LayerSet.dropping({10, 11}, 12)]
+    screened = {layers: 0.5 * len(layers.dropped) for layers in sets}
+    broken = {LayerSet((0,), 12): FullRuns(35.0, 1)}
+    plain, with_broken = (Surrogate.fit(12, screened, runs, 0.3, 3) for runs in ({}, broken))
+    assert np.allclose(plain.expect(sets)[0], with_broken.expect(sets)[0])

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from budget_search.ladder import all_sets, chances
+from budget_search.ladder import Confirming, all_sets, chances
 from budget_search.layers import FAMILIES, LayerSet
 from budget_search.strategies.question import Question, unmeasured
 from budget_search.surrogate import BROKEN
@@ -45,16 +45,20 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
 
 
 def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Unmeasured sets of the shallowest depth at which one is expected to hold, the likeliest first."""
+    """Unmeasured sets of the shallowest depth at which one is expected to hold, the likeliest first; for each delta in
+    turn."""
     surrogate = question.surrogate(history)
     measured = [trial.layers for trial in history]
     pool = unmeasured(all_sets(question.total, question.fixed, measured), history, question)
     if not pool:
         return []
+    deltas = question.deltas or (question.delta,)
+    rounds, turn = divmod(len(history), len(deltas))
+    delta = deltas[turn]
     expected, _ = surrogate.expect(pool)
-    holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= question.delta]
-    boundary = min(holding, default=question.total - 1) - (len(history) % LOOK_BELOW_EVERY == 0)
-    chance = chances(surrogate, pool, question.delta, question.seed_sd, question.seeds)
+    holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= delta]
+    boundary = min(holding, default=question.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
+    chance = chances(surrogate, pool, Confirming(delta, question.seed_sd, question.seeds, {}))
     # Where a depth has no unmeasured set left, the nearest depth takes its place.
     order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), -chance[i], pool[i]))
     return [pool[index] for index in order]

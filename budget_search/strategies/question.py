@@ -18,7 +18,8 @@ class Question:
     cosines between a layer's input and output at the classification token. ``width`` is how many evaluations run at
     the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
     without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
-    interrupted search goes on as if nothing had happened. ``in_full`` is what full runs lost so far, ``seed_sd`` the
+    interrupted search goes on as if nothing had happened. ``deltas`` are all that the search has to answer, in points,
+    for a strategy that looks for several at once. ``in_full`` is what full runs lost so far, ``seed_sd`` the
     spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes.
     """
 
@@ -30,6 +31,7 @@ class Question:
     seed: int = 0
     width: int = 1
     evaluations: int = 40
+    deltas: tuple[float, ...] = ()
     in_full: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
     seed_sd: float = 0.5
     seeds: int = 3

@@ -1,0 +1,103 @@
+"""What does a strategy cost, and how good are its answers, on made-up models whose best answers are known?
+
+    python examples/simulate.py --models 100 --strategy auto optuna top
+
+Every search answers 1, 2 and 3 points with three seeds. Prints, per strategy: full fine-tune equivalents spent on
+training (mean; 10 and 90 % quantiles; share of searches with 12 at the most), answers as deep as the truth (exactly;
+or less deep), at most one layer deeper, mean layers too many, and the share of answers that truly lose more than
+delta.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from joblib import Parallel, delayed
+from tabulate import tabulate
+
+from budget_search.generated import GeneratedModel, Memory, Noise, Silent
+from budget_search.layers import LayerSet
+from budget_search.loop import Plan, Search
+from budget_search.verdict import Judgement
+
+DELTAS = (1.0, 2.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One search: equivalents spent, and per delta how many layers too many and the points truly lost."""
+
+    equivalents: float
+    excess: tuple[int, ...]
+    lost: tuple[float, ...]
+    screens: int
+    confirmations: int
+
+
+def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, layers: int = 12) -> Outcome:
+    model, memory = GeneratedModel(number, layers, noise), Memory()
+    plan = Plan(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens)
+
+    def judge(candidate: LayerSet, confidence: float) -> Judgement:
+        lost = search.confirmations().lost(candidate)
+        return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
+
+    search = Search(plan, memory, model.run_jobs, judge, Silent())
+    answers = search.run()
+    return Outcome(
+        equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),
+        excess=tuple(answers[delta].depth - model.fewest(delta) for delta in DELTAS),
+        lost=tuple(model.lost(answers[delta]) for delta in DELTAS),
+        screens=sum(trial.split == "selection" for trial in memory.history),
+        confirmations=sum(trial.split == "certification" for trial in memory.history),
+    )
+
+
+def summary(strategy: str, outcomes: list[Outcome]) -> dict[str, object]:
+    spent = np.array([outcome.equivalents for outcome in outcomes])
+    excess = np.array([outcome.excess for outcome in outcomes])
+    lost = np.array([outcome.lost for outcome in outcomes])
+    return {
+        "strategy": strategy,
+        "equivalents": round(float(spent.mean()), 2),
+        "10 %": round(float(np.quantile(spent, 0.1)), 1),
+        "90 %": round(float(np.quantile(spent, 0.9)), 1),
+        "12 at most": round(float((spent <= 12).mean()), 3),
+        "equal": round(float((excess == 0).mean()), 3),
+        "equal or less": round(float((excess <= 0).mean()), 3),
+        "one more at most": round(float((excess <= 1).mean()), 3),
+        "layers too many": round(float(excess.mean()), 2),
+        "breaks delta": round(float((lost > np.array(DELTAS)).mean()), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=100, help="how many made-up models (default 100)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first one (default 0)")
+    parser.add_argument("--strategy", nargs="+", default=["auto"])
+    parser.add_argument("--screens", type=int, default=60, help="layer sets screened at the most (default 60)")
+    parser.add_argument("--rung", type=float, default=1 / 24, help="length of a screen (default 1/24 of a fine-tune)")
+    parser.add_argument("--seed-sd", type=float, default=0.6, help="spread of a score between seeds, in points")
+    parser.add_argument("--bias", type=float, default=Noise.bias, help="how screens mislead (default 0.6)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    arguments = parser.parse_args()
+    noise = Noise(seed_sd=arguments.seed_sd, bias=arguments.bias)
+    numbers = range(arguments.first, arguments.first + arguments.models)
+    with Parallel(n_jobs=arguments.workers) as parallel:
+        rows = []
+        for strategy in arguments.strategy:
+            tasks = (delayed(play)(strategy, n, arguments.screens, arguments.rung, noise) for n in numbers)
+            rows.append(summary(strategy, parallel(tasks)))
+    if arguments.format == "json":
+        print("\n".join(map(json.dumps, rows)))
+    else:
+        print(tabulate(rows, headers="keys"))
+
+
+if __name__ == "__main__":
+    main()
