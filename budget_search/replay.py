@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,40 @@ class Table:
         if not known:
             raise StudyError(f"the table {self.name} holds no score of layers {layers} at rung {rung:.4g}")
         return sum(known) / len(known)
+
+
+@dataclass
+class Memory:
+    """A study's history without a disk; a trial that is measured again takes the earlier one's place."""
+
+    trials: list[Trial] = field(default_factory=list)
+    noted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[Trial]:
+        return sorted({trial.key: trial for trial in self.trials}.values(), key=lambda trial: trial.key)
+
+    def append(self, trial: Trial) -> None:
+        self.trials.append(trial)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return dict(self.noted)
+
+    def note(self, **facts: Any) -> None:
+        self.noted.update(facts)
+
+
+class Silent:
+    """Watches a search and says nothing."""
+
+    def planned(self, *facts: Any) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finished(self, trial: Trial) -> None: ...
+
+    def answered(self, delta: float, layers: LayerSet) -> None: ...
 
 
 @dataclass(frozen=True)
