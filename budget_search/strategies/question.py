@@ -19,7 +19,8 @@ class Question:
     the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
     without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
     interrupted search goes on as if nothing had happened. ``in_full`` is what full runs lost so far, ``seed_sd`` the
-    spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes.
+    spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes. ``among`` are the sets that
+    can be measured at all, where these are not all: those of a recorded table.
     """
 
     total: int
@@ -33,6 +34,7 @@ class Question:
     in_full: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
     seed_sd: float = 0.5
     seeds: int = 3
+    among: frozenset[LayerSet] | None = None
 
     @property
     def delta(self) -> float:
@@ -55,8 +57,8 @@ class Question:
         return tuple(index for index in range(self.total) if index not in self.fixed)
 
     def allows(self, layers: LayerSet) -> bool:
-        """Whether a set of this model keeps every fixed layer."""
-        return self.fixed <= set(layers.kept)
+        """Whether a set of this model keeps every fixed layer, and can be measured."""
+        return self.fixed <= set(layers.kept) and (self.among is None or layers in self.among)
 
     def room(self, history: Sequence[Trial]) -> int:
         """How many more layer sets ``evaluations`` leaves to be measured."""
