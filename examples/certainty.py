@@ -145,6 +145,9 @@ class World:
         return np.random.default_rng([self.number, *words])
 
 
+world_of = lru_cache(maxsize=1)(World)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a rule says for one delta of one study. ``excess`` is what the set truly loses beyond delta, in points."""
@@ -157,7 +160,7 @@ class Answer:
 
 def play(number: int, question: Question, rule: Judge = judge) -> list[Answer]:
     """Search one world; what every rule answers, for every delta."""
-    world, memory = World(number, question), Memory()
+    world, memory = world_of(number, question), Memory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
         return world.judge(layers, search.confirmations().steady, confidence, rule)
