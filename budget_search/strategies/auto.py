@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from budget_search.ladder import all_sets, chances
+from budget_search.ladder import all_sets
 from budget_search.layers import FAMILIES, LayerSet
 from budget_search.strategies.question import Question, unmeasured
 from budget_search.surrogate import BROKEN
@@ -49,7 +49,7 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
 
 
 def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Unmeasured sets of the shallowest depth at which one is expected to hold, the likeliest first."""
+    """Unmeasured sets of the shallowest depth at which one is expected to hold, those expected to lose least first."""
     surrogate = question.surrogate(history)
     measured = [trial.layers for trial in history]
     pool = unmeasured(all_sets(question.total, question.fixed, measured), history, question)
@@ -58,9 +58,8 @@ def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerS
     expected, _ = surrogate.expect(pool)
     holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= question.delta]
     boundary = min(holding, default=question.total - 1) - (len(history) % LOOK_BELOW_EVERY == 0)
-    chance = chances(surrogate, pool, question.delta, question.seed_sd, question.seeds)
     # Where a depth has no unmeasured set left, the nearest depth takes its place.
-    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), -chance[i], pool[i]))
+    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), expected[i], pool[i]))
     return [pool[index] for index in order]
 
 
