@@ -119,6 +119,27 @@ def judge(
     return judgements
 
 
+def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: float = 0.95) -> Judgement:
+    """Compare one trained model, instead of its recipe, with the baseline's mean over seeds.
+
+    ``baseline`` is seeds x examples, ``checkpoint`` has one contribution per example. Only the baseline's seeds count:
+    whatever this model does to an example is lasting. Raises ValueError for arrays of other shapes.
+    """
+    baseline = _checked(baseline)
+    seeds, examples = baseline.shape
+    difference = baseline - _checked(np.broadcast_to(checkpoint, baseline.shape), like=baseline)
+    per_seed = difference.mean(axis=1)
+    return Judgement(
+        degradation=float(per_seed.mean()),
+        seed_part=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
+        example_part=example_variance(difference),
+        seed_freedom=seeds - 1,
+        seeds=seeds,
+        examples=examples,
+        confidence=confidence,
+    )
+
+
 def pooled_seed_variance(scores: np.ndarray) -> float | None:
     """Variance over seeds of the difference of two sets, from ``scores`` (sets x seeds), the baseline among the sets.
 

@@ -145,9 +145,6 @@ class World:
         return np.random.default_rng([self.number, *words])
 
 
-world_of = lru_cache(maxsize=1)(World)
-
-
 @dataclass(frozen=True)
 class Answer:
     """What a rule says for one delta of one study. ``excess`` is what the set truly loses beyond delta, in points."""
@@ -158,19 +155,26 @@ class Answer:
     excess: float
 
 
-def play(number: int, question: Question, rule: Judge = judge) -> list[Answer]:
-    """Search one world; what every rule answers, for every delta."""
-    world, memory = world_of(number, question), Memory()
+def play(number: int, question: Question) -> list[Answer]:
+    """Search the world of this number; what every rule answers, for every delta."""
+    return search_in(World(number, question))
+
+
+def search_in(world: World, rule: Judge = judge) -> list[Answer]:
+    """What is answered, for every delta, when confirmations are judged by this rule."""
+    memory = Memory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
         return world.judge(layers, search.confirmations().steady, confidence, rule)
 
-    search = Search(question.plan, memory, world.run_jobs, judged, Silent())
+    search = Search(world.question.plan, memory, world.run_jobs, judged, Silent())
     answers = search.run()
     tried = {trial.layers for trial in memory.history if not trial.layers.is_full}
     chosen = [(word_for(search, layers, delta), delta, layers) for delta, layers in answers.items()]
     chosen += [("one seed", delta, one_seed(world, tried, delta)) for delta in answers]
-    return [Answer(name, number, not layers.is_full, world.lost(layers) - delta) for name, delta, layers in chosen]
+    return [
+        Answer(name, world.number, not layers.is_full, world.lost(layers) - delta) for name, delta, layers in chosen
+    ]
 
 
 def word_for(search: Search, layers: LayerSet, delta: float) -> str:

@@ -17,6 +17,7 @@ from budget_search.verdict import (
     Judgement,
     expected_seed_sd,
     judge,
+    judge_checkpoint,
     resolution,
     smallest_certifiable_delta,
     verdict_word,
@@ -112,6 +113,23 @@ def test_one_seed_bounds_nothing():
         assert (each.seed_part, each.variance, each.freedom, each.upper) == (None, None, None, None)
         assert each.probability_within(100.0) is None
         assert not each.certified(100.0)
+
+
+def test_a_checkpoint_is_judged_for_itself():
+    baseline = contributions("11110000", "11100000", "11111000")
+    [checkpoint] = contributions("11000001")
+    found = judge_checkpoint(baseline, checkpoint)
+    # Its score is 37.5; the baseline's are 50, 37.5 and 62.5, as far apart as its seeds alone make them.
+    assert found.degradation == pytest.approx(12.5)
+    assert found.seed_part == pytest.approx(12.5**2 / 3)
+    assert found.seed_freedom == 2
+    # The differences it keeps whatever seed the baseline has: lost thrice, won once.
+    lasting = np.cov(baseline - checkpoint)
+    off_diagonal = (lasting.sum() - np.trace(lasting)) / 6
+    assert found.example_part == pytest.approx(off_diagonal / 8 + (100 / 8) ** 2, rel=0.05)
+    assert judge_checkpoint(baseline[:1], checkpoint).upper is None
+    with pytest.raises(ValueError, match=r"broadcast|seeds x examples"):
+        judge_checkpoint(baseline, checkpoint[:5])
 
 
 def test_nothing_to_judge():
