@@ -199,6 +199,11 @@ class Search:
         notes = []
         if self.ended_early:
             notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
+        if collapsed := self.confirmations().collapsed(LayerSet.full(self.plan.total)):
+            notes.append(
+                f"The full model predicted a single class with {collapsed} of {len(self.plan.seeds)} seeds. That "
+                "flatters smaller sets, which are compared with its mean; nothing is certified."
+            )
         if not self.plan.named:
             notes.append(
                 f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from budget_search.layers import LayerSet
-from budget_search.verdict import Judgement, judge
+from budget_search.trial import Job, Trial
+from budget_search.verdict import Judgement, judge, verdict_word
 from tests.examples import example
+from tests.worlds import Memory, World, plan, search
 
 certainty = example("certainty")
 Judgements = dict[LayerSet, Judgement]
@@ -95,3 +97,34 @@ def test_what_is_observed_and_what_one_seed_says_is_wrong_far_more_often() -> No
     rows = {row[1]: row for row in certainty.rows(question, answers, studies=25)}
     wrong = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
     assert wrong["one seed"] > wrong["observed"] > 5.0 >= wrong["certified"]
+
+
+class StumblingBaseline(World):
+    """The full model predicts a single class with one of three seeds."""
+
+    def measure(self, job: Job) -> Trial:
+        trial = super().measure(job)
+        stumbles = job.key.layers.is_full and job.key.seed == plan().seeds[0]
+        return replace(trial, state="collapsed", score=50.0) if stumbles else trial
+
+
+def test_a_baseline_that_collapsed_once_certifies_nothing_and_is_reported() -> None:
+    """Against such a mean even a bad set seems to lose nothing."""
+    named = plan(named=(LayerSet.dropping((0,), 12),), deltas=(1.0,))
+    sound, stumbling = (search(world, Memory(), named) for world in (World(), StumblingBaseline()))
+    assert sound.run()[1.0].is_full
+    chosen = stumbling.run()[1.0]
+    judgement = stumbling.judge(chosen, 1.0)
+    assert judgement.upper < 1.0
+    assert verdict_word(chosen, 1.0, judgement) == "observed"
+    assert [note for note in stumbling.notes() if "1 of 3 seeds" in note]
+    assert not [note for note in sound.notes() if "single class" in note]
+
+
+def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
+    collapsing, steady = LayerSet.dropping((0,), 12), LayerSet.dropping((8,), 12)
+    world = World(collapses_below={collapsing: 2.0})
+    found = search(world, Memory(), plan(named=(collapsing, steady), deltas=(1.0,)))
+    found.run()
+    assert set(found.confirmations().sets) == {collapsing, steady}
+    assert found.confirmations().steady == [steady]
