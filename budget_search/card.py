@@ -10,6 +10,7 @@ from budget_search.layers import compact_indices
 from budget_search.render import markdown_section, markdown_text
 from budget_search.report import Report, Result
 from budget_search.sections import Grid, Section
+from budget_search.verdict import Judgement
 from budget_search.wording import count, pairs, percent, plural, points, with_spread
 
 HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
@@ -41,12 +42,15 @@ def provenance(report: Report, result: Result, *, seed: int, config: dict[str, A
     }
 
 
-def model_card(report: Report, result: Result, checkpoint_score: float, *, name: str) -> str:
-    """The README.md of the folder ``name``; ``checkpoint_score`` is this checkpoint's own on held_out, in points."""
+def model_card(
+    report: Report, result: Result, checkpoint_score: float, *, name: str, own: Judgement | None = None
+) -> str:
+    """The README.md of the folder ``name``; ``checkpoint_score`` is this checkpoint's own on held_out, in points,
+    ``own`` what it loses there against the baseline's mean."""
     body = [
         f"# {markdown_text(name)}",
         markdown_text(report.answer_sentence(result)),
-        *map(markdown_section, (_use(name), _evidence(report, result, checkpoint_score), _making(report, result))),
+        *map(markdown_section, (_use(name), _evidence(report, result, checkpoint_score, own), _making(report, result))),
     ]
     front = _metadata(report, checkpoint_score, name).to_yaml()
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
@@ -83,7 +87,7 @@ def _use(name: str) -> Section:
     return Section("Use", code=code)
 
 
-def _evidence(report: Report, result: Result, checkpoint_score: float) -> Section:
+def _evidence(report: Report, result: Result, checkpoint_score: float, own: Judgement | None) -> Section:
     baseline = report.baseline
     rows = (
         ("this checkpoint", "", points(checkpoint_score)),
@@ -100,14 +104,16 @@ def _evidence(report: Report, result: Result, checkpoint_score: float) -> Sectio
     )
     sizes = {name: f" ({split.examples:,} examples)" for name, split in report.splits.items()}
     headers = ("", f"certification{sizes.get('certification', '')}", f"held_out{sizes.get('held_out', '')}")
-    lost = points(result.degradation)
-    if result.degradation_upper is not None:
-        lost += f", at most {points(result.degradation_upper)} with {percent(result.confidence)} confidence"
+    lost = _lost(result.degradation, result.degradation_upper, result.confidence)
+    own_facts = []
+    if own is not None:
+        own_facts = [("lost by this checkpoint", f"{_lost(own.degradation, own.upper, own.confidence)}, on held_out")]
     return Section(
         "Evidence",
         facts=(
             ("verdict", result.verdict),
             ("points lost", lost),
+            *own_facts,
             ("parameters", f"{count(result.parameters)}, {percent(result.parameters_saved)} less than all layers have"),
         ),
         grid=Grid(headers, rows, right=headers[1:]),
@@ -115,6 +121,12 @@ def _evidence(report: Report, result: Result, checkpoint_score: float) -> Sectio
             f"Scores are {report.metric} in points (100 is perfect): means over seeds, except for this checkpoint's.",
         ),
     )
+
+
+def _lost(degradation: float, upper: float | None, confidence: float) -> str:
+    """``0.88, at most 1.65 with 95 % confidence``."""
+    bound = "" if upper is None else f", at most {points(upper)} with {percent(confidence)} confidence"
+    return f"{points(degradation)}{bound}"
 
 
 def _making(report: Report, result: Result) -> Section:

@@ -33,6 +33,11 @@ class Confirmations:
         return [layers for layers in self._runs if not layers.is_full and self.is_complete(layers)]
 
     @property
+    def steady(self) -> list[LayerSet]:
+        """Those none of whose runs collapsed: their spread between seeds tells of the others'."""
+        return [layers for layers in self.sets if not self.collapsed(layers)]
+
+    @property
     def begun(self) -> list[LayerSet]:
         """The smaller sets with at least one run."""
         return [layers for layers in self._runs if not layers.is_full]

@@ -14,7 +14,7 @@ from budget_search.layers import LayerSet
 from budget_search.metrics import contributions, measure
 from budget_search.store import StudyFolder
 from budget_search.trial import FULL_RUNG, TrialKey
-from budget_search.verdict import Judgement, judge
+from budget_search.verdict import Judgement, judge, judge_checkpoint
 
 
 class Evidence:
@@ -35,6 +35,12 @@ class Evidence:
         sets = dict.fromkeys([layers, *among])
         arrays = {each: self._of_all_seeds(each, split) for each in sets}
         return judge(self._of_all_seeds(self._full, split), arrays, confidence)[layers]
+
+    def compare_checkpoint(self, layers: LayerSet, seed: int, split: str, confidence: float) -> Judgement:
+        """The one model that this seed made of a set, against the mean of the baseline's."""
+        return judge_checkpoint(
+            self._of_all_seeds(self._full, split), self._contributions(layers, split, seed), confidence
+        )
 
     def metrics(self, layers: LayerSet, split: str) -> dict[str, list[float]]:
         """Every metric of the task in points, one value per seed; the primary one first."""

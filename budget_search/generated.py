@@ -10,16 +10,15 @@ tasks. What no table shows is made up: how the loss turns up when most layers go
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from budget_search.layers import LayerSet
 from budget_search.surrogate import FIRST_LAYER, columns
-from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, Job, Trial
 
 BASELINE = 88.0
 CHANCE = 50.0
@@ -171,37 +170,3 @@ def _columns_of_all(total: int) -> np.ndarray:
 
 
 _COLUMNS: dict[int, np.ndarray] = {}
-
-
-class Memory:
-    """A store without a disk."""
-
-    def __init__(self) -> None:
-        self._trials: dict[TrialKey, Trial] = {}
-        self._facts: dict[str, Any] = {}
-
-    @property
-    def history(self) -> list[Trial]:
-        return sorted(self._trials.values(), key=lambda trial: trial.key)
-
-    def append(self, trial: Trial) -> None:
-        self._trials[trial.key] = trial
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return dict(self._facts)
-
-    def note(self, **facts: Any) -> None:
-        self._facts.update(facts)
-
-
-class Silent:
-    """Told how a search goes, says nothing."""
-
-    def planned(self, *facts: Any) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finished(self, trial: Trial) -> None: ...
-
-    def answered(self, delta: float, layers: LayerSet) -> None: ...

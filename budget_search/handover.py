@@ -13,6 +13,7 @@ from budget_search.card import model_card, provenance
 from budget_search.device import Device
 from budget_search.encode import EncodedTask
 from budget_search.errors import StudyError
+from budget_search.evidence import Evidence
 from budget_search.export import Export, HeldOut, export_checkpoint
 from budget_search.finetune import predict
 from budget_search.layers import LayerSet
@@ -20,6 +21,7 @@ from budget_search.metrics import measure
 from budget_search.report import Report
 from budget_search.session import stored_config
 from budget_search.trial import FULL_RUNG, TrialKey
+from budget_search.verdict import Judgement
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,14 +47,28 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
         )
     task = EncodedTask.load(folder.examples)
     recorded = folder.outputs(key, "held_out")
+    own = _own_loss(folder, task, report, key, result.confidence)
     return export_checkpoint(
         weights,
         output,
         tokenizer_dir=folder.tokenizer,
         held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
-        card=lambda score: model_card(report, result, score, name=output.name),
+        card=lambda score: model_card(report, result, score, name=output.name, own=own),
     )
+
+
+def _own_loss(
+    folder: StudyFolder, task: EncodedTask, report: Report, key: TrialKey, confidence: float
+) -> Judgement | None:
+    """What this very model loses on held_out; None for the full model, or without its or the baseline's outputs."""
+    full = LayerSet.full(report.layers_total)
+    confirmed = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG})
+    seeds = [seed for seed in confirmed if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
+    if key.layers.is_full or not seeds or not folder.outputs(key, "held_out").exists():
+        return None
+    evidence = Evidence(folder, task, report.layers_total, tuple(seeds))
+    return evidence.compare_checkpoint(key.layers, key.seed, "held_out", confidence)
 
 
 def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:

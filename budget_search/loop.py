@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from budget_search.confirmations import Confirmations
@@ -20,7 +20,7 @@ from budget_search.layers import LayerSet
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
-from budget_search.verdict import Judgement
+from budget_search.verdict import Judgement, share_of_error
 
 if TYPE_CHECKING:
     from budget_search.config import SearchConfig
@@ -198,6 +198,11 @@ class Search:
         notes = []
         if self.ended_early:
             notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
+        if collapsed := self.confirmations().collapsed(LayerSet.full(self.plan.total)):
+            notes.append(
+                f"The full model predicted a single class with {collapsed} of {len(self.plan.seeds)} seeds. That "
+                "flatters smaller sets, which are compared with its mean; nothing is certified."
+            )
         if not self.plan.named:
             notes.append(
                 f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
@@ -297,15 +302,18 @@ class Search:
         """A confirmed set against the baseline, at its share of the delta's confidence.
 
         The error is split among the candidates in the order in which they were written down, then those confirmed for
-        other deltas, half of what is left to each: together they err no more often than the level says (Bonferroni).
+        other deltas.
         """
         if self.plan.named:
             share = 1 / len(set(self.plan.named))
         else:
             planned = self._candidates(delta)
             others = sorted(other for other in self.confirmations().sets if other not in planned)
-            share = 0.5 ** (1 + [*planned, *others].index(layers))
-        return self._judge(layers, 1 - (1 - self.plan.confidence) * share)
+            share = share_of_error([*planned, *others].index(layers))
+        judgement = self._judge(layers, 1 - (1 - self.plan.confidence) * share)
+        confirmations = self.confirmations()
+        collapsed = confirmations.collapsed(layers) + confirmations.collapsed(confirmations.full)
+        return replace(judgement, collapsed=collapsed)
 
     def _confirm(self, layers: LayerSet, delta: float) -> None:
         """Run the full recipe with as many more of the confirmation seeds as run at the same time."""
@@ -317,7 +325,7 @@ class Search:
     def _holds(self, layers: LayerSet, delta: float) -> bool:
         judgement = self.judge(layers, delta)
         if self.plan.criterion == "certified":
-            return judgement.certified(delta) and not self.confirmations().collapsed(layers)
+            return judgement.certified(delta)
         return judgement.degradation <= delta
 
     # -- evaluations --------------------------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     earlier = float(store.facts.get("wall_seconds", 0.0))
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return evidence.compare(layers, "certification", confidence, among=search.confirmations().sets)
+        return evidence.compare(layers, "certification", confidence, among=search.confirmations().steady)
 
     def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
         for trial in workers.run(jobs):

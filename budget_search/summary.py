@@ -63,7 +63,8 @@ class Summary:
     def resolution(self) -> Resolution:
         """What these splits and seeds can tell apart, in points."""
         plan = self.search.plan
-        scores = list(self.confirmations.scores(self.full).values())
+        sets = (self.full, *self.confirmations.steady)
+        scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
         return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
 
     def baseline(self) -> Baseline:
@@ -90,13 +91,11 @@ class Summary:
         held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
         certification = None if layers.is_full else self.search.judge(layers, delta)
         on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
-        collapsed = self.confirmations.collapsed(layers)
         word = verdict_word(
             layers,
             delta,
             certification,
             criterion=plan.criterion,
-            collapsed=collapsed > 0,
             held_out_degradation=None if on_held_out is None else on_held_out.degradation,
             smallest_certifiable=self.resolution.smallest_certifiable_delta,
         )
@@ -128,7 +127,7 @@ class Summary:
             inference=measured.inference if not layers.is_full else (),
             fine_tune_speedup=self._speedup(layers),
             why_not_smaller=wording.why_not_smaller(delta / 100, rejected),
-            collapsed=collapsed,
+            collapsed=self.confirmations.collapsed(layers),
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
         )

@@ -1,7 +1,8 @@
 """What paired results say: a point estimate, an upper bound of the degradation, and the word for an answer.
 
 Two things make a measured degradation uncertain: which seeds were run, and which examples were scored. Every layer set
-is scored with the baseline's seeds on the baseline's examples, so both are judged on paired differences. All figures
+is scored with the baseline's seeds on the baseline's examples. Pairing the examples is what makes a bound narrow.
+Pairing the seeds helps as far as a seed pushes all sets the same way, which the bound does not count on. All figures
 are in points.
 """
 
@@ -37,7 +38,9 @@ class Judgement:
     ``degradation`` is the mean over seeds of baseline score minus score. ``seed_part`` and ``example_part`` are its
     variances (points squared) from the seeds and from the examples; the first has ``seed_freedom`` degrees of freedom,
     the second ``examples - 1``. With one seed ``seed_part`` is None: the spread between seeds cannot be estimated,
-    so there is no bound and nothing is certified.
+    so there is no bound and nothing is certified. ``collapsed`` counts the runs, the set's and the baseline's, that
+    predicted one class only: they count in the mean, and they bar certification, because the bound supposes noise of
+    a kind that a collapse is not.
     """
 
     degradation: float
@@ -47,6 +50,7 @@ class Judgement:
     seeds: int
     examples: int
     confidence: float = 0.95
+    collapsed: int = 0
 
     @property
     def variance(self) -> float | None:
@@ -74,8 +78,8 @@ class Judgement:
         return float(stats.t.cdf((delta - self.degradation) / math.sqrt(self.variance), self.freedom))
 
     def certified(self, delta: float) -> bool:
-        """Whether the upper bound is within delta (points)."""
-        return self.upper is not None and self.upper <= delta
+        """Whether the upper bound is within delta (points), and no run collapsed."""
+        return self.upper is not None and self.upper <= delta and not self.collapsed
 
 
 def judge(
@@ -87,16 +91,15 @@ def judge(
     accuracy, score plus influence for other metrics, so that the mean of a row is that seed's score. Row s of all
     arrays belongs to the same seed, column i to the same example.
 
-    The seed variance of a difference is the larger of the set's own and the one pooled over all sets: its own alone
-    is too often small by luck, the pooled one too small for an unsteady set. The example part is what the differences
-    vary by beyond the noise of the seeds, and never less than if half an example had changed each way.
+    The seed variance of a difference is the larger of the set's own and of that pooled over all sets: its own alone is
+    too often small by luck, the pooled one too small for an unsteady set. The example part is what the differences
+    vary by beyond the noise of the seeds, and a little more: as if half an example more had changed each way, since
+    few changes tell little of how many there might have been.
 
     Raises ValueError for arrays of other shapes, or for fewer than two examples.
     """
     baseline = _checked(baseline)
     arrays = {layers: _checked(array, like=baseline) for layers, array in candidates.items()}
-    if not arrays:
-        return {}
     seeds, examples = baseline.shape
     scores = np.array([baseline.mean(axis=1), *(array.mean(axis=1) for array in arrays.values())])
     pooled = pooled_seed_variance(scores)
@@ -108,7 +111,7 @@ def judge(
             degradation=float(per_seed.mean()),
             seed_part=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
             example_part=example_variance(difference),
-            seed_freedom=len(arrays) * (seeds - 1),
+            seed_freedom=len(scores) * (seeds - 1),
             seeds=seeds,
             examples=examples,
             confidence=confidence,
@@ -116,31 +119,48 @@ def judge(
     return judgements
 
 
-def pooled_seed_variance(scores: np.ndarray) -> float | None:
-    """Variance over seeds of the difference of two sets: ``scores`` is sets x seeds, the baseline among the sets.
+def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: float = 0.95) -> Judgement:
+    """Compare one trained model, instead of its recipe, with the baseline's mean over seeds.
 
-    Twice the residual mean square of the additive table sets + seeds. Not the mean of the sets' own variances: they
-    share the baseline's runs. None with one seed.
+    ``baseline`` is seeds x examples, ``checkpoint`` has one contribution per example. Only the baseline's seeds count:
+    whatever this model does to an example is lasting. Raises ValueError for arrays of other shapes.
     """
-    sets, seeds = scores.shape
-    if seeds < 2:
-        return None
-    residual = scores - scores.mean(axis=1, keepdims=True) - scores.mean(axis=0, keepdims=True) + scores.mean()
-    return float(2 * (residual**2).sum() / ((sets - 1) * (seeds - 1)))
+    baseline = _checked(baseline)
+    seeds, examples = baseline.shape
+    difference = baseline - _checked(np.broadcast_to(checkpoint, baseline.shape), like=baseline)
+    per_seed = difference.mean(axis=1)
+    return Judgement(
+        degradation=float(per_seed.mean()),
+        seed_part=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
+        example_part=example_variance(difference),
+        seed_freedom=seeds - 1,
+        seeds=seeds,
+        examples=examples,
+        confidence=confidence,
+    )
+
+
+def pooled_seed_variance(scores: np.ndarray) -> float | None:
+    """Variance over seeds of the difference of two sets, from ``scores`` (sets x seeds), the baseline among the sets.
+
+    Twice the mean variance of a score: as if seeds had nothing in common. Taking out what they seem to have in common
+    (the additive table sets + seeds) leaves fewer degrees of freedom, which costs more than it gains while only two or
+    three sets are known, and then errs too often. None with one seed.
+    """
+    return None if scores.shape[1] < 2 else float(2 * scores.var(axis=1, ddof=1).mean())
 
 
 def example_variance(difference: np.ndarray) -> float:
     """Variance that the choice of examples gives to the mean of ``difference`` (seeds x examples), points squared.
 
     The variance over examples of the mean over seeds, less what the seeds alone put into it (known from two seeds
-    on), over the examples; at least that of half an example lost and half an example won.
+    on), over the examples; and that of half an example lost and half an example won.
     """
     seeds, examples = difference.shape
     variance = float(difference.mean(axis=0).var(ddof=1))
     if seeds > 1:
         variance -= float(difference.var(axis=0, ddof=1).mean()) / seeds
-    floor: float = (SCALE / examples) ** 2
-    return float(max(variance / examples, floor))
+    return float(max(variance, 0.0) / examples + (SCALE / examples) ** 2)
 
 
 def satterthwaite(first: float, first_freedom: float, second: float, second_freedom: float) -> float:
@@ -154,16 +174,13 @@ def verdict_word(
     judgement: Judgement | None,
     *,
     criterion: Criterion = "observed",
-    collapsed: bool = False,
     held_out_degradation: float | None = None,
     smallest_certifiable: float | None = None,
 ) -> Word:
     """The word for an answer to delta (points), the first that applies.
 
-    ``judgement`` is the answer's (None for the full model). ``collapsed`` says that one of its confirmations
-    collapsed: that run counts in the mean, and nothing with such a run is certified, because the bound supposes noise
-    of a kind that a collapse is not. ``smallest_certifiable`` (points; None: no delta is) explains a full model under
-    criterion ``certified``.
+    ``judgement`` is the answer's (None for the full model). ``smallest_certifiable`` (points; None: no delta is)
+    explains a full model under criterion ``certified``. With one seed the word is ``observed`` at best.
     Raises ValueError for a smaller answer that does not even hold in the mean.
     """
     if answer.is_full:
@@ -173,7 +190,7 @@ def verdict_word(
         raise ValueError(f"layers {answer} do not hold within {delta} points: they cannot be the answer")
     if held_out_degradation is not None and held_out_degradation > delta:
         return "held_out disagrees"
-    return "certified" if judgement.certified(delta) and not collapsed else "observed"
+    return "certified" if judgement.certified(delta) else "observed"
 
 
 @dataclass(frozen=True)
@@ -184,39 +201,37 @@ class Resolution:
     explanation: str
 
 
-def resolution(
-    examples: int,
-    seeds: int,
-    baseline_scores: Sequence[float] = (),
-    *,
-    candidates: int = 1,
-    confidence: float = 0.95,
-) -> Resolution:
-    """What a certification split of this size, under this many seeds, can tell apart.
+def share_of_error(position: int) -> float:
+    """How much of the error that a delta is allowed goes to the candidate at this place of the written order.
 
-    ``baseline_scores`` are the baseline's on that split, in points, one per seed, where they are known already.
+    Half of what is left to each, so that together they err no more often than the level says, however many there are
+    and however they depend on each other (Bonferroni).
+    """
+    return 0.5 ** (1 + position)
+
+
+def resolution(
+    examples: int, seeds: int, scores: Sequence[Sequence[float]] = (), *, confidence: float = 0.95
+) -> Resolution:
+    """What a certification split of this size, under this many seeds, can tell apart: for the first candidate.
+
+    ``scores`` are those on that split, in points, as far as they are known: for each layer set, the baseline first,
+    one per seed.
     """
     if seeds < 2:
         return Resolution(None, "One seed shows no spread between seeds, so nothing can be certified: use 3 or more.")
-    spread = expected_seed_sd(baseline_scores)
+    spread, level = expected_seed_sd(*scores), 1 - (1 - confidence) * share_of_error(0)
 
-    def reach(more_seeds: int, more_examples: int) -> float:
-        return smallest_certifiable_delta(
-            more_examples, more_seeds, spread, candidates=candidates, confidence=confidence
-        )
+    def reach(seeds: int, examples: int) -> float:
+        return smallest_certifiable_delta(examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level)
 
-    now = reach(seeds, examples)
-    by_seeds, by_examples = reach(seeds + 2, examples), reach(seeds, 4 * examples)
-    remedy = (
-        f"{seeds + 2} seeds would bring that to {by_seeds:.2f}"
-        if by_seeds < by_examples
-        else f"{4 * examples:,} examples would bring that to {by_examples:.2f}"
-    )
-    origin = "judged by the baseline's" if len(baseline_scores) > 1 else "assumed"
+    origin = "as measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
-        now,
+        reach(seeds, examples),
         f"With {seeds} seeds and {examples:,} certification examples, a layer set as good as the baseline can be "
-        f"certified from {now:.2f} points on (spread between seeds {spread:.2f}, {origin}); {remedy}.",
+        f"certified from {reach(seeds, examples):.2f} points on (spread between seeds {spread:.2f}, {origin}). "
+        f"{seeds + 2} seeds would bring that to {reach(seeds + 2, examples):.2f}, {4 * examples:,} examples to "
+        f"{reach(seeds, 4 * examples):.2f}.",
     )
 
 
@@ -238,19 +253,19 @@ def smallest_certifiable_delta(
     if seeds < 2:
         return math.inf
     seed_part = 2 * seed_sd**2 / seeds
-    example_part = max(discordant * SCALE**2 / examples, (SCALE / examples) ** 2)
-    freedom = satterthwaite(seed_part, candidates * (seeds - 1), example_part, examples - 1)
+    example_part = discordant * SCALE**2 / examples + (SCALE / examples) ** 2
+    freedom = satterthwaite(seed_part, (candidates + 1) * (seeds - 1), example_part, examples - 1)
     return float(stats.t.ppf(confidence, freedom)) * math.sqrt(seed_part + example_part)
 
 
-def expected_seed_sd(scores: Sequence[float]) -> float:
-    """Spread of a score between seeds (points), from the scores of one model; the assumption where there are none.
+def expected_seed_sd(*scores: Sequence[float]) -> float:
+    """Spread of a score between seeds (points), from the scores of one or more sets; the assumption without any.
 
     Two or three seeds alone say little, so the assumption stays in with a weight of its own. This is for a forecast:
     the bound itself rests on the measured spread alone.
     """
-    squares = float(((np.asarray(scores) - np.mean(scores)) ** 2).sum()) if len(scores) > 1 else 0.0
-    freedom = max(0, len(scores) - 1)
+    squares = sum(float(((np.asarray(each) - np.mean(each)) ** 2).sum()) for each in scores if each)
+    freedom = sum(max(0, len(each) - 1) for each in scores)
     return math.sqrt((ASSUMED_WEIGHT * ASSUMED_SEED_SD**2 + squares) / (ASSUMED_WEIGHT + freedom))
 
 

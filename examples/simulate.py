@@ -18,9 +18,10 @@ import numpy as np
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
-from budget_search.generated import GeneratedModel, Memory, Noise, Silent
+from budget_search.generated import GeneratedModel, Noise
 from budget_search.layers import LayerSet
 from budget_search.loop import Plan, Search
+from budget_search.replay import Memory, Silent
 from budget_search.verdict import Judgement
 
 DELTAS = (1.0, 2.0, 3.0)

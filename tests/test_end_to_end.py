@@ -242,7 +242,9 @@ def test_the_export_is_a_stock_checkpoint(sst2_study: Path, tmp_path: Path, caps
     assert classify("the film bad awful poor and")[0]["label"] == "negative"
     evidence = json.loads((folder / "budget_search.json").read_text())
     assert evidence["kept"] == result["kept"]
-    assert "model-index" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "model-index" in card
+    assert "lost by this checkpoint" in card
 
 
 def test_output_exports_the_smallest_delta(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

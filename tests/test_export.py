@@ -27,6 +27,7 @@ from budget_search.card import model_card, provenance
 from budget_search.errors import StudyError, UsageError
 from budget_search.export import Export, HeldOut, export_checkpoint, refuse_foreign
 from budget_search.report import Report
+from budget_search.verdict import Judgement
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "first", "sentence", "."]
 LABELS = {0: "different", 1: "duplicate"}
@@ -263,6 +264,14 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
     assert ["same layers, 3 seeds", "89.51 +- 0.12", "89.71"] in rows
     assert ["all 12 layers, 3 seeds", "90.11 +- 0.12", "90.42"] in rows
     assert REPORT.answer_sentence(REPORT.result(0.01)) in body
+    assert "by this checkpoint" not in body
+
+
+def test_the_card_holds_what_this_checkpoint_loses_for_itself() -> None:
+    own = Judgement(0.7, 0.03, 0.01, seed_freedom=2, seeds=3, examples=2000)
+    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers", own=own)
+    [line] = [line for line in card.splitlines() if "by this checkpoint" in line]
+    assert f"0.70, at most {own.upper:.2f} with 95 % confidence, on held_out" in line
 
 
 def test_provenance_tells_where_the_layers_came_from() -> None:

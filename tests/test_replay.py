@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import LayerSet
 from budget_search.replay import Table, play
+from budget_search.strategies import STRATEGIES
 from budget_search.trial import Job, TrialKey
 from tests import strategy_contract as contract
+from tests.examples import example
 
 OWN = Path(__file__).parent / "tables" / "minilm-l6-sst2.json"
 PUBLISHED = os.environ.get("BUDGET_SEARCH_TABLES")
@@ -124,3 +128,94 @@ def test_the_synthetic_table_is_additive():
     table = contract.additive_table((1.0, 2.0, 4.0))
     assert table.mean_score(LayerSet((1,), 3)) == contract.BASELINE - 5.0
     assert len(table.layer_sets()) == 2**3 - 1
+
+
+# -- the replay benchmark -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return example("replay")
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """All sets of four layers, additive in (4.2, 0.3, 0.45, 0.9), with shorter runs; two seeds, the second half a
+    point better. And what models with these scores said of 1,000 examples."""
+    effects, records, logits = (4.2, 0.3, 0.45, 0.9), [], []
+    labels = np.zeros(1000, dtype=np.int8)
+    for count in range(1, 5):
+        for kept in itertools.combinations(range(4), count):
+            for seed in (0, 1):
+                score = 90.0 + 0.5 * seed - sum(effects[index] for index in range(4) if index not in kept)
+                fields = {"rung": 1.0, "seed": seed, "prefix_third_score": score - 3}
+                records.append({"kept": list(kept), "score": score, **fields})
+                right = np.arange(1000) < round(10 * score)
+                logits.append(np.column_stack([right, ~right]).astype(np.float16))
+    path = write_table(tmp_path / "small.json", records, layers=4, complete_depths=[1, 2, 3, 4])
+    np.savez(path.with_suffix(".npz"), selection_logits=np.array(logits), selection_labels=labels)
+    return path
+
+
+def lines(benchmark, capsys, *arguments: object) -> list[dict]:
+    benchmark.main([*map(str, arguments), "--format", "json"])
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_regret_at_a_depth_is_against_the_best_in_the_table(small, benchmark, capsys):
+    asked = ("--table", small, "--depth", 2, "--repeats", 3, "--strategy")
+    top, greedy, auto = lines(benchmark, capsys, *asked, "top", "greedy", "auto")
+    assert list(top) == ["task", "strategy", "evaluations", "regret_mean", "regret_std", "equivalents"]
+    # Layers 0-1 stay where 0 and 3 would be best: 0.45 + 0.9 lost instead of 0.3 + 0.45.
+    assert (top["task"], top["regret_mean"], top["regret_std"]) == ("small", pytest.approx(0.6), 0.0)
+    assert (top["evaluations"], top["equivalents"]) == (2, pytest.approx((3 + 2) / 4))
+    assert greedy["regret_mean"] == auto["regret_mean"] == 0.0
+
+
+def test_no_more_entries_are_read_than_allowed(small, benchmark, capsys):
+    asked = ("--table", small, "--depth", 2, "--repeats", 2)
+    rows = lines(benchmark, capsys, *asked, "--evaluations", 5)
+    assert {row["strategy"] for row in rows} == set(STRATEGIES)
+    assert max(row["evaluations"] or 0 for row in rows) == 5
+    [searched] = lines(benchmark, capsys, "--table", small, "--strategy", "greedy", "--evaluations", 9, "--repeats", 2)
+    assert searched["evaluations"] <= 9
+
+
+def test_a_strategy_that_cannot_be_played_has_no_figures(small, benchmark, capsys):
+    [row] = lines(benchmark, capsys, "--table", small, "--depth", 2, "--strategy", "contribution")
+    assert (row["evaluations"], row["regret_mean"]) == (None, None)
+
+
+def test_the_whole_search_finds_the_fewest_layers(small, benchmark, capsys):
+    small.with_suffix(".npz").unlink()  # so that the scores are exact
+    [row] = lines(benchmark, capsys, "--table", small, "--strategy", "auto", "--repeats", 4, "--delta", 0.01, 0.02)
+    # At two points 1, 2 and 3 may go together (1.65), at one point only 1 and 2.
+    assert row["excess_depth_mean"] == 0.0
+    # Two runs of the baseline, of one layer and of two layers are 3.5; a third of a run for screens of the rest.
+    assert 3.5 <= row["equivalents"] <= 3.5 + (4 + 4 * 3 + 6 * 2 + 4) / 4 / 3 + 2
+
+
+def test_a_draw_resamples_examples_and_breaks_ties(small):
+    table = Table.load(small)
+    first, second = (table.drawn(np.random.default_rng(seed)) for seed in (1, 2))
+    key = TrialKey(LayerSet((0, 3), 4), 1.0, 0)
+    assert abs(first.trial(key).score - table.trial(key).score) > 0.05
+    assert first.trial(key).score != second.trial(key).score
+    without = Table.load(write_table(small.parent / "rounded.json", [{"kept": [0], "rung": 1, "seed": 0, "score": 80}]))
+    drawn = without.drawn(np.random.default_rng(0)).mean_score(LayerSet((0,), 3))
+    assert 80 < drawn < 80.001
+
+
+def test_sets_outside_the_table_are_not_proposed(tmp_path, benchmark, capsys):
+    pairs = [(0, 1), (0, 2), (1, 2), (0, 3)]
+    records = [{"kept": list(kept), "rung": 1.0, "seed": 5, "score": 80.0 + sum(kept)} for kept in pairs]
+    path = write_table(tmp_path / "pairs.json", records, layers=4, complete_depths=[])
+    rows = lines(benchmark, capsys, "--table", path, "--depth", 2, "--repeats", 2, "--strategy", "auto", "optuna")
+    assert [(row["evaluations"], row["regret_mean"]) for row in rows] == [(4, 0.0), (4, 0.0)]
+
+
+def test_outputs_of_another_table_are_refused(small):
+    other = write_table(small.parent / "other.json", [{"kept": [0], "rung": 1.0, "seed": 0, "score": 80}])
+    small.with_suffix(".npz").rename(other.with_suffix(".npz"))
+    with pytest.raises(UsageError, match=r"other\.json.*does not belong"):
+        Table.load(other)

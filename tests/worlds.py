@@ -10,6 +10,7 @@ from zlib import crc32
 
 from budget_search.layers import LayerSet
 from budget_search.loop import Plan, Search
+from budget_search.replay import Memory, Silent
 from budget_search.trial import FULL_RUNG, Job, Trial
 from budget_search.verdict import Judgement
 
@@ -60,44 +61,6 @@ class World:
         score = self.worth(key.layers) + noise * normal(key.layers, key.rung, key.seed)
         tokens = round(1000 * key.rung)
         return Trial(key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
-
-
-@dataclass
-class Memory:
-    """A store without a disk."""
-
-    trials: list[Trial] = field(default_factory=list)
-    noted: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def history(self) -> list[Trial]:
-        return sorted({trial.key: trial for trial in self.trials}.values(), key=lambda trial: trial.key)
-
-    def append(self, trial: Trial) -> None:
-        self.trials.append(trial)
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return dict(self.noted)
-
-    def note(self, **facts: Any) -> None:
-        self.noted.update(facts)
-
-
-class Silent:
-    """An observer that only remembers."""
-
-    def __init__(self) -> None:
-        self.stages: list[str] = []
-
-    def planned(self, *facts: Any) -> None: ...
-
-    def stage(self, text: str) -> None:
-        self.stages.append(text)
-
-    def finished(self, trial: Trial) -> None: ...
-
-    def answered(self, delta: float, layers: LayerSet) -> None: ...
 
 
 def plan(**changes: Any) -> Plan:

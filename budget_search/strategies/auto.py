@@ -1,7 +1,8 @@
 """The default: a balanced first design of sets that drop many layers, then what a surrogate thinks likely to hold.
 
-Single drops say little about how many layers can go together, so none is screened for its own sake. The order matters
-less than the surrogate: Thompson sampling, TPE or the mean in its place gave answers as deep in simulation.
+Single drops say little about how many layers can go together, so none is screened for its own sake; only where no
+more than one or two may go anyway do they come first. The order matters less than the surrogate: Thompson sampling, TPE
+or the mean in its place gave answers as deep in simulation.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from budget_search.ladder import Confirming, all_sets, chances
+from budget_search.ladder import all_sets
 from budget_search.layers import FAMILIES, LayerSet
 from budget_search.strategies.question import Question, unmeasured
 from budget_search.surrogate import BROKEN
@@ -22,6 +23,8 @@ DESIGN_SHARE = 0.6
 LARGEST_DESIGN = 12
 DESIGN_FAMILIES = (("top", 1 / 2), ("odd-alternate", 1 / 2), ("even-alternate", 1 / 2), ("top", 1 / 3))
 DROPPED_SHARES = (1 / 3, 1 / 2, 5 / 12, 7 / 12)
+FEW_DROPPED = 5 / 6
+"""Share of the layers above which a design is made of single drops."""
 DRAWS = 200
 LOOK_BELOW_EVERY = 3
 """Every third screen is one layer shallower than the depth that is expected to hold."""
@@ -39,14 +42,15 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
     measured = sum(not trial.layers.is_full for trial in history)
     if measured < size:
         gentle = mostly_broken(history, question)
-        if missing := unmeasured(design(question.total, question.fixed, size, gentle), history, question):
+        designed = design(question.total, question.fixed, size, gentle)
+        if missing := unmeasured(single_drops(question) or designed, history, question):
             return missing[: min(room, size - measured)]
     return at_the_boundary(history, question)[:room]
 
 
 def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Unmeasured sets of the shallowest depth at which one is expected to hold, the likeliest first; for each delta in
-    turn."""
+    """Unmeasured sets of the shallowest depth at which one is expected to hold, those expected to lose least first; for
+    each delta in turn."""
     surrogate = question.surrogate(history)
     measured = [trial.layers for trial in history]
     pool = unmeasured(all_sets(question.total, question.fixed, measured), history, question)
@@ -58,10 +62,18 @@ def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerS
     expected, _ = surrogate.expect(pool)
     holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= delta]
     boundary = min(holding, default=question.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
-    chance = chances(surrogate, pool, Confirming(delta, question.seed_sd, question.seeds, {}))
     # Where a depth has no unmeasured set left, the nearest depth takes its place.
-    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), -chance[i], pool[i]))
+    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), expected[i], pool[i]))
     return [pool[index] for index in order]
+
+
+def single_drops(question: Question) -> list[LayerSet]:
+    """Where no more than a sixth of the layers may go, single ones say most; elsewhere none.
+
+    On the published tables of BERT, pairs chosen after all single drops come nearer to the best pair.
+    """
+    few = question.among is not None and min(each.depth for each in question.among) >= FEW_DROPPED * question.total
+    return list(LayerSet.full(question.total).smaller()) if few else []
 
 
 def mostly_broken(history: Sequence[Trial], question: Question) -> bool:

@@ -92,9 +92,9 @@ def nearest_unseen(
     """
     ring, reached = {kept}, {kept}
     while ring:
-        fresh = sorted(tuple(sorted(each)) for each in ring if each and tuple(sorted(each)) not in seen)
-        if fresh:
-            return LayerSet(rng.choice(fresh), question.total)
+        sets = [LayerSet(kept, question.total) for kept in sorted(tuple(sorted(each)) for each in ring if each)]
+        if fresh := [layers for layers in sets if layers.kept not in seen and question.allows(layers)]:
+            return rng.choice(fresh)
         ring = {each ^ {index} for each in ring for index in question.free} - reached
         reached |= ring
     return None

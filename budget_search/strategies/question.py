@@ -19,8 +19,9 @@ class Question:
     the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
     without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
     interrupted search goes on as if nothing had happened. ``deltas`` are all that the search has to answer, in points,
-    for a strategy that looks for several at once. ``in_full`` is what full runs lost so far, ``seed_sd`` the
-    spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes.
+    for a strategy that looks for several at once. ``in_full`` is what full runs lost so far, ``seed_sd`` the spread
+    (points) of a full score between seeds, ``seeds`` how many a confirmation takes. ``among`` are the sets that can be
+    measured at all, where these are not all: those of a recorded table.
     """
 
     total: int
@@ -35,6 +36,7 @@ class Question:
     in_full: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
     seed_sd: float = 0.5
     seeds: int = 3
+    among: frozenset[LayerSet] | None = None
 
     @property
     def delta(self) -> float:
@@ -57,8 +59,8 @@ class Question:
         return tuple(index for index in range(self.total) if index not in self.fixed)
 
     def allows(self, layers: LayerSet) -> bool:
-        """Whether a set of this model keeps every fixed layer."""
-        return self.fixed <= set(layers.kept)
+        """Whether a set of this model keeps every fixed layer, and can be measured."""
+        return self.fixed <= set(layers.kept) and (self.among is None or layers in self.among)
 
     def room(self, history: Sequence[Trial]) -> int:
         """How many more layer sets ``evaluations`` leaves to be measured."""

@@ -1,0 +1,201 @@
+"""Strategies played on recorded tables of scores: what each would have found, and for how many fine-tunes.
+
+    python examples/replay.py --table minilm-l6-sst2.json                          # the fewest layers, the whole search
+    python examples/replay.py --table glp-*.json --depth 10 --evaluations 23       # the best set of ten layers
+
+With --delta the tool's own loop is played: a baseline, screens and confirmations with all recorded seeds. With --depth
+a strategy looks for the best set of that many layers in single runs; its regret is what the set it chose scores less
+than the best that the table holds. Every repeat draws anew what chance decided: ties, which seed's runs are looked at
+and, where the table holds what the models said of every example, the examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from budget_search.errors import BudgetSearchError, StudyError, UsageError
+from budget_search.layers import LayerSet
+from budget_search.loop import Plan, Search
+from budget_search.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
+from budget_search.session import MEAN_SHARE_OF_LAYERS, SCREEN_EQUIVALENTS, SCREENS
+from budget_search.strategies import STRATEGIES
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.verdict import Judgement
+
+SCREEN_SEED = 10**6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One repeat: table entries read, full fine-tune equivalents of training, and how good the answer was.
+
+    ``regrets`` has one number: points below the best set of that depth. ``excess`` has one for each delta: layers more
+    than the fewest that hold by the table's mean scores.
+    """
+
+    evaluations: int
+    equivalents: float
+    regrets: tuple[float, ...] = ()
+    excess: tuple[int, ...] = field(default=())
+
+
+def at_depth(strategy: str, table: Table, depth: int, evaluations: int, repeat: int) -> Outcome:
+    """The best set of ``depth`` layers, from runs of one seed."""
+    draw = np.random.default_rng([repeat, depth])
+    seed = int(draw.choice(table.seeds()))
+    played = play_at_depth(strategy, table.drawn(draw), depth, evaluations=evaluations, record_seed=seed, seed=repeat)
+    scores = {layers: table.mean_score(layers) for layers in table.layer_sets() if layers.depth == depth}
+    equivalents = sum(trial.layers.depth / table.total for trial in played.trials)
+    return Outcome(len(played.trials), equivalents, (max(scores.values()) - scores[played.choice],))
+
+
+def within_deltas(
+    strategy: str, table: Table, deltas: Sequence[float], evaluations: int | None, repeat: int
+) -> Outcome:
+    """The fewest layers within each delta (points), by the whole search."""
+    draw = np.random.default_rng(repeat)
+    seen, screened_seed, memory = table.drawn(draw), int(draw.choice(table.seeds())), Memory()
+    rung = min(key.rung for key in (*table.prefixes, *table.trials))
+    screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
+    plan = Plan(
+        total=table.total,
+        deltas=tuple(deltas),
+        strategy=strategy,
+        seeds=tuple(table.seeds()),
+        screen_seed=SCREEN_SEED + repeat,
+        screen_rung=rung,
+        evaluations=min(max(screens, SCREENS[0]), SCREENS[1], 2**table.total - 2),
+        budget=SearchBudget(max_trials=evaluations),
+    )
+
+    def run_jobs(jobs: Sequence[Job]) -> Iterable[Trial]:
+        return (answer(seen, job, screened_seed) for job in jobs)
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        lost = search.confirmations().lost(layers)
+        return Judgement(fmean(lost), None, 0.0, 0, len(lost), 0, confidence)
+
+    search = Search(plan, memory, run_jobs, judge, Silent())
+    answers = search.run()
+    read = [trial for trial in memory.history if trial.error != UNRECORDED]
+    full = seen.trials[TrialKey(LayerSet.full(table.total), FULL_RUNG, plan.seeds[0])].train_tokens * table.total
+    return Outcome(
+        len(read),
+        sum(trial.train_tokens * trial.layers.depth for trial in read) / full,
+        excess=tuple(answers[delta].depth - fewest(table, delta) for delta in plan.deltas),
+    )
+
+
+def answer(table: Table, job: Job, screened_seed: int) -> Trial:
+    """The record of a job. A screen is the shortest recorded run of the drawn seed that is long enough."""
+    key = job.key
+    if job.split == "selection":
+        key = replace(key, seed=screened_seed)
+        recorded = {**table.prefixes, **table.trials}
+        rungs = [each.rung for each in recorded if (each.layers, each.seed) == (key.layers, key.seed)]
+        key = replace(key, rung=min((rung for rung in rungs if rung >= key.rung), default=FULL_RUNG))
+        found = recorded.get(key)
+    else:
+        found = table.trials.get(key)
+    if found is None:
+        return Trial(job.key, job.split, "failed", error=UNRECORDED)
+    return replace(found, key=job.key, split=job.split)
+
+
+def fewest(table: Table, delta: float) -> int:
+    """Layers of the smallest set whose mean score, over all seeds, is within delta (points) of the full model's."""
+    baseline = table.mean_score(LayerSet.full(table.total))
+    return min(layers.depth for layers in table.layer_sets() if baseline - table.mean_score(layers) <= delta)
+
+
+def summarised(task: str, strategy: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """One strategy on one table, over the repeats."""
+    row: dict[str, Any] = {"task": task, "strategy": strategy, "evaluations": _mean(o.evaluations for o in outcomes)}
+    regrets = [regret for outcome in outcomes for regret in outcome.regrets]
+    excess = [layers for outcome in outcomes for layers in outcome.excess]
+    row |= {"regret_mean": _mean(regrets), "regret_std": stdev(regrets) if len(regrets) > 1 else None}
+    row |= {"equivalents": _mean(outcome.equivalents for outcome in outcomes)}
+    if excess:
+        row |= {"excess_depth_mean": _mean(excess), "answers_equal": _mean(layers == 0 for layers in excess)}
+        row |= {"answers_at_most_one_deeper": _mean(layers <= 1 for layers in excess)}
+        row |= {"answers_too_shallow": _mean(layers < 0 for layers in excess)}
+    return row
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None
+
+
+def repeated(table: Table, strategy: str, arguments: argparse.Namespace) -> list[Outcome]:
+    """Nothing where the strategy cannot be played on this table."""
+    try:
+        if arguments.depth is not None:
+            count = arguments.evaluations or len(table.layer_sets())
+            return [at_depth(strategy, table, arguments.depth, count, number) for number in range(arguments.repeats)]
+        deltas = [round(100 * delta, 10) for delta in arguments.delta]
+        return [
+            within_deltas(strategy, table, deltas, arguments.evaluations, number) for number in range(arguments.repeats)
+        ]
+    except (StudyError, UsageError):
+        return []
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, nargs="+", required=True, metavar="FILE")
+    asked = parser.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--delta", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="fractions: 0.01 is one point"
+    )
+    asked.add_argument("--depth", type=int, help="layers kept")
+    parser.add_argument("--evaluations", type=int, metavar="N", help="table entries that may be read, at the most")
+    parser.add_argument("--strategy", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse(argv)
+    try:
+        tables = [Table.load(path) for path in arguments.table]
+    except BudgetSearchError as error:
+        raise SystemExit(str(error)) from error
+    rows = [
+        summarised(table.name, strategy, repeated(table, strategy, arguments))
+        for table in tables
+        for strategy in arguments.strategy
+    ]
+    if len(tables) > 1:
+        rows += [over_tables(strategy, rows) for strategy in arguments.strategy]
+    if arguments.format == "json":
+        for row in rows:
+            print(json.dumps(row))
+    else:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        print(
+            tabulate([[row.get(name) for name in names] for row in rows], headers=names, floatfmt=".3g", missingval="-")
+        )
+
+
+def over_tables(strategy: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The mean of a strategy over the tables; the spread is that of the tables' means."""
+    own = [row for row in rows if row["strategy"] == strategy]
+    known = {name: [row[name] for row in own if row.get(name) is not None] for name in own[0]}
+    means = {name: _mean(values) for name, values in known.items() if name not in ("task", "strategy")}
+    spread = stdev(known["regret_mean"]) if len(known["regret_mean"]) > 1 else None
+    return {"task": f"all {len(own)}", "strategy": strategy, **means, "regret_std": spread}
+
+
+if __name__ == "__main__":
+    main()

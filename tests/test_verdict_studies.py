@@ -1,0 +1,130 @@
+"""How often a certified answer is wrong, in whole searches of known truth; and that a worse bound would be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from budget_search.layers import LayerSet
+from budget_search.trial import Job, Trial
+from budget_search.verdict import Judgement, judge, verdict_word
+from tests.examples import example
+from tests.worlds import Memory, World, plan, search
+
+certainty = example("certainty")
+Judgements = dict[LayerSet, Judgement]
+
+STUDIES = 600
+# A true 5 % comes out above this in one of a hundred batches of this many studies; the bound itself stays below 5 %.
+LIMIT = 0.072
+
+# Every set loses a trace more than allowed, so that every certified answer is wrong.
+ONE_SET = certainty.Question("certified", (1.0,), tried=1, seeds=2, examples=1500, seed_sd=1.0)
+FEW_EXAMPLES = certainty.Question("certified", (1.0,), tried=1, seeds=3, examples=277, seed_sd=0.1)
+FIVE_SETS = certainty.Question("certified", (1.0,), tried=5, seeds=3, examples=400, seed_sd=0.3)
+
+
+def changed(change: Callable[[Judgement, np.ndarray], Judgement]) -> Callable[..., Judgements]:
+    """The verdict with something about it wrong; ``change`` sees the differences to the baseline as well."""
+
+    def wrong(baseline: np.ndarray, results: Mapping[LayerSet, np.ndarray], confidence: float) -> Judgements:
+        found = judge(baseline, results, confidence)
+        return {layers: change(found[layers], baseline - results[layers]) for layers in found}
+
+    return wrong
+
+
+def by_the_normal_distribution(judgement: Judgement, difference: np.ndarray) -> Judgement:
+    return replace(judgement, seed_freedom=10**9)
+
+
+def by_examples_alone(judgement: Judgement, difference: np.ndarray) -> Judgement:
+    """The usual paired test, which takes the seeds that happened to be run for all there are."""
+    of_examples = float(difference.mean(axis=0).var(ddof=1)) / difference.shape[1]
+    return replace(judgement, seed_part=1e-12, example_part=of_examples)
+
+
+def by_seeds_alone(judgement: Judgement, difference: np.ndarray) -> Judgement:
+    """A t-test on the scores of the seeds, which takes the examples that happened to be scored for all there are."""
+    seeds = difference.shape[0]
+    own = float(difference.mean(axis=1).var(ddof=1)) / seeds
+    return replace(judgement, seed_part=own, seed_freedom=seeds - 1, example_part=1e-12)
+
+
+def with_error_not_shared(judgement: Judgement, difference: np.ndarray) -> Judgement:
+    return replace(judgement, confidence=0.95)
+
+
+RULES = {
+    rule.__name__: changed(rule)
+    for rule in (by_the_normal_distribution, by_examples_alone, by_seeds_alone, with_error_not_shared)
+}
+
+
+def error_rates(question: object, *names: str) -> list[float]:
+    """How often a wrong answer is certified: by the verdict as it is, then by the named changes of it."""
+    rules = (judge, *(RULES[name] for name in names))
+    worlds = (certainty.World(number, question) for number in range(STUDIES))
+    studies = [[certified(world, rule) for rule in rules] for world in worlds]
+    return [float(rate) for rate in np.mean(studies, axis=0)]
+
+
+def certified(world: object, rule: Callable[..., Judgements]) -> bool:
+    return any(answer.rule == "certified" for answer in certainty.search_in(world, rule))
+
+
+@pytest.mark.parametrize(
+    ("question", "worse"),
+    [
+        (ONE_SET, ("by_the_normal_distribution", "by_examples_alone")),
+        (FEW_EXAMPLES, ("by_seeds_alone",)),
+        (FIVE_SETS, ("with_error_not_shared",)),
+    ],
+    ids=str,
+)
+def test_certified_answers_break_delta_in_at_most_one_study_of_twenty(question, worse) -> None:
+    right, *wrong = error_rates(question, *worse)
+    assert right <= LIMIT
+    assert min(wrong) > LIMIT, dict(zip(worse, wrong, strict=True))
+
+
+def test_what_is_observed_and_what_one_seed_says_is_wrong_far_more_often() -> None:
+    question = certainty.Question("observed", (1.0, 2.0, 3.0))
+    answers = [answer for number in range(25) for answer in certainty.play(number, question)]
+    rows = {row[1]: row for row in certainty.rows(question, answers, studies=25)}
+    wrong = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
+    assert wrong["one seed"] > wrong["observed"] > 5.0 >= wrong["certified"]
+
+
+class StumblingBaseline(World):
+    """The full model predicts a single class with one of three seeds."""
+
+    def measure(self, job: Job) -> Trial:
+        trial = super().measure(job)
+        stumbles = job.key.layers.is_full and job.key.seed == plan().seeds[0]
+        return replace(trial, state="collapsed", score=50.0) if stumbles else trial
+
+
+def test_a_baseline_that_collapsed_once_certifies_nothing_and_is_reported() -> None:
+    """Against such a mean even a bad set seems to lose nothing."""
+    named = plan(named=(LayerSet.dropping((0,), 12),), deltas=(1.0,))
+    sound, stumbling = (search(world, Memory(), named) for world in (World(), StumblingBaseline()))
+    assert sound.run()[1.0].is_full
+    chosen = stumbling.run()[1.0]
+    judgement = stumbling.judge(chosen, 1.0)
+    assert judgement.upper < 1.0
+    assert verdict_word(chosen, 1.0, judgement) == "observed"
+    assert [note for note in stumbling.notes() if "1 of 3 seeds" in note]
+    assert not [note for note in sound.notes() if "single class" in note]
+
+
+def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
+    collapsing, steady = LayerSet.dropping((0,), 12), LayerSet.dropping((8,), 12)
+    world = World(collapses_below={collapsing: 2.0})
+    found = search(world, Memory(), plan(named=(collapsing, steady), deltas=(1.0,)))
+    found.run()
+    assert set(found.confirmations().sets) == {collapsing, steady}
+    assert found.confirmations().steady == [steady]
