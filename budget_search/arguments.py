@@ -163,6 +163,9 @@ def _add_run(commands: Any) -> None:
     _add_storage(where)
     where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
     where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
+    where.add_argument(
+        "--wait", action="store_true", default=None, help="wait for another command that works on the same study"
+    )
     where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
     where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
     where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
@@ -287,7 +290,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
 
 
 _LISTS = ("delta", "layers", "text_columns")
-_SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
+_SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "workers", "train_examples", "batch_size", "max_length")
 _DECIMAL = ("confidence", "max_hours", "epochs", "lr", "warmup")
 

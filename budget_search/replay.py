@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from budget_search.errors import StudyError, UsageError
+from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
 from budget_search.strategies import Question, propose, smallest_holding
@@ -129,12 +130,19 @@ class Memory:
     trials: list[Trial] = field(default_factory=list)
     noted: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._by_key = TrialsByKey(self.trials)
+
     @property
     def history(self) -> list[Trial]:
-        return sorted({trial.key: trial for trial in self.trials}.values(), key=lambda trial: trial.key)
+        return self._by_key.in_order()
+
+    def find(self, key: TrialKey) -> Trial | None:
+        return self._by_key.find(key)
 
     def append(self, trial: Trial) -> None:
         self.trials.append(trial)
+        self._by_key.add(trial)
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -58,6 +58,7 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    wait: bool = False
     studies_dir: str = "studies"
     storage: str | None = None
     study: str | None = None

@@ -167,14 +167,16 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
     from budget_search.creation import create
     from budget_search.device import resolve_device
 
-    if found.folder.config.exists():
-        _require_same_config(found)
-        device = resolve_device(*_asked_device(found))
-    else:
-        device = resolve_device(found.config.device, found.config.precision)
-        create(found, device, observer)
-    with found.folder.locked():
-        return _search(found, device, observer, command)
+    if not found.folder.config.exists():
+        create(found, resolve_device(found.config.device, found.config.precision), observer)
+    _require_same_config(found)
+    device = resolve_device(*_asked_device(found))
+    if found.request.wait:
+        observer.stage("waiting until no other command works on the study")
+    with found.folder.locked(wait=found.request.wait):
+        found.folder.sweep()
+        # Whoever held the study may have answered the question meanwhile.
+        return finished_report(found) or _search(found, device, observer, command)
 
 
 def _require_same_config(found: Found) -> None:

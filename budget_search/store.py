@@ -11,6 +11,8 @@ import dataclasses
 import json
 import os
 import re
+import secrets
+import shutil
 import signal
 import threading
 import warnings
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from budget_search.errors import StudyError, UsageError
+from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.trial import Trial, TrialKey
 
@@ -74,19 +77,32 @@ class StudyFolder:
         return self.path / "weights" / _file_name(key)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the study; the kernel lets go of it when the process dies. Raises StudyError when it is held."""
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the study; the kernel lets go of it when the process dies.
+
+        Where another command holds it, ``wait`` for that to end; else raises StudyError.
+        """
         lock = FileLock(self.path / "study.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise StudyError(
-                f"another command is working on the study {self.path.name}; wait until it ends, or stop it first"
-            ) from None
+        with _clear_line(f"hold the study {self.path.name}"):
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                raise StudyError(
+                    f"another command is working on the study {self.path.name}; "
+                    "wait until it ends (--wait does), or stop it first"
+                ) from None
         try:
             yield
         finally:
             lock.release()
+
+    def sweep(self) -> None:
+        """Remove what a killed command left half-written; only for who holds the study."""
+        for path in (each for place in ("", "artifacts", "weights") for each in (self.path / place).glob(".*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,24 +111,65 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    """A file appears whole or not at all, also when the machine stops. Raises StudyError when it cannot be written."""
+    with appearing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name, hidden beside ``path``, to write a file or folder under; it becomes ``path`` when the block succeeds.
+
+    Raises StudyError when it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with _clear_line(f"write {path.name} into {path.parent}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            for file in (temporary, *temporary.rglob("*")):
+                # What is recorded must be on the disk: a preempted machine stops without warning.
+                _reach_the_disk(file)
+            if path.is_dir():
+                shutil.rmtree(path)
+            temporary.replace(path)
+            _reach_the_disk(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _reach_the_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _clear_line(what: str) -> Iterator[None]:
+    """Turn a full or read-only disk into one clear line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StudyError(
+            f"cannot {what}: {reason}; make room or give leave to write there, then run the same command again: "
+            "everything finished is kept"
+        ) from error
 
 
 class StudyStore:
     """Trials as rows of one Optuna study: score (maximised) and depth (minimised), a flag per layer."""
 
-    def __init__(self, study: optuna.Study, total: int) -> None:
+    def __init__(self, study: optuna.Study, trials: TrialsByKey) -> None:
         self._study = study
-        self._total = total
-        self._known: dict[TrialKey, Trial] = {}
-        self._read = 0
+        self._trials = trials
 
     @classmethod
     def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
@@ -132,23 +189,25 @@ class StudyStore:
             )
             if study.metric_names is None:
                 study.set_metric_names(["score", "depth"])
-        return cls(study, total)
+            trials = TrialsByKey(_from_row(row, total) for row in study.get_trials(deepcopy=False))
+        return cls(study, trials)
 
     @property
     def history(self) -> list[Trial]:
-        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last."""
-        with _study_errors(self._study.study_name):
-            frozen = self._study.get_trials(deepcopy=False)
-        for row in frozen[self._read :]:
-            trial = _from_row(row, self._total)
-            self._known[trial.key] = trial
-        self._read = len(frozen)
-        return [self._known[key] for key in sorted(self._known)]
+        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last.
+
+        What was there when the study was opened, and what was appended since: whoever appends holds the study.
+        """
+        return self._trials.in_order()
+
+    def find(self, key: TrialKey) -> Trial | None:
+        return self._trials.find(key)
 
     def append(self, trial: Trial) -> None:
         """Record a finished trial. Raises StudyError when it could not be written."""
         with _study_errors(self._study.study_name):
             self._study.add_trial(_to_row(trial))
+        self._trials.add(trial)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -189,6 +248,12 @@ def _storage(folder: StudyFolder, url: str | None) -> Any:
 
     if url:
         return url
+    if not (folder.database.is_file() and folder.database.stat().st_size) and any(folder.path.glob("artifacts/*")):
+        # A kill in the first moments leaves an empty file too, but not after an evaluation has finished.
+        raise StudyError(
+            f"study.db of the study {folder.path.name} is gone or empty, though evaluations have finished; restore it "
+            "from a copy (or give the --storage they are in); to measure everything anew, delete artifacts"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     return optuna.storages.RDBStorage(
         f"sqlite:///{folder.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
@@ -258,7 +323,7 @@ def _study_errors(name: str) -> Iterator[None]:
     try:
         with _undisturbed():
             yield
-    except (sqlalchemy.exc.SQLAlchemyError, KeyError, RuntimeError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
         raise StudyError(
             f"the study {name} cannot be read or written ({reason}); "
