@@ -13,6 +13,7 @@ from typing import Any
 from budget_search.config import METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
 from budget_search.request import (
+    BACKENDS,
     CRITERIA,
     RECIPE_FIELDS,
     SAMPLER_NAMES,
@@ -160,6 +161,8 @@ def _add_run(commands: Any) -> None:
     where.add_argument(
         "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
     )
+    where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
+    where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
     _add_storage(where)
     where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
     where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")

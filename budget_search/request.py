@@ -21,6 +21,7 @@ STRATEGY_NAMES = (
 SAMPLER_NAMES = ("tpe", "gp", "nsga2", "random")
 CRITERIA = ("observed", "certified")
 SPLIT_MODES = ("carved", "official")
+BACKENDS = ("loky", "dask")
 RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup")
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
@@ -58,6 +59,8 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    backend: str = "loky"
+    scheduler: str | None = None
     wait: bool = False
     studies_dir: str = "studies"
     storage: str | None = None
@@ -81,6 +84,9 @@ class Request:
             _one_of("--criterion", self.criterion, CRITERIA),
             _one_of("--recipe", self.recipe, (*RECIPES, None)),
             _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
+            _one_of("--backend", self.backend, BACKENDS),
+            None if (self.backend == "dask") == (self.scheduler is not None) else
+            "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),

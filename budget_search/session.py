@@ -210,6 +210,7 @@ def _asked_device(found: Found) -> tuple[str, str]:
 
 
 def _search(found: Found, device: Device, observer: Observer, command: str) -> Report:
+    from budget_search.cluster import connect
     from budget_search.device import default_workers
     from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
@@ -229,10 +230,14 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
             "choose another --study name"
         )
     store.note(fingerprint=found.config.fingerprint)
+    # Worker processes may stand elsewhere.
+    folder = StudyFolder(found.folder.path.resolve())
     workplace = Workplace(
-        found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
+        folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
-    workers = Workers(workplace, request.workers or default_workers(device))
+    cluster = connect(request.scheduler, folder.path) if request.scheduler else None
+    count = request.workers or default_workers(device, found.config.device)
+    workers = Workers(workplace, count, asked=found.config.device, cluster=cluster)
     plan = plan_for(found, facts, task, workers.count)
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))

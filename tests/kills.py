@@ -183,14 +183,15 @@ def in_child(scene: Scene, fate: Fate | None, patience: float | None = None) -> 
 
 def killed_again_and_again(scene: Scene, kind: str, draw: random.Random, seconds: float, tally: Tally) -> None:
     """One search, killed in one way until it ends by itself."""
-    for _ in range(100):
+    for attempt in range(100):
         fate, patience = None, None
         if kind == "after records":
             fate = after_records(draw.randint(1, 4))
         elif kind == "inside writes":
             fate = at_write(draw.randint(1, WRITE_STEPS))
         else:
-            patience = draw.uniform(0, seconds / 3)
+            # Longer each time, or a busy machine would never let it get anywhere.
+            patience = draw.uniform(0, seconds / 3 * 1.1**attempt)
         code = in_child(scene, fate, patience)
         look(scene, tally)
         if code == 0:
