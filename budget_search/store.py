@@ -239,7 +239,7 @@ def require_storage(url: str) -> None:
         optuna.storages.get_storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
         shown = re.sub(r":[^:/@]*@", ":***@", url)
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+        reason = _reason(error)
         raise UsageError(f"--storage {shown} cannot be used: {reason}") from error
 
 
@@ -315,16 +315,23 @@ def _undisturbed() -> Iterator[None]:
             handlers[number](number, frame)
 
 
+def _reason(error: BaseException) -> str:
+    """What the database itself said, in one line: Optuna and SQLAlchemy wrap it."""
+    own = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    return str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
+
+
 @contextlib.contextmanager
 def _study_errors(name: str) -> Iterator[None]:
     """Turn what a damaged or unreachable database raises into one clear line; signals wait until it is let go of."""
     import sqlalchemy.exc
+    from optuna.exceptions import OptunaError
 
     try:
         with _undisturbed():
             yield
-    except (sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+    except (OptunaError, sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        reason = _reason(error)
         raise StudyError(
             f"the study {name} cannot be read or written ({reason}); "
             "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"

@@ -87,3 +87,75 @@ def test_a_real_search_killed_inside_a_write(step: int, fresh: Path, marked: dic
     assert report["cost"]["reused"] == len(left)
     assert [path for path in study.rglob(".*")] == []
     assert ends_alone(marked)
+
+
+def loky_workers(mark: str) -> list[int]:
+    return [number for number in with_mark(mark) if b"LokyProcess" in Path(f"/proc/{number}/cmdline").read_bytes()]
+
+
+def test_a_killed_worker_and_then_a_killed_search(fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
+    """The worker's evaluation is run again; the search's workers end with it."""
+    options = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--workers", "2"]
+    with tiny.ended(tiny.start(options, fresh, marked)) as process:
+        tiny.wait_for(lambda: bool(loky_workers(marked["KILL_TEST"])), process)
+        os.kill(loky_workers(marked["KILL_TEST"])[0], signal.SIGKILL)
+        tiny.wait_for(lambda: rows(fresh) >= 6, process)
+        process.send_signal(signal.SIGKILL)
+        _, told = process.communicate()
+    assert "its worker process was killed" in told
+    assert ends_alone(marked)
+    study = tiny.only_study(fresh / "studies")
+    left = tiny.recorded(study)
+    assert tiny.command(*OPTIONS) == 0
+    report = read_report(study)
+    assert {trial["state"] for trial in report["trials"]} == {"complete"}
+    assert len(report["trials"]) == len(set(tiny.recorded(study)))
+    assert set(left) <= set(tiny.recorded(study))
+
+
+def rows(folder: Path) -> int:
+    studies = [path.parent for path in folder.glob("studies/[a-z]*/config.json")]
+    return len(tiny.recorded(studies[0])) if studies else 0
+
+
+def test_ctrl_c_reaches_the_workers_too_and_nobody_complains(fresh: Path, marked: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "budget_search", *OPTIONS, "--workers", "2"],
+        cwd=fresh, env=marked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with tiny.ended(process):
+        tiny.wait_for(lambda: rows(fresh) >= 1, process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert [line.split(".")[0].split(":")[0] for line in err.splitlines()] == ["interrupted", "To go on"], err
+    assert ends_alone(marked)
+
+
+def test_a_second_signal_quits_at_once(fresh: Path, marked: dict[str, str]) -> None:
+    """Both signals are waiting when the process is let go on: the second comes before the first has been answered."""
+    with tiny.ended(tiny.start(OPTIONS, fresh, marked)) as process:
+        tiny.wait_for(lambda: rows(fresh) >= 1, process)
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            process.send_signal(number)
+        out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "")
+    assert ends_alone(marked)
+
+
+def test_a_second_command_can_wait_for_the_first(fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
+    with tiny.ended(tiny.start(OPTIONS, fresh, marked)) as first:
+        tiny.wait_for(lambda: rows(fresh) >= 1, first)
+        first.send_signal(signal.SIGSTOP)
+        waiting = [option for option in OPTIONS if option != "--quiet"] + ["--wait"]
+        with tiny.ended(tiny.start(waiting, fresh, marked)) as second:
+            assert second.stderr is not None
+            told = iter(second.stderr.readline, "")
+            assert any("waiting until no other command works on the study" in line for line in told)
+            assert not tiny.within(0.5, lambda: second.poll() is not None)
+            first.send_signal(signal.SIGCONT)
+            found, _ = first.communicate()
+            answer, _ = second.communicate()
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert answer == found
+    assert sorted(tiny.recorded(tiny.only_study(fresh / "studies"))) == sorted(tiny.recorded(sst2_study))
