@@ -16,6 +16,7 @@ from typing import Any
 
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
+from budget_search.passwords import OPTION, VARIABLE, hidden, leave_the_title
 from budget_search.wording import printable
 
 INTERRUPTED = 130
@@ -26,6 +27,8 @@ DEFAULT_STUDIES = "studies"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 3 none found, 130 interrupted)."""
     received = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        leave_the_title(received)
     verbose = "-v" in received or "--verbose" in received
     try:
         arguments = parse(received)
@@ -61,7 +64,7 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.progress import Console
     from budget_search.session import answer, best_so_far, locate
 
-    command = shlex.join(["budget-search", *received])
+    command = hidden(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
     found = locate(request)
@@ -73,7 +76,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         console.close()
         with contextlib.suppress(BudgetSearchError):
             print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
-        print(f"To go on: {command}", file=sys.stderr)
+        where = f" (with {VARIABLE} as it was)" if request.storage and OPTION not in command else ""
+        print(f"To go on{where}: {command}", file=sys.stderr)
         return INTERRUPTED
     finally:
         console.close()
@@ -193,4 +197,4 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    return hidden(printable(" ".join(str(error).split()))) or type(error).__name__

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 from budget_search.errors import StudyError, UsageError
 from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
+from budget_search.passwords import hidden
 from budget_search.trial import Trial, TrialKey
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 # Measurements of a trial that are stored as attributes of their own; layers are Optuna parameters, score and depth
 # are its two values.
 _ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score"))
+
+
+# What to do when the trials cannot be read or written.
+OWN_FILE = "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
+A_SERVER = "see to the server of --storage, then run the same command again: everything finished is kept"
 
 
 @dataclass(frozen=True)
@@ -167,9 +172,10 @@ def _clear_line(what: str) -> Iterator[None]:
 class StudyStore:
     """Trials as rows of one Optuna study: score (maximised) and depth (minimised), a flag per layer."""
 
-    def __init__(self, study: optuna.Study, trials: TrialsByKey) -> None:
+    def __init__(self, study: optuna.Study, trials: TrialsByKey, advice: str) -> None:
         self._study = study
         self._trials = trials
+        self._advice = advice
 
     @classmethod
     def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
@@ -177,7 +183,8 @@ class StudyStore:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _study_errors(name), warnings.catch_warnings():
+        advice = OWN_FILE if storage is None else A_SERVER
+        with _study_errors(advice), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
                 study_name=name,
@@ -190,7 +197,7 @@ class StudyStore:
             if study.metric_names is None:
                 study.set_metric_names(["score", "depth"])
             trials = TrialsByKey(_from_row(row, total) for row in study.get_trials(deepcopy=False))
-        return cls(study, trials)
+        return cls(study, trials, advice)
 
     @property
     def history(self) -> list[Trial]:
@@ -205,18 +212,18 @@ class StudyStore:
 
     def append(self, trial: Trial) -> None:
         """Record a finished trial. Raises StudyError when it could not be written."""
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             self._study.add_trial(_to_row(trial))
         self._trials.add(trial)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What was found out once about the study, such as the device that "auto" came to."""
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             return dict(self._study.user_attrs)
 
     def note(self, **facts: Any) -> None:
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
 
@@ -238,9 +245,8 @@ def require_storage(url: str) -> None:
     try:
         optuna.storages.get_storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
-        shown = re.sub(r":[^:/@]*@", ":***@", url)
-        reason = _reason(error)
-        raise UsageError(f"--storage {shown} cannot be used: {reason}") from error
+        extra = "; pip install 'budget-search[postgres]'" if isinstance(error, ImportError) else ""
+        raise UsageError(f"--storage {hidden(url)} cannot be used: {hidden(_reason(error))}{extra}") from error
 
 
 def _storage(folder: StudyFolder, url: str | None) -> Any:
@@ -296,9 +302,13 @@ def _undisturbed() -> Iterator[None]:
     handlers: dict[int, Any] = {}
 
     def wait(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            handlers[number](number, frame)
         waiting.append((number, frame))
+        if len(waiting) > 1:
+            # The handler learns of the first, and may have said what is to happen at the second.
+            with contextlib.suppress(KeyboardInterrupt):
+                handlers[waiting[0][0]](*waiting[0])
+            then = signal.getsignal(number)
+            (then if callable(then) and then is not wait else handlers[number])(number, frame)
 
     # Only the main thread is told of signals.
     if threading.current_thread() is threading.main_thread():
@@ -322,7 +332,7 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _study_errors(name: str) -> Iterator[None]:
+def _study_errors(advice: str) -> Iterator[None]:
     """Turn what a damaged or unreachable database raises into one clear line; signals wait until it is let go of."""
     import sqlalchemy.exc
     from optuna.exceptions import OptunaError
@@ -331,8 +341,4 @@ def _study_errors(name: str) -> Iterator[None]:
         with _undisturbed():
             yield
     except (OptunaError, sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        reason = _reason(error)
-        raise StudyError(
-            f"the study {name} cannot be read or written ({reason}); "
-            "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
-        ) from error
+        raise StudyError(f"the study cannot be read or written ({hidden(_reason(error))}); {advice}") from error

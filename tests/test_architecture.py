@@ -17,7 +17,7 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers config trial history request records wording digests environment",
+    "say": "errors layers config trial history request records wording digests environment passwords",
     "decide": "verdict surrogate ladder confirmations screens loop strategies generated",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",

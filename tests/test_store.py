@@ -83,7 +83,7 @@ def test_facts_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_database_is_a_clear_error(tmp_path: Path) -> None:
     opened(tmp_path).append(Trial(KEY, "selection", "complete", 71.0))
     (tmp_path / "study.db").write_bytes(b"not a database" * 500)
-    with pytest.raises(StudyError, match=r"some study cannot be read.*restore study\.db"):
+    with pytest.raises(StudyError, match=r"study cannot be read.*restore study\.db"):
         opened(tmp_path)
 
 
