@@ -21,6 +21,7 @@ from budget_search.request import (
     STRATEGY_NAMES,
     Request,
     parse_delta,
+    require_place,
 )
 
 _VERBOSE = "show a traceback when something fails"
@@ -277,11 +278,15 @@ def _from_file(path: str | None) -> dict[str, Any]:
         return {}
     import yaml
 
+    require_place("--config", path)
+    # A pipe or a device might never end.
+    if not Path(path).is_file():
+        raise UsageError(f"--config {path} cannot be read: there is no such file")
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, Mapping):
         raise UsageError(f"--config {path} must hold `option: value` lines")

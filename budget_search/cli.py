@@ -17,11 +17,14 @@ from typing import Any
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
 from budget_search.passwords import OPTION, VARIABLE, hidden, leave_the_title
+from budget_search.request import require_place
 from budget_search.wording import printable
 
 INTERRUPTED = 130
 ONLY_THE_FULL_MODEL = 3
 DEFAULT_STUDIES = "studies"
+# Data may hold a word of megabytes, and a message quotes it.
+LONGEST_WORD = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +96,8 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.render import render
     from budget_search.session import report_for
 
+    require_place("STUDY", arguments.study)
+    require_place("--output", arguments.output)
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta or ()))
     if arguments.output is None:
@@ -112,6 +117,8 @@ def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
+    require_place("STUDY", arguments.study)
+    require_place("--output", arguments.output)
     refuse_foreign(Path(arguments.output))
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
@@ -197,4 +204,5 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return hidden(printable(" ".join(str(error).split()))) or type(error).__name__
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in str(error).split())
+    return hidden(printable(" ".join(words))) or type(error).__name__

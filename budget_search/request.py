@@ -27,6 +27,7 @@ RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "
 LARGEST_BASE_SEED = 1_000_000
 # What file systems take as a name and as a path.
 LONGEST_NAME, LONGEST_PATH = 255, 4096
+PLACES = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,7 @@ class Request:
             _within("--max-trials", self.max_trials, self.max_trials is None or self.max_trials >= 1, "from 1"),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
-            *(
-                f"{option} {value[:40]}...: too long, {len(value):,} characters"
-                for option, value in (("--task", self.task), ("--model", self.model))
-                if max(map(len, value.split("/"))) > LONGEST_NAME or len(value) > LONGEST_PATH
-            ),
+            *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
@@ -170,6 +167,23 @@ def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> st
 
 def _within(option: str, value: object, holds: bool, allowed: str) -> str | None:
     return None if holds else f"{option} {value}: must be {allowed}"
+
+
+def problem_with_place(option: str, value: str | None) -> str | None:
+    """What keeps a text from being a path, a hub id or a URL."""
+    if value is None:
+        return None
+    if "\0" in value:
+        return f"{option} {value[:40]!r}: no file can have that name"
+    if max(map(len, value.split("/"))) > LONGEST_NAME or len(value) > LONGEST_PATH:
+        return f"{option} {value[:40]}...: too long, {len(value):,} characters"
+    return None
+
+
+def require_place(option: str, value: str | None) -> None:
+    """Raises UsageError for a text that cannot be a path."""
+    if problem := problem_with_place(option, value):
+        raise UsageError(problem)
 
 
 def study_path(studies_dir: str, name: str) -> Path:

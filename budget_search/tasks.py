@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -118,12 +119,12 @@ def resolve_task(
     if task.startswith("hub:"):
         _refuse(task, validation=validation)
         return _from_hub(task, spec, metric is not None)
-    path = Path(task).expanduser()
+    path = Path(os.path.expanduser(task))
     if not path.exists():
         raise _unknown(task)
     files = _files_of(path)
     if validation is not None:
-        files["validation"] = _existing_file(Path(validation).expanduser())
+        files["validation"] = _existing_file(Path(os.path.expanduser(validation)))
     for file in files.values():
         _check_columns(spec, file)
     name = _telling_name(path)
@@ -160,7 +161,7 @@ def _built_in(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -
         return TaskSource(spec, spec.name)
     if data_dir is None:
         return TaskSource(spec, spec.name, hub=(GLUE_REPOSITORY, spec.name))
-    folder = Path(data_dir).expanduser()
+    folder = Path(os.path.expanduser(data_dir))
     if not folder.is_dir():
         raise UsageError(
             f"--data-dir {data_dir} is not a folder; give the one that holds train.* and {spec.held_out}.*"
