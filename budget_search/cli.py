@@ -204,5 +204,5 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in str(error).split())
-    return hidden(printable(" ".join(words))) or type(error).__name__
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in hidden(str(error)).split())
+    return printable(" ".join(words)) or type(error).__name__

@@ -40,6 +40,8 @@ class History(Protocol):
     @property
     def history(self) -> list[Trial]: ...
 
+    def find(self, key: TrialKey) -> Trial | None: ...
+
     def append(self, trial: Trial) -> None: ...
 
     @property
@@ -100,7 +102,8 @@ class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
 class Search:
     """One question put to one study.
 
-    ``run_jobs`` evaluates jobs and yields their trials in any order; ``judge(layers, confidence)`` compares a set that
+    ``run_jobs`` takes a job whenever it can run one and yields trials in any order; a job that is None says that the
+    next depends on trials still to come. ``judge(layers, confidence)`` compares a set that
     has all its confirmations with the baseline.
     """
 
@@ -108,7 +111,7 @@ class Search:
         self,
         plan: Plan,
         store: History,
-        run_jobs: Callable[[Sequence[Job]], Iterator[Trial]],
+        run_jobs: Callable[[Iterable[Job | None]], Iterator[Trial]],
         judge: Callable[[LayerSet, float], Judgement],
         observer: Observer,
     ) -> None:
@@ -118,6 +121,7 @@ class Search:
         self._judge = judge
         self._observer = observer
         self._began = time.monotonic()
+        self._views: tuple[Confirmations, Screens] | None = None
         self.fine_tuned = 0
         self.ended_early = False
 
@@ -153,10 +157,20 @@ class Search:
         return chosen
 
     def confirmations(self) -> Confirmations:
-        return Confirmations(self._store.history, self.plan.total, self.plan.seeds)
+        return self._seen()[0]
 
     def screens(self) -> Screens:
-        return Screens(self._store.history, self.plan.total, self.plan.screen_rung, self.plan.screen_seed)
+        return self._seen()[1]
+
+    def _seen(self) -> tuple[Confirmations, Screens]:
+        """What the history says, made anew only when it has grown."""
+        if self._views is None:
+            plan, history = self.plan, self._store.history
+            self._views = (
+                Confirmations(history, plan.total, plan.seeds),
+                Screens(history, plan.total, plan.screen_rung, plan.screen_seed),
+            )
+        return self._views
 
     def _measure_baseline(self) -> None:
         self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
@@ -220,20 +234,52 @@ class Search:
     def _explore(self, delta: float, evaluations: int) -> None:
         """Screen what the strategy proposes until it has finished, this many sets are screened, or no more can be
         afforded: what a confirmation takes is held back."""
-        while (affordable := self._affordable() - len(self.plan.seeds)) > 0:
-            screens = self.screens()
-            wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
-            if not wanted:
-                if screens.rung not in screens.tolerance(delta).baselines:
-                    raise BudgetSearchError(
-                        "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
-                    )
-                proposed = propose(self.plan.strategy, screens.judged, self._question(delta, screens, evaluations))
-                wanted = [self._screen(layers, screens.rung) for layers in proposed]
-            if not wanted:
-                return
-            self._ensure(wanted[: int(min(affordable, len(wanted)))])
-        self.ended_early = True
+        self._run(self._next_screens(delta, evaluations))
+
+    def _next_screens(self, delta: float, evaluations: int) -> Iterator[Job | None]:
+        """A screen for whoever is free, so that nobody waits for the slowest of a round; None while the next depends on
+        those that are running. What fails for the machine's reasons is run once more."""
+        running: dict[TrialKey, Job] = {}
+        queue: list[Job] = []
+        failed: list[Job] = []
+        retried: set[Job] = set()
+        while True:
+            for key in [key for key in running if self._store.find(key) is not None]:
+                job = running.pop(key)
+                if self._unknown([job]):
+                    failed.append(job)
+            if not queue and failed:
+                queue, failed = self._once_more(failed, retried), []
+            if not queue:
+                affordable = self._affordable() - len(self.plan.seeds) - len(running)
+                wanted = self._wanted_screens(delta, evaluations - len(running), running) if affordable > 0 else []
+                queue = wanted[: int(min(max(0, affordable), len(wanted)))]
+                if not queue and not running:
+                    self.ended_early |= affordable <= 0
+                    return
+            if queue:
+                running[queue[0].key] = queue[0]
+            yield queue.pop(0) if queue else None
+
+    def _once_more(self, failed: list[Job], retried: set[Job]) -> list[Job]:
+        if twice := [job for job in failed if job in retried]:
+            raise self._failed_twice(twice[0])
+        self._observer.stage(f"once more: {len(failed)} evaluations that failed for the machine's reasons")
+        retried.update(failed)
+        return failed
+
+    def _wanted_screens(self, delta: float, evaluations: int, running: Mapping[TrialKey, Job]) -> list[Job]:
+        """What to screen beside what is running; empty when finished, or until that has come."""
+        screens = self.screens()
+        wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
+        if not wanted and screens.rung in screens.tolerance(delta).baselines:
+            proposed = propose(self.plan.strategy, screens.judged, self._question(delta, screens, evaluations))
+            wanted = [self._screen(layers, screens.rung) for layers in proposed]
+        elif not wanted and not running:
+            raise BudgetSearchError(
+                "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
+            )
+        return [job for job in wanted if job.key not in running]
 
     # -- confirmations ------------------------------------------------------------------------------------------
 
@@ -346,21 +392,30 @@ class Search:
                 self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
             elif not unavoidable and len(wanted) > self._affordable():
                 raise OutOfBudget
-            for trial in self._run_jobs(wanted):
-                self._store.append(trial)
-                self.fine_tuned += not trial.machine_failure
-                self._observer.finished(trial)
+            self._run(wanted)
             wanted = self._unknown(wanted)
         if wanted:
-            failed = next(trial for trial in self._store.history if trial.key == wanted[0].key)
-            raise BudgetSearchError(
-                f"an evaluation failed twice for the machine's reasons ({failed.error}): {wanted[0].key}; free memory, "
-                "or try --workers 1 or a smaller --batch-size or --max-length, then run the same command again"
-            )
+            raise self._failed_twice(wanted[0])
+
+    def _failed_twice(self, job: Job) -> BudgetSearchError:
+        failed = self._store.find(job.key)
+        return BudgetSearchError(
+            f"an evaluation failed twice for the machine's reasons ({failed.error if failed else 'it never came'}): "
+            f"{job.key}; free memory, or try --workers 1 or a smaller --batch-size or --max-length, then run the same "
+            "command again"
+        )
+
+    def _run(self, jobs: Iterable[Job | None]) -> None:
+        """Record what comes as it comes."""
+        for trial in self._run_jobs(jobs):
+            self._store.append(trial)
+            self._views = None
+            self.fine_tuned += not trial.machine_failure
+            self._observer.finished(trial)
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
-        known = {trial.key for trial in self._store.history if not trial.machine_failure}
-        return [job for job in dict.fromkeys(jobs) if job.key not in known]
+        known = {job: self._store.find(job.key) for job in jobs}
+        return [job for job, trial in known.items() if trial is None or trial.machine_failure]
 
     def _affordable(self) -> float:
         """How many more fine-tunes the search budget allows."""

@@ -10,7 +10,7 @@ A layer set that a table does not hold was not measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,10 +91,11 @@ class Table:
             raise StudyError(f"the table {self.name} holds no record of {key}")
         return self.trials[key]
 
-    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         """What a search calls to have evaluations run. Raises StudyError where one was not recorded."""
         for job in jobs:
-            yield replace(self.trial(job.key), split=job.split)
+            if job is not None:
+                yield replace(self.trial(job.key), split=job.split)
 
     def mean_score(self, layers: LayerSet, rung: float = FULL_RUNG) -> float:
         """Points, over the recorded seeds. Raises StudyError where none was recorded."""

@@ -247,7 +247,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         return evidence.compare(layers, "certification", confidence, among=search.confirmations().steady)
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in workers.run(jobs):
             yield trial
             store.note(wall_seconds=earlier + time.monotonic() - began)

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -87,8 +87,9 @@ def run_search(scene: Scene) -> None:
     """A search from where it was to its report, with files and weights as a real one writes them."""
     world = World(effects=EFFECTS, seed_sd=0.2, screen_sd=0.2)
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for job in jobs:
+            assert job is not None
             scene.note("began", job.key)
             write_whole(scene.study.outputs(job.key, job.split), b"outputs")
             if job.keep_weights:
