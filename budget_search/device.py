@@ -96,7 +96,8 @@ def slots(device: Device, asked: str) -> tuple[str, ...]:
     if device.kind != "cuda" or asked not in ("auto", "cuda"):
         return (device.name,)
     like = torch.cuda.get_device_name(device.name)
-    return tuple(name for name in available_devices() if name[:4] == "cuda" and torch.cuda.get_device_name(name) == like)
+    gpus = [name for name in available_devices() if name.startswith("cuda")]
+    return tuple(name for name in gpus if torch.cuda.get_device_name(name) == like)
 
 
 _last_held: list[str] = []

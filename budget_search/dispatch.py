@@ -29,9 +29,10 @@ ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENB
 
 
 class Pool(Protocol):
-    """Processes that work for a search; ``lost`` is what their deaths raise."""
+    """Processes that work for a search; ``lost`` are the exceptions that their deaths raise."""
 
-    lost: tuple[type[BaseException], ...]
+    @property
+    def lost(self) -> tuple[type[BaseException], ...]: ...
 
     @property
     def count(self) -> int:
@@ -52,7 +53,7 @@ class LocalPool:
     process has the second core.
     """
 
-    lost = (BrokenProcessPool,)
+    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -79,7 +80,7 @@ class Workers:
     def __init__(self, workplace: Workplace, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
         self.workplace = workplace
         self._asked = asked
-        self._pool = cluster or (LocalPool(count) if count > 1 else None)
+        self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
 
     @property
     def count(self) -> int:

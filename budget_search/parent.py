@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from budget_search.digests import joint_digest
 from budget_search.errors import UnsupportedModelError, UsageError
+from budget_search.request import place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ def resolve_model(model: str, *, offline: bool = False) -> Parent:
         from budget_search.demo import MODEL_DIR
 
         return Parent("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
-    path = Path(os.path.expanduser(model))
+    path = place(model)
     if path.is_dir():
         _require_files(path, model)
         return Parent(_telling_name(path), path.resolve(), _folder_digest(path))

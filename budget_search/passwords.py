@@ -1,7 +1,8 @@
-"""Passwords in storage URLs: never in a message, a report, or the process title that everybody on a machine can read."""
+"""Passwords in storage URLs: never in a message, a report, or the process title that everybody can read."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import sys
@@ -20,15 +21,14 @@ def hidden(text: str) -> str:
 def leave_the_title(argv: Sequence[str]) -> None:
     """Start this program again with a storage URL that holds a password in the environment, which only its user can
     read, instead of on the command line; returns where there is none."""
-    joined = [f"{word}={argv[place + 1]}" if word == OPTION and place + 1 < len(argv) else word
-              for place, word in enumerate(argv)]  # fmt: skip
-    given = [word.removeprefix(f"{OPTION}=") for word in joined if word.startswith(f"{OPTION}=")]
-    if not given or hidden(given[-1]) == given[-1]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(OPTION)
+    try:
+        given, others = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        # For the real parser to complain of.
         return
-    others = [word for place, word in enumerate(argv)
-              if not word.startswith(f"{OPTION}=") and OPTION not in (word, argv[place - 1] if place else "")]  # fmt: skip
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execve(
-        sys.executable, [sys.executable, "-m", "budget_search", *others], {**os.environ, VARIABLE: given[-1]}
-    )
+    if given.storage is None or hidden(given.storage) == given.storage:
+        return
+    environment = {**os.environ, VARIABLE: given.storage}
+    os.execve(sys.executable, [sys.executable, "-m", "budget_search", *others], environment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,8 +87,9 @@ class Request:
             _one_of("--recipe", self.recipe, (*RECIPES, None)),
             _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
             _one_of("--backend", self.backend, BACKENDS),
-            None if (self.backend == "dask") == (self.scheduler is not None) else
-            "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
+            None
+            if (self.backend == "dask") == (self.scheduler is not None)
+            else "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
@@ -184,6 +186,11 @@ def require_place(option: str, value: str | None) -> None:
     """Raises UsageError for a text that cannot be a path."""
     if problem := problem_with_place(option, value):
         raise UsageError(problem)
+
+
+def place(text: str | Path) -> Path:
+    """A path with ``~`` as the shell reads it; a user whom nobody knows is left as it stands."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for such a user
 
 
 def study_path(studies_dir: str, name: str) -> Path:

@@ -108,7 +108,9 @@ def main() -> None:
     print(f"\nnamed sets: {len(told.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold")
     began = time.monotonic()
     played = play("greedy", Table("made up", TOTAL, "accuracy", frozenset(), Effects()), 100.0)
-    print(f"greedy: {len(played.trials):,} evaluations in {time.monotonic() - began:.1f} s, {resident():.0f} MiB resident")
+    print(
+        f"greedy: {len(played.trials):,} evaluations in {time.monotonic() - began:.1f} s, {resident():.0f} MiB resident"
+    )
 
 
 if __name__ == "__main__":

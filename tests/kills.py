@@ -226,8 +226,7 @@ def compare(scene: Scene, undisturbed: Scene, tally: Tally) -> None:
     tally.evaluations += len(scene.recorded())
     tally.lost += len(set(undisturbed.recorded()) - set(scene.recorded()))
     tally.other_answers += scene.study.report.read_bytes() != undisturbed.study.report.read_bytes()
-    half_written = [path for path in scene.study.path.rglob(".*")]
-    tally.files_left += len(half_written)
+    tally.files_left += len(list(scene.study.path.rglob(".*")))
     kinds = ("outputs", "weights")
     missing = Counter({kind: len(contents(undisturbed, kind) - contents(scene, kind)) for kind in kinds})
     tally.lost += missing.total()

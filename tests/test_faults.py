@@ -8,13 +8,13 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 import pytest
 
-from budget_search.device import one_of
 from budget_search.errors import StudyError
 from budget_search.layers import LayerSet
 from budget_search.store import StudyFolder, StudyStore
@@ -212,7 +212,4 @@ def test_a_device_is_held_by_one_process_at_a_time_and_free_when_that_dies(tmp_p
 
 
 def start_script(script: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    import sys
-
-    process = subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
-    return process
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)

@@ -46,8 +46,27 @@ NAMES = [
     *(
         search(f"a study named {name[:12]!r}", f"--study={name}", says=("--study",))
         for name in (
-            "..", ".", "../up", "/tmp/abs", "a/b", "a\\b", "a\0b", LONG, "ｗｉｄｅ", "a\u202eb", "аdmin", "é", " ", "a\nb",
-            ".hidden", "a b", ESCAPE, "-", "a%00b/../c", "~", "$HOME",
+            "..",
+            ".",
+            "../up",
+            "/tmp/abs",
+            "a/b",
+            "a\\b",
+            "a\0b",
+            LONG,
+            "ｗｉｄｅ",
+            "a\u202eb",
+            "аdmin",
+            "é",
+            " ",
+            "a\nb",
+            ".hidden",
+            "a b",
+            ESCAPE,
+            "-",
+            "a%00b/../c",
+            "~",
+            "$HOME",
         )
     ),
     search("NUL in the studies folder", "--studies-dir", "a\0b", says=("--studies-dir",)),
@@ -83,7 +102,9 @@ SPECIAL = [
     *(task(name, says=(name,)) for name in ("loop.csv", "dangling.csv", "folder.csv")),
     task("reviews.csv", "--validation", "pipe.csv", says=("pipe.csv",), name="a pipe for validation"),
     task("reviews.csv", "--validation", "folder.csv", says=("folder.csv",), name="a folder for validation"),
-    refused("a pipe among local data", "--task", "sst2", "--data-dir", "piped", "--model", "bert", says=("no train.*",)),
+    refused(
+        "a pipe among local data", "--task", "sst2", "--data-dir", "piped", "--model", "bert", says=("no train.*",)
+    ),
     search("a pipe as options", "--config", "pipe.csv", says=("--config", "pipe.csv")),
     search("a device as options", "--config", "/dev/zero", says=("--config", "/dev/zero")),
     model("piped-config", says=("config.json",)),
@@ -95,9 +116,23 @@ CONTENTS = [
     *(
         task(name, says=(name,))
         for name in (
-            "gzip.csv", "zip.jsonl", "picture.tsv", "utf16.csv", "latin1.csv", "pickle.parquet", "cut.parquet",
-            "comma.jsonl", "array.jsonl", "deep.jsonl", "unclosed.csv", "wide.csv", "narrow.csv", "twice.csv",
-            "nuls.csv", "page.csv", "database.tsv",
+            "gzip.csv",
+            "zip.jsonl",
+            "picture.tsv",
+            "utf16.csv",
+            "latin1.csv",
+            "pickle.parquet",
+            "cut.parquet",
+            "comma.jsonl",
+            "array.jsonl",
+            "deep.jsonl",
+            "unclosed.csv",
+            "wide.csv",
+            "narrow.csv",
+            "twice.csv",
+            "nuls.csv",
+            "page.csv",
+            "database.tsv",
         )
     ),
     task("odd-columns.csv", says=("\\x1b[31m",)),

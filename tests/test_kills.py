@@ -85,7 +85,7 @@ def test_a_real_search_killed_inside_a_write(step: int, fresh: Path, marked: dic
     report, expected = read_report(study), read_report(sst2_study)
     assert json.dumps(timeless(report)) == json.dumps(timeless(expected))
     assert report["cost"]["reused"] == len(left)
-    assert [path for path in study.rglob(".*")] == []
+    assert list(study.rglob(".*")) == []
     assert ends_alone(marked)
 
 

@@ -130,15 +130,14 @@ def titles(process: int) -> str:
         ("postgresql+psycopg://me@db.example/x?a=b&sslpassword={}&c=d", "key-phrase"),
     ],
 )
-def test_passwords_are_hidden(
-    url: str, password: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_passwords_are_hidden(url: str, password: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     shown = hidden(f"budget-search --storage {url.format(password)} --delta 0.01")
     assert password not in shown
     assert "db.example" in shown
     assert shown.endswith(" --delta 0.01")
     # And in what the command says of a storage that it cannot reach.
-    done = tiny.command("--task", "demo", "--model", "demo", "--storage", url.format(password), "--studies-dir", str(tmp_path))
+    storage = ("--storage", url.format(password), "--studies-dir", str(tmp_path))
+    done = tiny.command("--task", "demo", "--model", "demo", *storage)
     assert done == 2
     assert password not in capfd.readouterr().err
 
