@@ -16,11 +16,12 @@ from budget_search.data import load_task
 from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
 from budget_search.errors import BudgetSearchError
+from budget_search.files import write_json
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
 from budget_search.parent import load_tokenizer, outline
 from budget_search.splits import SplitTask, carve
-from budget_search.store import StudyFolder, write_json
+from budget_search.store import StudyFolder
 
 if TYPE_CHECKING:
     from budget_search.device import Device

@@ -20,11 +20,12 @@ from budget_search.config import Recipe
 from budget_search.device import Device
 from budget_search.encode import EncodedTask
 from budget_search.errors import UnsupportedModelError
+from budget_search.files import appearing, write_whole
 from budget_search.finetune import DivergedError, fine_tune, out_of_memory, predict
 from budget_search.metrics import collapsed, mean_loss, measure
 from budget_search.model import keep_layers
 from budget_search.parent import fresh_head, load_parent
-from budget_search.store import StudyFolder, appearing, write_whole
+from budget_search.store import StudyFolder
 from budget_search.trial import Job, Trial, TrialKey
 
 

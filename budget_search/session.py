@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from budget_search.config import SearchConfig
 from budget_search.environment import versions
 from budget_search.errors import StudyError
+from budget_search.files import write_json, write_whole
 from budget_search.parent import Parent, resolve_model
 from budget_search.report import Report
 from budget_search.request import Request, study_path
-from budget_search.store import StudyFolder, StudyStore, require_storage, require_writable, write_json, write_whole
+from budget_search.store import StudyFolder, StudyStore, require_storage, require_writable
 from budget_search.tasks import TaskSource, resolve_task, task_digest
 
 if TYPE_CHECKING:

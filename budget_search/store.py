@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
-import secrets
 import shutil
 import signal
 import threading
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from budget_search.errors import StudyError, UsageError
+from budget_search.files import clear_line
 from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.passwords import hidden
@@ -88,7 +87,7 @@ class StudyFolder:
         Where another command holds it, ``wait`` for that to end; else raises StudyError.
         """
         lock = FileLock(self.path / "study.lock")
-        with _clear_line(f"hold the study {self.path.name}"):
+        with clear_line(f"hold the study {self.path.name}"):
             try:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
@@ -108,65 +107,6 @@ class StudyFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a whole file or none."""
-    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all, also when the machine stops. Raises StudyError when it cannot be written."""
-    with appearing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name, hidden beside ``path``, to write a file or folder under; it becomes ``path`` when the block succeeds.
-
-    Raises StudyError when it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with _clear_line(f"write {path.name} into {path.parent}"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            for file in (temporary, *temporary.rglob("*")):
-                # What is recorded must be on the disk: a preempted machine stops without warning.
-                _reach_the_disk(file)
-            if path.is_dir():
-                shutil.rmtree(path)
-            temporary.replace(path)
-            _reach_the_disk(path.parent)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _reach_the_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _clear_line(what: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise StudyError(
-            f"cannot {what}: {reason}; make room or give leave to write there, then run the same command again: "
-            "everything finished is kept"
-        ) from error
 
 
 class StudyStore:

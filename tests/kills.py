@@ -27,7 +27,8 @@ from pathlib import Path
 from tabulate import tabulate
 
 from budget_search.errors import StudyError
-from budget_search.store import StudyFolder, StudyStore, appearing, write_json, write_whole
+from budget_search.files import appearing, write_json, write_whole
+from budget_search.store import StudyFolder, StudyStore
 from budget_search.trial import Job, Trial, TrialKey
 from tests import tiny
 from tests.worlds import World, plan, search

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budget_search.errors import StudyError
+from budget_search.files import write_json
 from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder, StudyStore, write_json
+from budget_search.store import StudyFolder, StudyStore
 from budget_search.trial import Trial, TrialKey
 
 KEY = TrialKey(LayerSet((0, 3, 11), 12), 1 / 6, 1_000_142)
