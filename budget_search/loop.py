@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -239,15 +239,15 @@ class Search:
     def _next_screens(self, delta: float, evaluations: int) -> Iterator[Job | None]:
         """A screen for whoever is free, so that nobody waits for the slowest of a round; None while the next depends on
         those that are running. What fails for the machine's reasons is run once more."""
-        running: dict[TrialKey, Job] = {}
+        running: dict[Job, Trial | None] = {}
         queue: list[Job] = []
         failed: list[Job] = []
         retried: set[Job] = set()
         while True:
-            for key in [key for key in running if self._store.find(key) is not None]:
-                job = running.pop(key)
-                if self._unknown([job]):
-                    failed.append(job)
+            # Of what is run once more, the store holds the failure until the new trial has come.
+            came = [job for job, earlier in running.items() if self._store.find(job.key) is not earlier]
+            failed += self._unknown(came)
+            running = {job: earlier for job, earlier in running.items() if job not in came}
             if not queue and failed:
                 queue, failed = self._once_more(failed, retried), []
             if not queue:
@@ -258,7 +258,7 @@ class Search:
                     self.ended_early |= affordable <= 0
                     return
             if queue:
-                running[queue[0].key] = queue[0]
+                running[queue[0]] = self._store.find(queue[0].key)
             yield queue.pop(0) if queue else None
 
     def _once_more(self, failed: list[Job], retried: set[Job]) -> list[Job]:
@@ -268,7 +268,7 @@ class Search:
         retried.update(failed)
         return failed
 
-    def _wanted_screens(self, delta: float, evaluations: int, running: Mapping[TrialKey, Job]) -> list[Job]:
+    def _wanted_screens(self, delta: float, evaluations: int, running: Collection[Job]) -> list[Job]:
         """What to screen beside what is running; empty when finished, or until that has come."""
         screens = self.screens()
         wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
@@ -279,7 +279,7 @@ class Search:
             raise BudgetSearchError(
                 "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
             )
-        return [job for job in wanted if job.key not in running]
+        return [job for job in wanted if job not in running]
 
     # -- confirmations ------------------------------------------------------------------------------------------
 

@@ -318,5 +318,10 @@ def test_several_at_a_time_run_the_machines_failures_once_more() -> None:
     world, memory = Crowd(machine_failures=2), Memory()
     search(world, memory, plan(width=3)).run()
     assert not any(trial.machine_failure for trial in memory.history)
+    found = search(Crowd(), Memory(), plan(width=3))
+    found._measure_baseline()
+    found._run_jobs.__self__.machine_failures = 2
+    found._explore(3.0, 12)
+    assert not any(trial.machine_failure for trial in found._store.history)
     with pytest.raises(BudgetSearchError, match="failed twice"):
         search(Crowd(machine_failures=50), Memory(), plan(width=3)).run()
