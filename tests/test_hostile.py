@@ -9,14 +9,25 @@ import gzip
 import json
 import os
 import pickle
+import re
 import socket
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from budget_search.arguments import parse, request_from
+from budget_search.config import METRICS, Recipe, SearchConfig, slug
+from budget_search.errors import UsageError
+from budget_search.layers import LayerSet
+from budget_search.passwords import hidden
+from budget_search.request import study_path
 from tests import tiny
 from tests.test_cli import Bad, check_refused, rows
 
@@ -297,3 +308,83 @@ def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Everything below a folder by kind, size and time of change, pipes and links included; nothing is opened."""
     found = {str(path): path.lstat() for path in folder.rglob("*")}
     return {name: (status.st_mode, status.st_size, status.st_mtime_ns) for name, status in found.items()}
+
+
+# -- anything at all ------------------------------------------------------------------------------------------------
+
+
+@given(st.text(max_size=60), st.integers(1, 40))
+def test_any_text_is_a_layer_set_or_refused(text: str, total: int) -> None:
+    try:
+        layers = LayerSet.parse(text, total)
+    except UsageError:
+        return
+    assert LayerSet.parse(layers.compact, total) == layers
+    assert set(layers.kept) <= set(range(total))
+
+
+@given(st.text(max_size=300))
+def test_any_name_stays_in_the_studies_folder(name: str) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", slug(name))
+    try:
+        path = study_path("studies", name)
+    except UsageError:
+        return
+    assert Path(os.path.normpath(path)).parent == Path("studies")
+    assert path.name == name
+
+
+configs = st.builds(
+    SearchConfig,
+    task=st.text(min_size=1), task_digest=st.text(), metric=st.sampled_from(METRICS),
+    text_columns=st.lists(st.text(), min_size=1, max_size=2).map(tuple), label_column=st.text(),
+    model=st.text(min_size=1), model_digest=st.text(),
+    recipe=st.builds(
+        Recipe, name=st.text(), epochs=st.floats(0.1, 100), train_examples=st.none() | st.integers(1, 10**9),
+        batch_size=st.integers(1, 4096), lr=st.floats(1e-9, 0.9), max_length=st.integers(8, 4096),
+        warmup=st.floats(0, 0.9),
+    ),
+    splits=st.sampled_from(["carved", "official"]),
+)  # fmt: skip
+
+
+@given(configs, configs)
+def test_configurations_come_back_and_only_equal_ones_share_a_study(one: SearchConfig, other: SearchConfig) -> None:
+    back = json.loads(json.dumps(one.to_json()))
+    fields = {**back, "recipe": Recipe(**back["recipe"]), "text_columns": tuple(back["text_columns"])}
+    assert SearchConfig(**fields) == one
+    assert SearchConfig(**fields).fingerprint == one.fingerprint
+    assert (one.fingerprint == other.fingerprint) == (one == other)
+
+
+@given(
+    st.fixed_dictionaries(
+        {"task": st.just("sst2"), "model": st.just("bert")},
+        optional={
+            "delta": st.lists(st.floats(0.001, 0.99), min_size=1, max_size=3),
+            "seeds": st.integers(1, 100),
+            "lr": st.floats(1e-9, 0.9),
+            "max_trials": st.integers(1, 10**6),
+            "offline": st.booleans(),
+            "study": st.from_regex(r"[A-Za-z0-9]{1,20}", fullmatch=True),
+        },
+    )
+)
+def test_options_in_a_file_are_those_of_the_command_line(options: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "options.yaml"
+        file.write_text(yaml.safe_dump(options))
+        from_file = request_from(parse(["--config", str(file)]))
+    given_: list[str] = []
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            given_ += [option] * value
+        else:
+            given_ += [option, *map(str, value if isinstance(value, list) else [value])]
+    assert request_from(parse(given_)) == from_file
+
+
+@given(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=4, max_size=20))
+def test_no_password_is_shown(password: str) -> None:
+    assert f":{password}@" not in hidden(f"postgresql+psycopg://user:{password}@host/name --delta 0.01")
