@@ -58,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
     from budget_search.destination import refuse_foreign
+    from budget_search.interim import best_so_far
+    from budget_search.location import locate
     from budget_search.progress import Console
-    from budget_search.session import answer, best_so_far, locate
+    from budget_search.session import answer
 
     command = shlex.join(["budget-search", *received])
     if request.output:
@@ -85,9 +87,9 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.listing import find_study
     from budget_search.render import render
-    from budget_search.session import report_for
 
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta or ()))
@@ -102,9 +104,9 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
-    from budget_search.session import report_for
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")

@@ -24,8 +24,8 @@ from budget_search.store import StudyFolder, write_json
 
 if TYPE_CHECKING:
     from budget_search.device import Device
+    from budget_search.location import Found
     from budget_search.loop import Observer
-    from budget_search.session import Found
 
 
 def create(found: Found, device: Device, observer: Observer) -> None:

@@ -23,14 +23,14 @@ BANDS = {
     "layer_stack layer_match model parent",
     "do": "store batches device finetune evaluate dispatch similarity cost evidence replay",
     "tell": "report sections render card destination export summary progress",
-    "wire": "session creation finish handover listing arguments cli __main__",
+    "wire": "location archive planning interim session creation finish handover listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "sections render card destination summary progress session listing arguments cli"
+    "sections render card destination summary progress location archive planning interim session listing arguments cli"
 )
 
 
