@@ -12,6 +12,7 @@ from typing import Any
 
 from budget_search.config import METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
+from budget_search.layers import parse_indices
 from budget_search.request import (
     CRITERIA,
     RECIPE_FIELDS,
@@ -28,7 +29,7 @@ FORMATS = ("table", "markdown", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
-    "--layers": re.compile(r"[\d][\d,-]*"),
+    **dict.fromkeys(("--layers", "--keep-layers", "--drop-layers"), re.compile(r"[\d][\d,-]*")),
 }
 
 
@@ -71,6 +72,9 @@ def request_from(arguments: argparse.Namespace) -> Request:
     for name in ("text_columns", "layers"):
         if name in fields:
             fields[name] = tuple(fields[name])
+    for name in ("keep_layers", "drop_layers"):
+        if name in fields:
+            fields[name] = tuple(index for text in fields[name] for index in parse_indices(text))
     return Request(recipe_changes=changes, **fields)
 
 
@@ -153,6 +157,7 @@ def _add_run(commands: Any) -> None:
         "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
     )
     how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
+    _add_limits(run)
     _add_recipe(run)
     where = run.add_argument_group("where to run and what to write")
     where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
@@ -171,6 +176,15 @@ def _add_run(commands: Any) -> None:
     where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
     where.add_argument("--quiet", action="store_true", default=None, help="no progress")
     where.add_argument("-v", "--verbose", action="store_true", default=None, help=_VERBOSE)
+
+
+def _add_limits(run: argparse.ArgumentParser) -> None:
+    limits = run.add_argument_group("further limits on the answer")
+    limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
+    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters of the whole model, 66000000 or 66M")
+    limits.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds to predict one example here")
+    limits.add_argument("--keep-layers", action="append", metavar="I", help="layers that must stay, such as 0 1 or 0-1")
+    limits.add_argument("--drop-layers", action="append", metavar="I", help="layers that must go")
 
 
 def _add_recipe(run: argparse.ArgumentParser) -> None:
@@ -223,6 +237,15 @@ def _delta(text: str) -> float:
     except UsageError as error:
         # argparse wants its own kind of error; the text stays.
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    """``66000000``, ``66_000_000`` or ``66M``."""
+    match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
+    try:
+        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 66000000 or 66M") from None
 
 
 def _dashed(argument: str) -> str:
@@ -286,10 +309,10 @@ def _from_file(path: str | None) -> dict[str, Any]:
     return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
 
 
-_LISTS = ("delta", "layers", "text_columns")
+_LISTS = ("delta", "layers", "keep_layers", "drop_layers", "text_columns")
 _SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
-_WHOLE = ("seeds", "base_seed", "max_trials", "workers", "train_examples", "batch_size", "max_length")
-_DECIMAL = ("confidence", "max_hours", "epochs", "lr", "warmup")
+_WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
+_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -304,8 +327,10 @@ def _typed(name: str, value: Any, where: str) -> Any:
             return int(str(value))
         if name in _DECIMAL:
             return float(value)
+        if name == "max_params":
+            return _count(str(value))
         if name == "format" and value not in FORMATS:
             raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"{where}: cannot be {value!r}") from error
     return str(value)

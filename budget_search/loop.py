@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
-from budget_search.ladder import all_sets, chances, choose
+from budget_search.ladder import chances, choose
 from budget_search.layers import LayerSet
+from budget_search.limits import Limits
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
@@ -78,6 +79,7 @@ class Plan:
     confidence: float = 0.95
     width: int = 1
     fixed: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     similarities: tuple[float, ...] | None = None
     named: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
@@ -145,7 +147,7 @@ class Search:
         chosen = {}
         for delta in self.plan.deltas if deltas is None else deltas:
             eligible = [layers for layers in confirmations.sets if not self.plan.named or layers in self.plan.named]
-            holding = [layers for layers in eligible if self._holds(layers, delta)]
+            holding = [layers for layers in eligible if self.plan.limits.allow(layers) and self.holds(layers, delta)]
             chosen[delta] = min(
                 holding,
                 key=lambda layers: (layers.depth, statistics.fmean(confirmations.lost(layers))),
@@ -158,6 +160,14 @@ class Search:
 
     def screens(self) -> Screens:
         return Screens(self._store.history, self.plan.total, self.plan.screen_rung, self.plan.screen_seed)
+
+    def expected_losses(self, sets: Sequence[LayerSet]) -> list[float]:
+        """Points that sets are expected to lose in full, by all that was measured."""
+        screens = self.screens()
+        if not sets or screens.rung not in screens.tolerance(0.0).baselines:
+            return []
+        expected, _ = self._question(0.0, screens, 0).surrogate(screens.judged).expect(sets)
+        return [float(lost) for lost in expected]
 
     def _measure_baseline(self) -> None:
         self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
@@ -255,8 +265,9 @@ class Search:
         answer = self.answers([delta])[delta]
         pool = [
             layers
-            for layers in (all_sets(self.plan.total, self.plan.fixed, screened) if free else screened)
+            for layers in (question.sets(screened) if free else screened)
             if layers.depth < answer.depth
+            and question.allows(layers)
             and sum(layers.depth == other.depth for other in planned) < CANDIDATES_PER_DEPTH
             and self._is_open(layers, delta, confirmations)
         ]
@@ -271,7 +282,8 @@ class Search:
         return Question(
             total=self.plan.total,
             tolerance=screens.tolerance(delta),
-            fixed=self.plan.fixed,
+            fixed=self.plan.fixed | self.plan.limits.keep,
+            limits=self.plan.limits,
             similarities=self.plan.similarities,
             sampler=self.plan.sampler,
             seed=self.plan.screen_seed,
@@ -317,7 +329,8 @@ class Search:
             seeds = self.plan.seeds[start : start + self.plan.width]
             self._ensure([self._confirmation(layers, seed) for seed in seeds])
 
-    def _holds(self, layers: LayerSet, delta: float) -> bool:
+    def holds(self, layers: LayerSet, delta: float) -> bool:
+        """Whether a confirmed set is within delta (points), by the criterion."""
         judgement = self.judge(layers, delta)
         if self.plan.criterion == "certified":
             return judgement.certified(delta) and not self.confirmations().collapsed(layers)
@@ -368,4 +381,5 @@ class Search:
         """Another question to the same study makes a plan of its own."""
         plan = self.plan
         seeds = f"{len(plan.seeds)} seeds from {plan.seeds[0]}"
-        return f"candidates for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}"
+        limits = f", {plan.limits.compact}" if plan.limits.asked else ""
+        return f"candidates for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}{limits}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from budget_search.encode import EncodedTask
+    from budget_search.limits import Limits
     from budget_search.location import Found
     from budget_search.loop import Plan
 
@@ -21,7 +22,7 @@ MEAN_SHARE_OF_LAYERS = 0.58
 SCREENS = (12, 60)
 
 
-def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, width: int) -> Plan:
+def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: Limits, width: int) -> Plan:
     """Everything the search decides beforehand. Raises UsageError for named layer sets the model does not have."""
     from budget_search.layers import LayerSet
     from budget_search.loop import Plan
@@ -43,6 +44,7 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, width: i
         confidence=request.confidence,
         width=width,
         fixed=frozenset(facts["undroppable"]),
+        limits=limits,
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
     )

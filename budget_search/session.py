@@ -63,6 +63,7 @@ def _asked_device(found: Found) -> tuple[str, str]:
 
 
 def _search(found: Found, device: Device, observer: Observer, command: str) -> Report:
+    from budget_search.capacity import with_measures
     from budget_search.device import default_workers
     from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
@@ -86,7 +87,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
         found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
     workers = Workers(workplace, request.workers or default_workers(device))
-    plan = plan_for(found, facts, task, workers.count)
+    plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), workers.count)
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)

@@ -74,13 +74,22 @@ def ask(history: Sequence[Trial], question: Question) -> list[LayerSet]:
             draw = study.ask(_space(question))
             study.tell(draw, state=optuna.trial.TrialState.FAIL)
             kept = question.fixed.union(index for index in question.free if draw.params[_flag(index)])
-            fresh = nearest_unseen(kept, seen, question, rng)
+            fresh = nearest_unseen(small_enough(kept, question, rng), seen, question, rng)
             if fresh is None:
                 break
             proposals.append(fresh)
             seen.add(fresh.kept)
             study.add_trial(_record(fresh, question.tolerance.delta + 1.0, question))
     return proposals
+
+
+def small_enough(kept: frozenset[int], question: Question, rng: random.Random) -> frozenset[int]:
+    """The drawn set without as many of its layers, drawn by lot, as the limits ask for."""
+    spare = sorted(kept - question.fixed)
+    rng.shuffle(spare)
+    while spare and len(kept) > 1 and not question.limits.fits(LayerSet(tuple(sorted(kept)), question.total)):
+        kept -= {spare.pop()}
+    return kept
 
 
 def nearest_unseen(
@@ -92,9 +101,9 @@ def nearest_unseen(
     """
     ring, reached = {kept}, {kept}
     while ring:
-        fresh = sorted(tuple(sorted(each)) for each in ring if each and tuple(sorted(each)) not in seen)
-        if fresh:
-            return LayerSet(rng.choice(fresh), question.total)
+        sets = [LayerSet(kept, question.total) for kept in sorted(tuple(sorted(each)) for each in ring if each)]
+        if fresh := [layers for layers in sets if layers.kept not in seen and question.allows(layers)]:
+            return rng.choice(fresh)
         ring = {each ^ {index} for each in ring for index in question.free} - reached
         reached |= ring
     return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from budget_search.ladder import all_sets
 from budget_search.layers import LayerSet
+from budget_search.limits import Limits
 from budget_search.surrogate import FullRuns, Surrogate, steadied
 from budget_search.trial import Tolerance, Trial
 
@@ -14,17 +16,19 @@ from budget_search.trial import Tolerance, Trial
 class Question:
     """What a strategy is asked, and the facts it may use.
 
-    ``fixed`` are layers that must stay. ``similarities`` (one per layer, only for ``contribution``) are the mean
-    cosines between a layer's input and output at the classification token. ``width`` is how many evaluations run at
-    the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
-    without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
-    interrupted search goes on as if nothing had happened. ``in_full`` is what full runs lost so far, ``seed_sd`` the
-    spread (points) of a full score between seeds, ``seeds`` how many a confirmation takes.
+    ``fixed`` are layers that must stay, ``limits`` what else the answer must satisfy. ``similarities`` (one per layer,
+    only for ``contribution``) are the mean cosines between a layer's input and output at the classification token.
+    ``width`` is how many evaluations run at the same time: a strategy that can, proposes that many. ``evaluations``
+    caps the layer sets that a strategy without a natural end wants in the history, the full model's aside: it counts
+    what is there already, so that an interrupted search goes on as if nothing had happened. ``in_full`` is what full
+    runs lost so far, ``seed_sd`` the spread (points) of a full score between seeds, ``seeds`` how many a confirmation
+    takes.
     """
 
     total: int
     tolerance: Tolerance
     fixed: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     similarities: tuple[float, ...] | None = None
     sampler: str = "tpe"
     seed: int = 0
@@ -51,12 +55,18 @@ class Question:
 
     @property
     def free(self) -> tuple[int, ...]:
-        """The layers that may go, ascending."""
-        return tuple(index for index in range(self.total) if index not in self.fixed)
+        """The layers that may stay or go, ascending."""
+        return tuple(index for index in range(self.total) if index not in self.fixed | self.limits.drop)
 
     def allows(self, layers: LayerSet) -> bool:
-        """Whether a set of this model keeps every fixed layer."""
-        return self.fixed <= set(layers.kept)
+        """Whether a set of this model keeps every fixed layer and is within the limits."""
+        return self.fixed.issubset(layers.kept) and self.limits.allow(layers)
+
+    def sets(self, measured: Sequence[LayerSet]) -> list[LayerSet]:
+        """Every set that is allowed; of a deep model those near the measured ones, and a sample."""
+        return [
+            layers for layers in all_sets(self.total, self.fixed, measured, self.limits.drop) if self.allows(layers)
+        ]
 
     def room(self, history: Sequence[Trial]) -> int:
         """How many more layer sets ``evaluations`` leaves to be measured."""
@@ -68,7 +78,7 @@ Strategy = Callable[[Sequence[Trial], Question], list[LayerSet]]
 
 
 def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, fixed layers kept."""
+    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, allowed."""
     seen = {trial.layers for trial in history}
     return [
         layers
