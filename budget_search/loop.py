@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from budget_search.allowance import Allowance
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
 from budget_search.ladder import chances, choose
@@ -120,7 +120,7 @@ class Search:
         self._run_jobs = run_jobs
         self._judge = judge
         self._observer = observer
-        self._began = time.monotonic()
+        self._allowance = Allowance(plan.budget, len(plan.seeds), plan.width)
         self.fine_tuned = 0
         self.ended_early = False
 
@@ -225,8 +225,9 @@ class Search:
 
     def _explore(self, delta: float, evaluations: int) -> None:
         """Screen what the strategy proposes until it has finished, this many sets are screened, or no more can be
-        afforded: what a confirmation takes is held back."""
-        while (affordable := self._affordable() - len(self.plan.seeds)) > 0:
+        afforded: what a confirmation takes is held back, for this delta and for each that is still to come."""
+        confirmations = sum(other <= delta for other in self.plan.deltas)
+        while (affordable := self._allowance.fine_tunes(self._store.history, self.plan.total, confirmations)) > 0:
             screens = self.screens()
             wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
             if not wanted:
@@ -352,7 +353,7 @@ class Search:
                 return
             if attempt:
                 self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
-            elif not unavoidable and len(wanted) > self._affordable():
+            elif not unavoidable and not self._allowance.covers(wanted, self._store.history, self.plan.total):
                 raise OutOfBudget
             for trial in self._run_jobs(wanted):
                 self._store.append(trial)
@@ -369,13 +370,6 @@ class Search:
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
         known = {trial.key for trial in self._store.history if not trial.machine_failure}
         return [job for job in dict.fromkeys(jobs) if job.key not in known]
-
-    def _affordable(self) -> float:
-        """How many more fine-tunes the search budget allows."""
-        budget = self.plan.budget
-        if budget.max_hours is not None and time.monotonic() - self._began > budget.max_hours * 3600:
-            return 0
-        return math.inf if budget.max_trials is None else budget.max_trials - len(self._store.history)
 
     def _plan_name(self, delta: float) -> str:
         """Another question to the same study makes a plan of its own."""

@@ -91,7 +91,7 @@ class Request:
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
-            _within("--max-trials", self.max_trials, self.max_trials is None or self.max_trials >= 1, "from 1"),
+            self._problem_with_max_trials(),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
             _within("--max-layers", self.max_layers, self.max_layers is None or self.max_layers >= 1, "from 1"),
             _within("--max-params", self.max_params, self.max_params is None or self.max_params >= 1, "from 1"),
@@ -111,6 +111,16 @@ class Request:
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
+
+    def _problem_with_max_trials(self) -> str | None:
+        """No answer is given without the baseline, so it has to be afforded."""
+        baseline = self.seeds + (not self.layers)
+        if self.max_trials is None or self.max_trials >= baseline:
+            return None
+        return (
+            f"--max-trials {self.max_trials}: the full model alone takes {baseline} fine-tunes, with {self.seeds} seeds"
+            f"{'' if self.layers else ' and on a screen'}; allow more, or fewer --seeds"
+        )
 
     def _contradictions(self) -> Iterator[str]:
         """Limits that no layer set of any model satisfies."""

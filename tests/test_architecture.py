@@ -18,7 +18,7 @@ ROOT = Path(budget_search.__file__).parent
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
     "say": "errors layers limits config trial request records wording digests environment",
-    "decide": "verdict surrogate ladder confirmations screens loop binding strategies",
+    "decide": "verdict surrogate ladder confirmations screens allowance loop binding strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
     "do": "store batches device finetune evaluate dispatch similarity cost evidence replay",
