@@ -24,7 +24,7 @@ from budget_search.request import (
 )
 
 _VERBOSE = "show a traceback when something fails"
-COMMANDS = ("run", "report", "export", "ls", "tasks", "doctor")
+COMMANDS = ("run", "plan", "report", "export", "ls", "tasks", "doctor")
 FORMATS = ("table", "markdown", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version"):
         argv = ["run", *argv]
     arguments = build_parser().parse_args(argv or ["--help"])
-    if arguments.command == "run":
+    if arguments.command in ("run", "plan"):
         settings = {**_from_file(arguments.config), **_from_environment((*_SEARCH_FIELDS, *_OTHER_OPTIONS))}
     else:
         settings = _from_environment(("studies_dir",))
@@ -94,7 +94,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action="version", version=f"budget-search {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_run(commands)
+    _add_search(
+        commands,
+        "run",
+        "search (the default)",
+        "Search for the fewest layers within each delta. Run the same command again to go on with an interrupted "
+        "search, or with another --delta to reuse everything measured so far.",
+    )
+    _add_search(
+        commands,
+        "plan",
+        "what a search would run and what it would cost",
+        "Takes the options of `run`. Times a few steps on this device, rehearses the search on made-up models, and "
+        "tells how many evaluations, hours and bytes it will take. Trains nothing, keeps nothing.",
+    )
     _add_report(commands)
     _add_export(commands)
     for name, help_text in (
@@ -109,15 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: Any) -> None:
-    run = commands.add_parser(
-        "run",
-        help="search (the default)",
-        description="Search for the fewest layers within each delta. Run the same command again to go on with an "
-        "interrupted search, or with another --delta to reuse everything measured so far.",
-        argument_default=None,
-        allow_abbrev=False,
-    )
+def _add_search(commands: Any, name: str, help_text: str, description: str) -> None:
+    run = commands.add_parser(name, help=help_text, description=description, argument_default=None, allow_abbrev=False)
     what = run.add_argument_group("what to search")
     what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a file or folder")
     what.add_argument("--model", help="a hub id, a local folder, or demo")
@@ -174,6 +180,7 @@ def _add_run(commands: Any) -> None:
     where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
     where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
     where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
+    where.add_argument("--dry-run", action="store_true", default=None, help="the same as the command `plan`")
     where.add_argument("--quiet", action="store_true", default=None, help="no progress")
     where.add_argument("-v", "--verbose", action="store_true", default=None, help=_VERBOSE)
 
@@ -272,7 +279,7 @@ def _spread(argv: Sequence[str]) -> list[str]:
 
 
 _SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not in ("deltas", "recipe_changes"))
-_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "quiet", "verbose", *RECIPE_FIELDS)
+_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "dry_run", "quiet", "verbose", *RECIPE_FIELDS)
 
 
 def _from_environment(names: Sequence[str]) -> dict[str, Any]:
@@ -310,7 +317,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
 
 
 _LISTS = ("delta", "layers", "keep_layers", "drop_layers", "text_columns")
-_SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
+_SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
 _DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")
 

@@ -16,10 +16,9 @@ from budget_search.evaluate import Workplace, loaded, split_of
 from budget_search.finish import timed_batch
 from budget_search.limits import Limits
 from budget_search.model import keep_layers
+from budget_search.probe import probed_depths
 from budget_search.store import write_json
 
-# Layers are alike: between these shares of the depth, time goes up along straight lines.
-PROBED_SHARES = (0.0, 0.5, 1.0)
 PROBE_SECONDS = 20.0
 
 
@@ -68,8 +67,3 @@ def _timed(workplace: Workplace, total: int) -> list[float]:
     timings = measure_inference(models, [batch], budget_seconds=PROBE_SECONDS)
     medians = [timings[str(depth)][0].median_ms for depth in depths]
     return [float(ms) for ms in np.interp(range(1, total + 1), depths, np.maximum.accumulate(medians))]
-
-
-def probed_depths(total: int) -> list[int]:
-    """The depths that are timed: one layer, half of them, all; ascending."""
-    return sorted({max(1, round(share * total)) for share in PROBED_SHARES})
