@@ -142,6 +142,7 @@ def _add_search(commands: Any, name: str, help_text: str, description: str) -> N
     what.add_argument("--validation", metavar="FILE", help="held-out examples; else they are carved out of train")
     how = run.add_argument_group("how to search")
     how.add_argument("--strategy", choices=STRATEGY_NAMES, help="what proposes layer sets (default auto)")
+    how.add_argument("--start-from", metavar="STUDY", help="begin with what this study of another task or model found")
     how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
     how.add_argument("--sampler", choices=SAMPLER_NAMES, help="for --strategy optuna (default tpe)")
     how.add_argument(

@@ -43,6 +43,8 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     shape = _shape_of(model)
     for text in found.request.layers:
         LayerSet.parse(text, shape["layers_total"])
+    if found.heritage:
+        found.heritage.require_depth(shape["layers_total"])
     found.request.limits.counted.require_possible(shape["layers_total"], shape["undroppable"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from budget_search.config import SearchConfig
+from budget_search.heritage import Heritage, heritage_of
 from budget_search.parent import Parent, resolve_model
 from budget_search.request import Request, study_path
 from budget_search.store import StudyFolder, require_writable
@@ -20,6 +21,7 @@ class Found:
     parent: Parent
     config: SearchConfig
     folder: StudyFolder
+    heritage: Heritage | None = None
 
 
 def locate(request: Request) -> Found:
@@ -50,4 +52,5 @@ def locate(request: Request) -> Found:
     folder = StudyFolder(study_path(request.studies_dir, request.study or config.study_name))
     if not folder.config.exists():
         require_writable(folder)
-    return Found(request, source, parent, config, folder)
+    heritage = heritage_of(request.start_from, request.studies_dir) if request.start_from else None
+    return Found(request, source, parent, config, folder, heritage)

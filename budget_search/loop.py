@@ -20,6 +20,7 @@ from budget_search.layers import LayerSet
 from budget_search.limits import Limits
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
+from budget_search.strategies.question import unmeasured
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Judgement
 
@@ -65,7 +66,8 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched."""
+    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
+    those to ``start`` from are screened first."""
 
     total: int
     deltas: tuple[float, ...]
@@ -82,6 +84,7 @@ class Plan:
     limits: Limits = field(default_factory=Limits)
     similarities: tuple[float, ...] | None = None
     named: tuple[LayerSet, ...] = ()
+    start: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
 
     def evaluations_until(self, position: int) -> int:
@@ -235,7 +238,9 @@ class Search:
                     raise BudgetSearchError(
                         "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
                     )
-                proposed = propose(self.plan.strategy, screens.judged, self._question(delta, screens, evaluations))
+                question = self._question(delta, screens, evaluations)
+                inherited = unmeasured(self.plan.start, screens.judged, question)
+                proposed = inherited[: question.width] or propose(self.plan.strategy, screens.judged, question)
                 wanted = [self._screen(layers, screens.rung) for layers in proposed]
             if not wanted:
                 return

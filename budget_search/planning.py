@@ -29,6 +29,8 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
     from budget_search.trial import SearchBudget
 
     request, recipe, total = found.request, found.config.recipe, int(facts["layers_total"])
+    if found.heritage:
+        found.heritage.require_depth(total)
     rung = screen_rung(recipe.steps(task.splits["train"].examples))
     screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     return Plan(
@@ -45,6 +47,7 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
         width=width,
         fixed=frozenset(facts["undroppable"]),
         limits=limits,
+        start=found.heritage.sets if found.heritage else (),
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
     )

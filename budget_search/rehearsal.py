@@ -42,7 +42,7 @@ def rehearse(plan: Plan, workers: int) -> list[Rehearsal]:
         plan = dataclasses.replace(plan, budget=budget)
     else:
         plan = dataclasses.replace(
-            plan, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, named=()
+            plan, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, named=(), start=()
         )
     if plan.strategy == "contribution" and plan.similarities is None:
         plan = dataclasses.replace(plan, similarities=tuple(index / total for index in range(total)))

@@ -17,6 +17,7 @@ from budget_search.archive import (
 )
 from budget_search.environment import versions
 from budget_search.errors import StudyError
+from budget_search.heritage import whether_it_helped
 from budget_search.location import Found
 from budget_search.planning import in_points, plan_for
 from budget_search.report import Report
@@ -106,6 +107,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     search.run()
     # The report keeps the answers that were given before.
     answers = search.answers(in_points(delta) for delta in sorted({*request.deltas, *earlier_deltas(found)}))
+    heritage_note = [whether_it_helped(search, found.heritage.study)] if found.heritage else []
     observer.stage("scoring the answers on held_out and timing them")
     measured = measure_answers(workers, search, answers)
     summary = Summary(search, store.history, evidence, measured, facts["layer_parameters"])
@@ -115,7 +117,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
         answers=answers,
         identity=_identity(found, facts, command),
         wall_seconds=earlier + time.monotonic() - began,
-        notes=search.notes(),
+        notes=[*search.notes(), *heritage_note],
     )
     write_report(found.folder, report)
     prune_weights(found.folder, search, answers.values())

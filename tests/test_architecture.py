@@ -23,15 +23,16 @@ BANDS = {
     "layer_stack layer_match model parent",
     "do": "store batches device finetune evaluate probe dispatch similarity cost evidence replay",
     "tell": "report sections render card destination export summary progress outlook",
-    "wire": "location archive planning interim capacity session creation finish prices forecast handover listing "
-    "arguments cli __main__",
+    "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
+    "listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "sections render card destination summary progress location archive planning interim session listing arguments cli"
+    "sections render card destination summary progress outlook heritage location archive planning interim session "
+    "listing arguments cli"
 )
 
 

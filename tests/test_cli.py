@@ -54,6 +54,8 @@ OPTIONS = (
     "--sampler",
     "--criterion",
     "--confidence",
+    "--start-from",
+    "--dry-run",
     "--max-layers",
     "--max-params",
     "--max-latency-ms",
