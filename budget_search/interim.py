@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from budget_search.archive import stored_config
-from budget_search.layers import compact_indices
+from budget_search.layers import LayerSet, compact_indices
 from budget_search.location import Found
 from budget_search.planning import in_points
 from budget_search.store import StudyStore
@@ -23,6 +23,9 @@ def best_so_far(found: Found) -> str:
     seeds = set(found.request.confirmation_seeds)
     means = {kept: sum(by[s] for s in seeds) / len(seeds) for kept, by in scores.items() if seeds <= by.keys()}
     baseline = means.pop(tuple(range(total)), None)
+    # Those limits that need nothing measured; the report knows the others.
+    allow = found.request.limits.counted.allow
+    means = {kept: mean for kept, mean in means.items() if allow(LayerSet(kept, total))}
     found_so_far = []
     for delta in found.request.deltas:
         holding = [kept for kept, mean in means.items() if baseline is not None and baseline - mean <= in_points(delta)]

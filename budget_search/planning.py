@@ -32,7 +32,6 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
     if found.heritage:
         found.heritage.require_depth(total)
     rung = screen_rung(recipe.steps(task.splits["train"].examples))
-    screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     return Plan(
         total=total,
         deltas=tuple(in_points(delta) for delta in request.deltas),
@@ -40,7 +39,7 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
         seeds=request.confirmation_seeds,
         screen_seed=request.screen_seed,
         screen_rung=rung,
-        evaluations=min(max(screens, SCREENS[0]), SCREENS[1], 2**total - 2),
+        evaluations=screens_for(rung, total),
         sampler=request.sampler,
         criterion=request.criterion,
         confidence=request.confidence,
@@ -61,3 +60,9 @@ def in_points(delta: float) -> float:
 def screen_rung(full_steps: int) -> float:
     """The fraction of the recipe that a screen gets: enough steps to say something, half at the most."""
     return min(LONGEST_RUNG, max(SHORTEST_RUNG, SCREEN_STEPS / full_steps))
+
+
+def screens_for(rung: float, total: int) -> int:
+    """How many layer sets are screened at this rung: for about two full fine-tunes, but never very few or many."""
+    screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
+    return min(max(screens, SCREENS[0]), SCREENS[1], 2**total - 2)

@@ -33,8 +33,9 @@ class Rehearsal:
     deciding_seconds: float
 
 
-def rehearse(plan: Plan, workers: int) -> list[Rehearsal]:
-    """Play the plan through on made-up models of about its depth; the same plan is played alike."""
+def rehearse(plan: Plan, workers: int, *, first: int = 0, count: int | None = None) -> list[Rehearsal]:
+    """Play the plan through on made-up models of about its depth, from number ``first`` on; the same plan is played
+    alike."""
     total = min(max(plan.total, SHALLOWEST), DEEPEST)
     # How long evaluations take here is not known there.
     budget = SearchBudget(max_trials=plan.budget.max_trials)
@@ -47,7 +48,7 @@ def rehearse(plan: Plan, workers: int) -> list[Rehearsal]:
     if plan.strategy == "contribution" and plan.similarities is None:
         plan = dataclasses.replace(plan, similarities=tuple(index / total for index in range(total)))
     with Parallel(n_jobs=workers) as parallel:
-        return list(parallel(delayed(_play)(plan, number) for number in range(REHEARSALS)))
+        return list(parallel(delayed(_play)(plan, number) for number in range(first, first + (count or REHEARSALS))))
 
 
 def _play(plan: Plan, number: int) -> Rehearsal:

@@ -151,8 +151,10 @@ def bound_by(delta: float, limits: Limits, bound: Binding) -> str:
         binding = " and ".join(f"{breach.option} {breach.allowed}" for breach in bound.breaches)
         found = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]
         verb = "lost" if beyond.source == "confirmation" else "are expected to lose"
-        sets = ", ".join([_layers(beyond), *found])
-        sentences.append(f"What binds is {binding}: {sets}, {verb} {points(beyond.degradation)} points.")
+        which = f", {', '.join(found)}," if found else ""
+        sentences.append(
+            f"What binds is {binding}: {_layers(beyond)}{which} {verb} {points(beyond.degradation)} points."
+        )
     return " ".join(sentences)
 
 
