@@ -2,7 +2,7 @@
 
     python examples/plan_range.py --layers 6 --models 60
 
-Prints the ranges of evaluations and training equivalents from the 24 rehearsals, and the shares of further searches
+Prints the ranges of evaluations and training equivalents from the rehearsals, and the shares of further searches
 inside, below and above them.
 """
 
