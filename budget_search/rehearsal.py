@@ -14,7 +14,7 @@ from budget_search.generated import GeneratedModel, Memory, Noise, Silent
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
 from budget_search.loop import Plan, Search
-from budget_search.trial import Job, SearchBudget, Trial
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Judgement
 
 REHEARSALS = 30
@@ -36,6 +36,8 @@ class Rehearsal:
 def rehearse(plan: Plan, workers: int, *, first: int = 0, count: int | None = None) -> list[Rehearsal]:
     """Play the plan through on made-up models of about its depth, from number ``first`` on; the same plan is played
     alike."""
+    if plan.named:
+        return [_of_named_sets(plan)]
     total = min(max(plan.total, SHALLOWEST), DEEPEST)
     # How long evaluations take here is not known there.
     budget = SearchBudget(max_trials=plan.budget.max_trials)
@@ -43,12 +45,22 @@ def rehearse(plan: Plan, workers: int, *, first: int = 0, count: int | None = No
         plan = dataclasses.replace(plan, budget=budget)
     else:
         plan = dataclasses.replace(
-            plan, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, named=(), start=()
+            plan, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, start=()
         )
     if plan.strategy == "contribution" and plan.similarities is None:
         plan = dataclasses.replace(plan, similarities=tuple(index / total for index in range(total)))
     with Parallel(n_jobs=workers) as parallel:
         return list(parallel(delayed(_play)(plan, number) for number in range(first, first + (count or REHEARSALS))))
+
+
+def _of_named_sets(plan: Plan) -> Rehearsal:
+    """Nothing to rehearse: what will run is known."""
+    sets = [LayerSet.full(plan.total), *dict.fromkeys(plan.named)]
+    rounds = tuple(
+        tuple(Job(TrialKey(layers, FULL_RUNG, seed), "certification", keep_weights=True) for seed in plan.seeds)
+        for layers in sets
+    )
+    return Rehearsal(plan.total, rounds, len(sets) - 1, 0.0)
 
 
 def _play(plan: Plan, number: int) -> Rehearsal:

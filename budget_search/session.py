@@ -42,6 +42,7 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
 
     Raises BudgetSearchError; whatever was evaluated by then is kept.
     """
+    began = time.monotonic()
     if found.request.storage:
         require_storage(found.request.storage)
     from budget_search.creation import create
@@ -54,7 +55,7 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
         device = resolve_device(found.config.device, found.config.precision)
         create(found, device, observer)
     with found.folder.locked():
-        return _search(found, device, observer, command)
+        return _search(found, device, observer, command, began)
 
 
 def _asked_device(found: Found) -> tuple[str, str]:
@@ -63,7 +64,7 @@ def _asked_device(found: Found) -> tuple[str, str]:
     return str(device["name"]), str(device["precision"])
 
 
-def _search(found: Found, device: Device, observer: Observer, command: str) -> Report:
+def _search(found: Found, device: Device, observer: Observer, command: str, began: float) -> Report:
     from budget_search.capacity import with_measures
     from budget_search.device import default_workers
     from budget_search.dispatch import Workers
@@ -74,7 +75,6 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     from budget_search.loop import Search
     from budget_search.summary import Summary
 
-    began = time.monotonic()
     request, facts = found.request, stored_config(found.folder)["facts"]
     task = EncodedTask.load(found.folder.examples)
     store = StudyStore.open(found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage)
@@ -89,6 +89,10 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
     )
     workers = Workers(workplace, request.workers or default_workers(device))
     plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), workers.count)
+    if plan.budget.max_hours is not None:
+        # Reading the task and the model counts as well.
+        left = max(0.0, plan.budget.max_hours - (time.monotonic() - began) / 3600)
+        plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, max_hours=left))
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)

@@ -56,6 +56,12 @@ def test_deep_models_are_rehearsed_with_fewer_layers() -> None:
     assert {each.total for each in rehearse(asked, 1)} == {12}
 
 
+def test_what_named_sets_take_is_known() -> None:
+    named = (LayerSet((0, 3, 20), 24), LayerSet((0, 5), 24))
+    (only,) = rehearse(plan(total=24, named=named), 1)
+    assert [[job.key.layers.depth for job in jobs] for jobs in only.rounds] == [[24] * 3, [3] * 3, [2] * 3]
+
+
 def test_evaluations_run_as_soon_as_a_worker_is_free() -> None:
     assert _makespan([3.0, 1.0, 1.0, 1.0], 2) == 3.0
     assert _makespan([2.0, 2.0, 2.0], 2) == 4.0
