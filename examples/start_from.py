@@ -1,6 +1,6 @@
 """Does it help to begin with what another study found, and does it hurt where the other has nothing to do with it?
 
-    python examples/start_from.py --models 24
+    python examples/start_from.py --models 20
 
 Searches on made-up models, each alone and each begun with the good layer sets of an earlier search: of a model whose
 losses are for this share its own and for the rest another's (0: nothing in common). Prints for the three ways the
@@ -78,7 +78,7 @@ def outcome(number: int, share: float | None) -> tuple[float, float, float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=24)
+    parser.add_argument("--models", type=int, default=20)
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5, 0.0])
     parser.add_argument("--workers", type=int, default=2)
