@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from budget_search.limits import Limits
 from budget_search.wording import duration, pairs, plural, printable, tolerance
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ SHOWN_SHARES = (1.0, 0.75, 0.5, 0.25)
 def outlook(forecast: Forecast) -> str:
     """The page that ``plan`` prints."""
     deltas = ", ".join(tolerance(delta) for delta in forecast.deltas)
+    asked = Limits.of(forecast.question)
+    limits = f", with {asked.compact}" if asked.asked else ""
     facts = [
         ("task", f"{printable(forecast.task)}: " + ", ".join(f"{n} {c:,}" for n, c in forecast.examples.items())),
         ("model", f"{printable(forecast.model)}, {plural(forecast.layers_total, 'layer')}"),
-        ("question", f"the fewest layers within {deltas}"),
+        ("question", f"the fewest layers within {deltas}{limits}"),
         ("recipe", pairs(forecast.recipe)),
         ("device", f"{pairs(forecast.device)}; {plural(forecast.workers, 'evaluation')} at a time"),
         ("study", printable(forecast.study)),
