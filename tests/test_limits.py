@@ -12,7 +12,8 @@ from budget_search.binding import binding
 from budget_search.errors import UsageError
 from budget_search.ladder import all_sets
 from budget_search.layers import LayerSet
-from budget_search.limits import Limits
+from budget_search.limits import Binding, Breach, Limits, Loss
+from budget_search.records import plain, read_record
 from budget_search.request import Request
 from budget_search.strategies import STRATEGIES, propose, smallest_holding
 from budget_search.trial import TrialKey
@@ -143,6 +144,11 @@ def test_a_binding_pin_is_named_with_what_is_confirmed_beyond_it() -> None:
     assert bound is not None and bound.beyond is not None
     assert (bound.beyond.kept, bound.beyond.source) == (free.kept, "confirmation")
     assert [str(breach) for breach in bound.breaches] == ["with layer 0 (--drop-layers 0)"]
+
+
+def test_what_binds_comes_back_from_json() -> None:
+    bound = Binding(None, Loss((0, 2), 2, 0.7, "expected"), (Breach("--max-layers", "1", "2 layers"),))
+    assert read_record(Binding, json.loads(json.dumps(plain(bound))), "binding") == bound
 
 
 def test_nothing_binds_where_there_is_an_answer_or_no_limit() -> None:
