@@ -26,9 +26,10 @@ def search(**options: Any) -> Report:
     ``budget_search.errors.BudgetSearchError``.
     """
     from budget_search.destination import refuse_foreign
+    from budget_search.location import locate
     from budget_search.progress import Console
     from budget_search.request import RECIPE_FIELDS, Request
-    from budget_search.session import answer, locate
+    from budget_search.session import answer
 
     changes = {name: options.pop(name) for name in RECIPE_FIELDS if name in options}
     fields: dict[str, Any] = {

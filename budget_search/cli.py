@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
+from budget_search.request import Request
 from budget_search.wording import printable
 
 INTERRUPTED = 130
@@ -58,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
     from budget_search.destination import refuse_foreign
+    from budget_search.interim import best_so_far
+    from budget_search.location import locate
     from budget_search.progress import Console
-    from budget_search.session import answer, best_so_far, locate
+    from budget_search.session import answer
 
+    if arguments.command == "plan" or arguments.dry_run:
+        return _plan(request, arguments)
     command = shlex.join(["budget-search", *received])
     if request.output:
         refuse_foreign(Path(request.output))
@@ -84,10 +90,33 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
 
 
+def _plan(request: Request, arguments: argparse.Namespace) -> int:
+    from budget_search.location import locate
+    from budget_search.progress import Console
+
+    found = locate(request)
+    console = Console(quiet=bool(arguments.quiet))
+    try:
+        from budget_search.forecast import forecast
+
+        expected = forecast(found, console)
+    finally:
+        console.close()
+    if arguments.format == "json":
+        from budget_search.records import plain
+
+        print(json.dumps(plain(expected), indent=2, allow_nan=False), flush=True)
+    else:
+        from budget_search.outlook import outlook
+
+        print(outlook(expected), flush=True)
+    return 0
+
+
 def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.listing import find_study
     from budget_search.render import render
-    from budget_search.session import report_for
 
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta or ()))
@@ -102,9 +131,9 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
-    from budget_search.session import report_for
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
@@ -149,6 +178,7 @@ def _doctor(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "run": _run,
+    "plan": _run,
     "report": _report,
     "export": _export,
     "ls": _ls,

@@ -14,6 +14,7 @@ from joblib import Parallel, delayed
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from budget_search.evaluate import Workplace, run_job, score_from_weights
+from budget_search.probe import Speed, measure_speed
 from budget_search.trial import Job, Trial, TrialKey
 
 Item = TypeVar("Item")
@@ -46,6 +47,10 @@ class Workers:
         """Have the kept weights of these confirmations predict ``held_out``, once."""
         for _ in self._each(score_from_weights, keys):
             pass
+
+    def speeds(self, total: int) -> list[Speed]:
+        """How fast each worker is while all of them work, for a model of so many layers."""
+        return list(self._each(measure_speed, [total] * self.count))
 
     def _each(self, function: Callable[[Workplace, Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
         if self.count == 1 or len(items) == 1:

@@ -40,7 +40,7 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     seeds = {layers: search.confirmations().median_seed(layers) for layers in sets}
     models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
     split = split_of(workplace, "held_out")
-    batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
+    batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
     return {
         layers: Measured(
@@ -102,7 +102,7 @@ def build_report(
     )
 
 
-def _timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
+def timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
     """Real examples around the median length, the longest of them deciding the padding as in real use."""
     middle = np.argsort(split.lengths, kind="stable")
     start = max(0, (len(middle) - size) // 2)

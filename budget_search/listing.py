@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from budget_search.archive import read_report, stored_config
 from budget_search.environment import versions
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import compact_indices
-from budget_search.session import read_report, stored_config
 from budget_search.store import StudyFolder, StudyStore
 from budget_search.tasks import TASKS
 from budget_search.wording import printable, tolerance

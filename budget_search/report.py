@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search import wording
 from budget_search.errors import StudyError, UsageError
+from budget_search.limits import Binding, Limits
 from budget_search.records import ABSENT_IF_NONE, plain, read_record
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Result:
 
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
-    ``exported_seed`` names the confirmation that an export is made of: the one with the median score.
+    ``exported_seed`` names the confirmation that an export is made of: the one with the median score. ``binding`` says
+    which limits keep a smaller set from being the answer, where that is so.
     """
 
     delta: float
@@ -159,6 +161,7 @@ class Result:
     collapsed: int = 0
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
+    binding: Binding | None = field(default=None, metadata=ABSENT_IF_NONE)
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):
@@ -262,6 +265,11 @@ class Report:
                 return result
         asked = " ".join(f"{result.delta:g}" for result in self.results) or "none"
         raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
+
+    @property
+    def limits(self) -> Limits:
+        """What the answers had to satisfy beside delta."""
+        return Limits.of(self.question)
 
     def answer_sentence(self, result: Result) -> str:
         """The answer in one sentence, for somebody who has never heard of layer dropping."""

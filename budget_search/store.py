@@ -62,6 +62,11 @@ class StudyFolder:
         return self.path / "examples.npz"
 
     @property
+    def latency(self) -> Path:
+        """How long one example takes at every depth; there where a limit asked for it."""
+        return self.path / "latency.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 

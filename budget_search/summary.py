@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from budget_search import wording
+from budget_search.binding import binding
 from budget_search.confirmations import Confirmations
 from budget_search.evidence import Evidence
 from budget_search.layers import LayerSet
@@ -101,6 +102,7 @@ class Summary:
         )
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
+        bound = binding(self.search, delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=plan.criterion,
@@ -126,10 +128,15 @@ class Summary:
             flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
             inference=measured.inference if not layers.is_full else (),
             fine_tune_speedup=self._speedup(layers),
-            why_not_smaller=wording.why_not_smaller(delta / 100, rejected),
+            why_not_smaller=(
+                wording.why_not_smaller(delta / 100, rejected)
+                if bound is None
+                else wording.bound_by(delta / 100, plan.limits, bound)
+            ),
             collapsed=self.confirmations.collapsed(layers),
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
+            binding=bound,
         )
 
     def frontier(self) -> list[FrontierPoint]:
@@ -216,12 +223,13 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth]
+        allow = self.search.plan.limits.allow
+        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
         screens = self.search.screens()
         tolerance = screens.tolerance(delta)
-        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth]
+        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
         if not screened:
             return None
         nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
