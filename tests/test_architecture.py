@@ -21,7 +21,7 @@ BANDS = {
     "decide": "verdict surrogate ladder confirmations screens loop strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "store batches device finetune evaluate dispatch similarity cost evidence replay",
+    "do": "store batches device vocabulary finetune evaluate dispatch similarity cost evidence replay",
     "tell": "report sections render card destination export summary progress",
     "wire": "session creation finish handover listing arguments cli __main__",
 }
