@@ -20,8 +20,8 @@ from budget_search.vocabulary import only_occurring_rows
 CLIP_NORM = 1.0
 # How many steps may pass before a loss that is no longer a number is noticed: looking at it waits for the device.
 STEPS_BETWEEN_CHECKS = 25
-# Padded tokens of an evaluation batch: larger than a training batch, since no gradients are kept, but on a CPU no larger
-# than its caches hold.
+# Padded tokens of an evaluation batch: larger than a training batch, since no gradients are kept; on a CPU no larger
+# than what its caches hold.
 EVALUATION_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}
 
 # The largest micro-batch that fitted, per device and batch size, so that later fine-tunes start with it.
