@@ -5,17 +5,17 @@ from __future__ import annotations
 import datetime
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from budget_search.batches import DeviceSplit
-from budget_search.cost import flops, measure_inference, parameters
+from budget_search.cost import flops, measure_inference, measure_throughput, parameters
 from budget_search.evaluate import load_weights, split_of
 from budget_search.layers import LayerSet
-from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary
+from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary, ThroughputPoint
 from budget_search.summary import Measured, Summary
 from budget_search.trial import FULL_RUNG, TrialKey
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Batch sizes that inference is timed with; 32 is the paper's (Table 3).
 TIMED_BATCHES = (1, 32)
+READING_BATCH = 32
 TIMED_SECONDS = 20.0
 
 
@@ -42,11 +43,13 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     split = split_of(workplace, "held_out")
     batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
+    speeds = measure_throughput(models, _random_batches(split, READING_BATCH), budget_seconds=TIMED_SECONDS)
     return {
         layers: Measured(
             parameters=parameters(models[str(layers)]),
             flops=flops(models[str(layers)], batches[0]),
             inference=tuple(InferencePoint.of(timing) for timing in timings[str(layers)]),
+            throughput=ThroughputPoint.of(speeds[str(layers)]) if speeds else None,
         )
         for layers in sets
     }
@@ -107,3 +110,9 @@ def timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
     middle = np.argsort(split.lengths, kind="stable")
     start = max(0, (len(middle) - size) // 2)
     return split.batch(middle[start : start + size])
+
+
+def _random_batches(split: DeviceSplit, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Every example once."""
+    order = np.random.default_rng(0).permutation(split.examples)
+    return (split.batch(order[start : start + size]) for start in range(0, len(order), size))

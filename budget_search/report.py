@@ -19,7 +19,7 @@ from budget_search.limits import Binding, Limits
 from budget_search.records import ABSENT_IF_NONE, plain, read_record
 
 if TYPE_CHECKING:
-    from budget_search.cost import Timing
+    from budget_search.cost import Throughput, Timing
 
 SCHEMA_VERSION = 1
 
@@ -88,6 +88,28 @@ class InferencePoint:
 
 
 @dataclass(frozen=True)
+class ThroughputPoint:
+    """How fast a model reads ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
+
+    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
+    """
+
+    batch: int
+    examples: int
+    examples_per_second: float
+    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+
+    @classmethod
+    def of(cls, measured: Throughput) -> ThroughputPoint:
+        return cls(
+            batch=measured.batch,
+            examples=measured.examples,
+            examples_per_second=measured.examples / measured.seconds,
+            saved=None if measured.saved is None else Interval(*measured.saved),
+        )
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
 
@@ -104,6 +126,7 @@ class Baseline:
     inference: tuple[InferencePoint, ...]
     fine_tune_seconds: float | None
     held_out_std: float | None = None
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -162,6 +185,7 @@ class Result:
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
     binding: Binding | None = field(default=None, metadata=ABSENT_IF_NONE)
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):

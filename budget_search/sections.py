@@ -211,8 +211,22 @@ def _savings_legend(report: Report) -> Iterator[str]:
         yield "saved: share of the baseline's time that is saved, with its 95 % interval."
     else:
         yield "Inference was not timed."
+    yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
         yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+
+
+def _throughput(report: Report) -> Iterator[str]:
+    baseline = report.baseline.throughput
+    if baseline is None:
+        return
+    speeds = [f"{baseline.examples_per_second:,.3g} examples a second with all layers"]
+    for result in report.results:
+        if result.throughput is not None and result.throughput.saved is not None:
+            saved = percent(result.throughput.saved.value)
+            rate = f"{result.throughput.examples_per_second:,.3g}"
+            speeds.append(f"{rate} for {tolerance(result.delta)} ({saved} of the time saved)")
+    yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {', '.join(speeds)}."
 
 
 def _conditions(point: InferencePoint) -> str:

@@ -20,6 +20,7 @@ from budget_search.report import (
     InferencePoint,
     Rejected,
     Result,
+    ThroughputPoint,
     TrialRow,
 )
 from budget_search.trial import FULL_RUNG, Trial
@@ -36,6 +37,7 @@ class Measured:
     parameters: int
     flops: int | None
     inference: tuple[InferencePoint, ...]
+    throughput: ThroughputPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Summary:
             parameters=measured.parameters,
             flops=measured.flops,
             inference=measured.inference,
+            throughput=measured.throughput,
             fine_tune_seconds=self._train_seconds(self.full),
         )
 
@@ -127,6 +130,7 @@ class Summary:
             parameters_saved=1 - measured.parameters / baseline.parameters,
             flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
             inference=measured.inference if not layers.is_full else (),
+            throughput=measured.throughput if not layers.is_full else None,
             fine_tune_speedup=self._speedup(layers),
             why_not_smaller=(
                 wording.why_not_smaller(delta / 100, rejected)

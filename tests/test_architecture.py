@@ -21,7 +21,7 @@ BANDS = {
     "decide": "verdict surrogate ladder confirmations screens allowance loop binding generated strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "store batches device finetune evaluate probe dispatch similarity cost evidence replay rehearsal",
+    "do": "store batches device vocabulary finetune evaluate probe dispatch similarity cost evidence replay rehearsal",
     "tell": "report sections render card destination export summary progress outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
     "listing arguments cli __main__",

@@ -51,6 +51,7 @@ def test_every_module_has_its_line_in_the_file_map() -> None:
 def test_options_named_in_the_readme_exist() -> None:
     run = build_parser()._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr, index]
     known = {option for action in run._actions for option in action.option_strings}
+    # Options of other programs, and of the scripts in examples/, are theirs.
     ours = re.sub(r"python examples/[^`\n]*", "", README.replace("pip install -c", ""))
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) - {"--durations"}
     assert used <= known, used - known

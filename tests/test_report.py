@@ -19,7 +19,7 @@ import pytest
 from budget_search import wording
 from budget_search.errors import StudyError, UsageError
 from budget_search.render import COLUMNS, render, table
-from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result
+from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result, ThroughputPoint
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -246,6 +246,17 @@ def test_pipes_in_names_do_not_add_columns_in_markdown(report: Report) -> None:
     text = render([dataclasses.replace(report, splits={"train": split})], "markdown")
     (row,) = [line for line in text.splitlines() if line.startswith("| train")]
     assert row.replace(r"\|", "").count("|") == 5
+
+
+def test_how_fast_the_answers_read_is_told_and_kept(report: Report) -> None:
+    baseline = dataclasses.replace(report.baseline, throughput=ThroughputPoint(32, 872, 130.44))
+    faster = ThroughputPoint(32, 872, 195.7, Interval(0.333, 0.32, 0.34))
+    first = dataclasses.replace(report.results[0], throughput=faster)
+    measured = dataclasses.replace(report, baseline=baseline, results=(first, *report.results[1:]))
+    text = " ".join(render([measured], "table").split())
+    assert "872 held_out examples, 32 at a time: 130 examples a second with all layers" in text
+    assert "196 for 0.1 points (33 % of the time saved)" in text
+    assert Report.from_json(measured.to_json()) == measured
 
 
 def test_choosing_and_reporting_on_the_same_examples_is_said(report: Report) -> None:
