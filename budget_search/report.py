@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search import wording
+from budget_search.changes import Changes
 from budget_search.errors import StudyError, UsageError
 from budget_search.records import ABSENT_IF_NONE, plain, read_record
 
@@ -128,7 +129,8 @@ class Result:
 
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
-    ``exported_seed`` names the confirmation that an export is made of: the one with the median score.
+    ``exported_seed`` names the confirmation that an export is made of: the one with the median score. ``changes`` says
+    where the set got worse; None for the full model.
     """
 
     delta: float
@@ -159,6 +161,7 @@ class Result:
     collapsed: int = 0
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
+    changes: Changes | None = None
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):

@@ -291,11 +291,17 @@ def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, An
 
 
 def write_report(folder: StudyFolder, report: Report) -> None:
-    """``report.json`` for programs, ``report.md`` for people."""
+    """``report.json`` for programs, then for people ``report.md``, ``report.html`` and two of its pictures."""
+    from budget_search.plots import content, draw
     from budget_search.render import render
 
     write_json(folder.report, report.to_json())
-    write_whole(folder.path / "report.md", (render([report], "markdown").rstrip("\n") + "\n").encode())
+    for form, name in (("markdown", "report.md"), ("html", "report.html")):
+        write_whole(folder.path / name, (render([report], form).rstrip("\n") + "\n").encode())
+    pictures = draw(report)
+    for name in ("frontier", "layers"):
+        if name in pictures:
+            write_whole(folder.path / f"{name}.png", content(pictures[name], "png"))
 
 
 def plan_for(found: Found, facts: dict[str, Any], task: EncodedTask, width: int) -> Plan:

@@ -131,6 +131,7 @@ class Summary:
             collapsed=collapsed,
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
+            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
         )
 
     def frontier(self) -> list[FrontierPoint]:

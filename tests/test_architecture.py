@@ -17,12 +17,13 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers config trial request records wording digests environment",
+    "say": "errors layers config trial request records wording digests environment changes",
     "decide": "verdict surrogate ladder confirmations screens loop strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "store batches device finetune evaluate dispatch similarity cost evidence replay",
-    "tell": "report sections render card destination export summary progress",
+    "do": "store batches device finetune evaluate dispatch similarity cost churn evidence replay",
+    "tell": "report curves sections details comparison pictures plots page render card destination export summary "
+    "progress",
     "wire": "session creation finish handover listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
@@ -30,7 +31,8 @@ ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "sections render card destination summary progress session listing arguments cli"
+    "curves sections details comparison pictures plots page churn render card destination summary progress session "
+    "listing arguments cli"
 )
 
 

@@ -186,7 +186,13 @@ def test_numbers_in_plain_words(written: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("form", "file"),
-    [("table", "table.txt"), ("markdown", "report.md"), ("json", "report.json"), ("csv", "report.csv")],
+    [
+        ("table", "table.txt"),
+        ("markdown", "report.md"),
+        ("latex", "report.tex"),
+        ("json", "report.json"),
+        ("csv", "report.csv"),
+    ],
 )
 def test_the_whole_text(report: Report, form: str, file: str) -> None:
     text = render([report], form) + "\n"
