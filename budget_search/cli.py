@@ -77,6 +77,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         return INTERRUPTED
     finally:
         console.close()
+    if (page := found.folder.page).exists():
+        console.say(f"report with pictures: {page}")
     if request.output:
         _export_answer(found.folder, report, min(request.deltas), Path(request.output))
     _print(report, arguments.format or "table", exported=request.output)

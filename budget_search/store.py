@@ -57,6 +57,11 @@ class StudyFolder:
         return self.path / "report.json"
 
     @property
+    def page(self) -> Path:
+        """The report for a browser."""
+        return self.path / "report.html"
+
+    @property
     def examples(self) -> Path:
         """The task's splits, tokenised."""
         return self.path / "examples.npz"
