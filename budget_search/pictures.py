@@ -33,6 +33,7 @@ INK, MUTED, FAINT, PAPER, BLUE, ORANGE, GREEN, PURPLE, YELLOW = COLOURS.values()
 TIP = "tip: "
 # Inches: on a page half of a desk's width, on a phone all of it, and its text can be read on both.
 WIDTH = 5.2
+SHORTEST = 1.5
 MARKERS = ("^", "v", "s", "P", "X")
 FAMILY_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, MUTED)
 # Losses beyond this many times the largest delta are drawn at the edge.
@@ -265,7 +266,7 @@ PICTURES: Mapping[str, Callable[[Report], Figure | None]] = {
 
 
 def _axes(height: float, space: float = 0) -> Axes:
-    figure = Figure(figsize=(WIDTH, height + space), layout="constrained")
+    figure = Figure(figsize=(WIDTH, max(height + space, SHORTEST)), layout="constrained")
     return figure.add_subplot()
 
 

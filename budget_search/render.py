@@ -159,7 +159,7 @@ def json_text(reports: Sequence[Report]) -> str:
 
 def csv_text(reports: Sequence[Report]) -> str:
     """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
-    rows = [_csv_row(report, result) for report in reports for result in report.results]
+    rows = [flat_row(report, result) for report in reports for result in report.results]
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -168,7 +168,8 @@ def csv_text(reports: Sequence[Report]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def _csv_row(report: Report, result: Result) -> dict[str, object]:
+def flat_row(report: Report, result: Result) -> dict[str, object]:
+    """One study's answer to one delta, without anything nested."""
     timed = largest_batch(result.inference)
     saved = timed.saved if timed else None
     simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}

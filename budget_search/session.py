@@ -117,7 +117,7 @@ def read_report(folder: StudyFolder) -> Report:
 def answer(found: Found, observer: Observer, command: str = "") -> Report:
     """The report for a request: at once where the study has answered it already, else after a search."""
     report = finished_report(found) or run(found, observer, command)
-    return reduced(report, found.request.deltas)
+    return dataclasses.replace(reduced(report, found.request.deltas), folder=found.folder.path)
 
 
 def reduced(report: Report, deltas: Iterable[float]) -> Report:
@@ -127,7 +127,7 @@ def reduced(report: Report, deltas: Iterable[float]) -> Report:
 
 def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
     """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
-    report = read_report(folder)
+    report = dataclasses.replace(read_report(folder), folder=folder.path)
     return reduced(report, deltas) if deltas else report
 
 
