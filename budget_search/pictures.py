@@ -279,7 +279,8 @@ def _figure(axes: Axes) -> Figure:
 def _window(sets: list[MeasuredSet], deltas: list[float]) -> float:
     """The largest loss to draw: so much that the deltas can still be told apart."""
     worst = max(each.lost + (each.std or 0) for each in sets)
-    return max(min(worst, WINDOW * max(deltas, default=worst)), 0.5)
+    largest = max(deltas, default=worst)
+    return max(min(worst, WINDOW * largest), 1.1 * largest, 0.5)
 
 
 def _marks(axes: Axes, sets: list[MeasuredSet], top: float, marker: str, **style: object) -> None:

@@ -195,3 +195,13 @@ def test_the_command_writes_page_and_pictures(
     assert main(["report", str(sst2_study), str(sst2_study), "--plots", "q"]) == 2
     assert "one study, received 2" in capsys.readouterr().err
     assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.filterwarnings("error")
+def test_pictures_have_room_whatever_was_lost(report: Report) -> None:
+    """Nothing lost at all, or everything: the deltas stay in the picture and the layout holds."""
+    for score in (90.113, 1.0):
+        trials = tuple(dataclasses.replace(row, score=score) for row in report.trials if len(row.kept) < 12)
+        baseline = tuple(row for row in report.trials if len(row.kept) == 12)
+        shown = words(plots.draw(dataclasses.replace(report, trials=(*baseline, *trials)))["frontier"])
+        assert "3 points" in shown
