@@ -262,6 +262,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str) -> R
         notes=search.notes(),
     )
     write_report(found.folder, report)
+    store.note(answer=[report.answer_sentence(result) for result in report.results])
     prune_weights(found.folder, search, answers.values())
     return report
 
