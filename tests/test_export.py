@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -263,6 +264,19 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
     assert ["same layers, 3 seeds", "89.51 +- 0.12", "89.71"] in rows
     assert ["all 12 layers, 3 seeds", "90.11 +- 0.12", "90.42"] in rows
     assert REPORT.answer_sentence(REPORT.result(0.01)) in body
+
+
+def test_the_cards_metadata_survives_the_hubs_own_reader(tmp_path: Path) -> None:
+    text = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers")
+    data = ModelCard(text).data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == (
+        "xlnet-base-cased", "transformers", "text-classification",
+    )  # fmt: skip
+    ModelCard(text).save(tmp_path / "README.md")
+    again = ModelCard.load(tmp_path / "README.md").data
+    assert again.to_dict() == data.to_dict()
+    (result,) = again.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("qqp", "accuracy", 0.89654)
 
 
 def test_provenance_tells_where_the_layers_came_from() -> None:
