@@ -61,11 +61,17 @@ def read_report(folder: StudyFolder) -> Report:
 
 
 def write_report(folder: StudyFolder, report: Report) -> None:
-    """``report.json`` for programs, ``report.md`` for people."""
+    """``report.json`` for programs, then for people ``report.md``, ``report.html`` and two of its pictures."""
+    from budget_search.plots import content, draw
     from budget_search.render import render
 
     write_json(folder.report, report.to_json())
-    write_whole(folder.path / "report.md", (render([report], "markdown").rstrip("\n") + "\n").encode())
+    for form, name in (("markdown", "report.md"), ("html", "report.html")):
+        write_whole(folder.path / name, (render([report], form).rstrip("\n") + "\n").encode())
+    pictures = draw(report)
+    for name in ("frontier", "layers"):
+        if name in pictures:
+            write_whole(folder.path / f"{name}.png", content(pictures[name], "png"))
 
 
 def finished_report(found: Found) -> Report | None:
@@ -96,5 +102,5 @@ def reduced(report: Report, deltas: Iterable[float]) -> Report:
 
 def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
     """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
-    report = read_report(folder)
+    report = dataclasses.replace(read_report(folder), folder=folder.path)
     return reduced(report, deltas) if deltas else report

@@ -25,7 +25,7 @@ from budget_search.request import (
 
 _VERBOSE = "show a traceback when something fails"
 COMMANDS = ("run", "plan", "report", "export", "ls", "tasks", "doctor")
-FORMATS = ("table", "markdown", "json", "csv")
+FORMATS = ("table", "markdown", "latex", "html", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
@@ -209,14 +209,16 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
 def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
-        help="print what a study has found",
-        description="STUDY is a study's name, the unique beginning of one, or a path.",
+        help="print what a study has found, or several side by side",
+        description="STUDY is a study's name, the unique beginning of one, or a path. Several studies are set side by "
+        "side: layers dropped per task and delta, and what that saves.",
         allow_abbrev=False,
     )
-    report.add_argument("study", metavar="STUDY")
+    report.add_argument("studies", nargs="+", metavar="STUDY")
     report.add_argument("--delta", type=_delta, action="append", metavar="D", help="only these deltas")
     report.add_argument("--format", choices=FORMATS, default="table")
     report.add_argument("--output", metavar="FILE", help="write to a file instead")
+    report.add_argument("--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study")
     _add_storage(report)
     report.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 

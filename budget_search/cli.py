@@ -83,6 +83,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         return INTERRUPTED
     finally:
         console.close()
+    if (page := found.folder.page).exists():
+        console.say(f"report with pictures: {page}")
     if request.output:
         _export_answer(found.folder, report, min(request.deltas), Path(request.output))
     _print(report, arguments.format or "table", exported=request.output)
@@ -118,16 +120,31 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.listing import find_study
     from budget_search.render import render
 
-    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
-    report = report_for(folder, tuple(arguments.delta or ()))
+    if arguments.plots and len(arguments.studies) > 1:
+        raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
+    folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
+    reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
+    text = render(reports, arguments.format).rstrip("\n")
+    if arguments.plots:
+        _save_plots(reports[0], Path(arguments.plots))
     if arguments.output is None:
-        _print(report, arguments.format)
+        print(text, flush=True)
         return 0
     try:
-        Path(arguments.output).write_text(render([report], arguments.format).rstrip("\n") + "\n", encoding="utf8")
+        Path(arguments.output).write_text(text + "\n", encoding="utf8")
     except OSError as error:
         raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
     return 0
+
+
+def _save_plots(report: Any, folder: Path) -> None:
+    from budget_search.plots import save
+
+    try:
+        written = save(report, folder)
+    except OSError as error:
+        raise UsageError(f"--plots {folder} cannot be written: {error.strerror}") from error
+    print(f"wrote {len(written)} pictures to {folder}", file=sys.stderr)
 
 
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:

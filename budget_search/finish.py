@@ -15,6 +15,7 @@ from budget_search.batches import DeviceSplit
 from budget_search.cost import flops, measure_inference, measure_throughput, parameters
 from budget_search.evaluate import load_weights, split_of
 from budget_search.layers import LayerSet
+from budget_search.parent import quiet_transformers
 from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary, ThroughputPoint
 from budget_search.summary import Measured, Summary
 from budget_search.trial import FULL_RUNG, TrialKey
@@ -33,6 +34,7 @@ TIMED_SECONDS = 20.0
 
 def measure_answers(workers: Workers, search: Search, answers: Mapping[float, LayerSet]) -> dict[LayerSet, Measured]:
     """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
+    quiet_transformers()
     workplace, full = workers.workplace, LayerSet.full(search.plan.total)
     sets = [full, *sorted({*answers.values()} - {full})]
     workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in search.plan.seeds])

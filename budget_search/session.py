@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def answer(found: Found, observer: Observer, command: str = "") -> Report:
     """The report for a request: at once where the study has answered it already, else after a search."""
     report = finished_report(found) or run(found, observer, command)
-    return reduced(report, found.request.deltas)
+    return dataclasses.replace(reduced(report, found.request.deltas), folder=found.folder.path)
 
 
 def run(found: Found, observer: Observer, command: str = "") -> Report:
@@ -124,6 +124,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
         notes=[*search.notes(), *heritage_note],
     )
     write_report(found.folder, report)
+    store.note(answer=[report.answer_sentence(result) for result in report.results])
     prune_weights(found.folder, search, answers.values())
     return report
 

@@ -141,6 +141,7 @@ class Summary:
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
             binding=bound,
+            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
         )
 
     def frontier(self) -> list[FrontierPoint]:

@@ -28,6 +28,11 @@ def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{round(100 * fraction)} %"
 
 
+def share(fraction: float) -> str:
+    """``10.4 %``: where a whole per cent would be too coarse."""
+    return f"{100 * fraction:.1f} %"
+
+
 def tolerance(delta: float) -> str:
     """``1 point`` for 0.01."""
     amount = f"{100 * delta:.4g}"

@@ -57,11 +57,11 @@ from budget_search.dispatch import Workers
 from budget_search.encode import EncodedSplit, EncodedTask
 from budget_search.evaluate import Workplace
 from budget_search.layers import LayerSet
+from budget_search.location import locate
 from budget_search.metrics import measure
 from budget_search.parent import fresh_head, load_parent, quiet_transformers
 from budget_search.progress import Console
 from budget_search.request import Request
-from budget_search.session import locate
 from budget_search.store import StudyFolder
 from budget_search.trial import FULL_RUNG, Job, TrialKey
 

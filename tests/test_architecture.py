@@ -17,12 +17,14 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers limits config trial request records wording digests environment",
+    "say": "errors layers limits config trial request records wording digests environment changes",
     "decide": "verdict surrogate ladder confirmations screens allowance loop binding generated strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "store batches device vocabulary finetune evaluate probe dispatch similarity cost evidence replay rehearsal",
-    "tell": "report sections render card destination export summary progress outlook",
+    "do": "store batches device vocabulary finetune evaluate probe dispatch similarity cost churn evidence replay "
+    "rehearsal",
+    "tell": "report curves sections details comparison pictures plots page render card destination export summary "
+    "progress outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
     "listing arguments cli __main__",
 }
@@ -31,7 +33,8 @@ ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "sections render card destination summary progress outlook heritage location archive planning interim session "
+    "curves sections details comparison pictures plots page churn render card destination summary progress outlook "
+    "heritage location archive planning interim session "
     "listing arguments cli"
 )
 

@@ -196,7 +196,7 @@ def test_layer_sets_one_after_the_other_or_repeated() -> None:
 )
 def test_a_study_may_follow_a_delta(options: tuple[str, ...]) -> None:
     parsed = arguments.parse(["report", *options])
-    assert (parsed.study, parsed.delta) == ("STUDY", [0.01])
+    assert (parsed.studies, parsed.delta) == (["STUDY"], [0.01])
 
 
 # -- where values come from -----------------------------------------------------------------------------------------
