@@ -12,6 +12,7 @@ from typing import Any
 
 from budget_search.config import METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
+from budget_search.layers import parse_indices
 from budget_search.request import (
     BACKENDS,
     CRITERIA,
@@ -25,12 +26,12 @@ from budget_search.request import (
 )
 
 _VERBOSE = "show a traceback when something fails"
-COMMANDS = ("run", "report", "export", "ls", "tasks", "doctor")
-FORMATS = ("table", "markdown", "json", "csv")
+COMMANDS = ("run", "plan", "report", "export", "ls", "tasks", "doctor")
+FORMATS = ("table", "markdown", "latex", "html", "json", "csv")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
-    "--layers": re.compile(r"[\d][\d,-]*"),
+    **dict.fromkeys(("--layers", "--keep-layers", "--drop-layers"), re.compile(r"[\d][\d,-]*")),
 }
 
 
@@ -52,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version"):
         argv = ["run", *argv]
     arguments = build_parser().parse_args(argv or ["--help"])
-    if arguments.command == "run":
+    if arguments.command in ("run", "plan"):
         settings = {**_from_file(arguments.config), **_from_environment((*_SEARCH_FIELDS, *_OTHER_OPTIONS))}
     else:
         settings = _from_environment(("studies_dir",))
@@ -73,6 +74,9 @@ def request_from(arguments: argparse.Namespace) -> Request:
     for name in ("text_columns", "layers"):
         if name in fields:
             fields[name] = tuple(fields[name])
+    for name in ("keep_layers", "drop_layers"):
+        if name in fields:
+            fields[name] = tuple(index for text in fields[name] for index in parse_indices(text))
     return Request(recipe_changes=changes, **fields)
 
 
@@ -92,7 +96,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action="version", version=f"budget-search {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    _add_run(commands)
+    _add_search(
+        commands,
+        "run",
+        "search (the default)",
+        "Search for the fewest layers within each delta. Run the same command again to go on with an interrupted "
+        "search, or with another --delta to reuse everything measured so far.",
+    )
+    _add_search(
+        commands,
+        "plan",
+        "what a search would run and what it would cost",
+        "Takes the options of `run`. Times a few steps on this device, rehearses the search on made-up models, and "
+        "tells how many evaluations, hours and bytes it will take. Trains nothing, keeps nothing.",
+    )
     _add_report(commands)
     _add_export(commands)
     for name, help_text in (
@@ -107,15 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_run(commands: Any) -> None:
-    run = commands.add_parser(
-        "run",
-        help="search (the default)",
-        description="Search for the fewest layers within each delta. Run the same command again to go on with an "
-        "interrupted search, or with another --delta to reuse everything measured so far.",
-        argument_default=None,
-        allow_abbrev=False,
-    )
+def _add_search(commands: Any, name: str, help_text: str, description: str) -> None:
+    run = commands.add_parser(name, help=help_text, description=description, argument_default=None, allow_abbrev=False)
     what = run.add_argument_group("what to search")
     what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a file or folder")
     what.add_argument("--model", help="a hub id, a local folder, or demo")
@@ -134,6 +144,7 @@ def _add_run(commands: Any) -> None:
     what.add_argument("--validation", metavar="FILE", help="held-out examples; else they are carved out of train")
     how = run.add_argument_group("how to search")
     how.add_argument("--strategy", choices=STRATEGY_NAMES, help="what proposes layer sets (default auto)")
+    how.add_argument("--start-from", metavar="STUDY", help="begin with what this study of another task or model found")
     how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
     how.add_argument("--sampler", choices=SAMPLER_NAMES, help="for --strategy optuna (default tpe)")
     how.add_argument(
@@ -155,6 +166,7 @@ def _add_run(commands: Any) -> None:
         "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
     )
     how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
+    _add_limits(run)
     _add_recipe(run)
     where = run.add_argument_group("where to run and what to write")
     where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
@@ -176,8 +188,18 @@ def _add_run(commands: Any) -> None:
     where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
     where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
     where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
+    where.add_argument("--dry-run", action="store_true", default=None, help="the same as the command `plan`")
     where.add_argument("--quiet", action="store_true", default=None, help="no progress")
     where.add_argument("-v", "--verbose", action="store_true", default=None, help=_VERBOSE)
+
+
+def _add_limits(run: argparse.ArgumentParser) -> None:
+    limits = run.add_argument_group("further limits on the answer")
+    limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
+    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters of the whole model, 66000000 or 66M")
+    limits.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds to predict one example here")
+    limits.add_argument("--keep-layers", action="append", metavar="I", help="layers that must stay, such as 0 1 or 0-1")
+    limits.add_argument("--drop-layers", action="append", metavar="I", help="layers that must go")
 
 
 def _add_recipe(run: argparse.ArgumentParser) -> None:
@@ -194,14 +216,16 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
 def _add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
-        help="print what a study has found",
-        description="STUDY is a study's name, the unique beginning of one, or a path.",
+        help="print what a study has found, or several side by side",
+        description="STUDY is a study's name, the unique beginning of one, or a path. Several studies are set side by "
+        "side: layers dropped per task and delta, and what that saves.",
         allow_abbrev=False,
     )
-    report.add_argument("study", metavar="STUDY")
+    report.add_argument("studies", nargs="+", metavar="STUDY")
     report.add_argument("--delta", type=_delta, action="append", metavar="D", help="only these deltas")
     report.add_argument("--format", choices=FORMATS, default="table")
     report.add_argument("--output", metavar="FILE", help="write to a file instead")
+    report.add_argument("--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study")
     _add_storage(report)
     report.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 
@@ -232,6 +256,15 @@ def _delta(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _count(text: str) -> int:
+    """``66000000``, ``66_000_000`` or ``66M``."""
+    match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
+    try:
+        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 66000000 or 66M") from None
+
+
 def _dashed(argument: str) -> str:
     """``--batch_size=8`` is ``--batch-size=8``."""
     if not argument.startswith("--"):
@@ -256,7 +289,7 @@ def _spread(argv: Sequence[str]) -> list[str]:
 
 
 _SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not in ("deltas", "recipe_changes"))
-_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "quiet", "verbose", *RECIPE_FIELDS)
+_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "dry_run", "quiet", "verbose", *RECIPE_FIELDS)
 
 
 def _from_environment(names: Sequence[str]) -> dict[str, Any]:
@@ -297,10 +330,10 @@ def _from_file(path: str | None) -> dict[str, Any]:
     return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
 
 
-_LISTS = ("delta", "layers", "text_columns")
-_SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "quiet", "verbose")
-_WHOLE = ("seeds", "base_seed", "max_trials", "workers", "train_examples", "batch_size", "max_length")
-_DECIMAL = ("confidence", "max_hours", "epochs", "lr", "warmup")
+_LISTS = ("delta", "layers", "keep_layers", "drop_layers", "text_columns")
+_SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
+_WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
+_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
@@ -315,8 +348,10 @@ def _typed(name: str, value: Any, where: str) -> Any:
             return int(str(value))
         if name in _DECIMAL:
             return float(value)
+        if name == "max_params":
+            return _count(str(value))
         if name == "format" and value not in FORMATS:
             raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"{where}: cannot be {value!r}") from error
     return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,10 +56,15 @@ class DeviceSplit:
     def examples(self) -> int:
         return len(self.lengths)
 
+    @cached_property
+    def vocabulary(self) -> torch.Tensor:
+        """The token numbers that occur, ascending: int64 (kinds,), padding among them."""
+        return torch.cat([self.tokens, self.tokens.new_tensor([self.pad_token])]).unique()
+
     def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
         """The model's inputs for these examples, padded to the longest of them: each (batch, length)."""
         length = int(self.lengths[indices].max())
-        chosen = torch.from_numpy(indices).to(self.tokens.device)
+        chosen = self._numbers(indices)
         sizes = self.sizes[chosen, None]
         place = torch.arange(length, device=self.tokens.device)[None, :]
         if self.pad_left:
@@ -74,7 +80,14 @@ class DeviceSplit:
         return inputs
 
     def labels_of(self, indices: np.ndarray) -> torch.Tensor:
-        return self.labels[torch.from_numpy(indices).to(self.labels.device)]
+        return self.labels[self._numbers(indices)]
+
+    def _numbers(self, indices: np.ndarray) -> torch.Tensor:
+        """Example numbers on the device; from pinned memory, so that nobody waits for what the device still does."""
+        numbers = torch.from_numpy(indices)
+        if self.tokens.is_cuda:
+            return numbers.pin_memory().to(self.tokens.device, non_blocking=True)
+        return numbers.to(self.tokens.device)
 
 
 def training_order(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:

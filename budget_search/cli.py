@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
 from budget_search.passwords import OPTION, VARIABLE, hidden, leave_the_title
-from budget_search.request import require_place
+from budget_search.request import Request, require_place
 from budget_search.wording import printable
 
 INTERRUPTED = 130
@@ -64,9 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
     from budget_search.destination import refuse_foreign
+    from budget_search.interim import best_so_far
+    from budget_search.location import locate
     from budget_search.progress import Console
-    from budget_search.session import answer, best_so_far, locate
+    from budget_search.session import answer
 
+    if arguments.command == "plan" or arguments.dry_run:
+        return _plan(request, arguments)
     command = hidden(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
@@ -84,6 +89,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         return INTERRUPTED
     finally:
         console.close()
+    if (page := found.folder.page).exists():
+        console.say(f"report with pictures: {page}")
     if request.output:
         _export_answer(found.folder, report, min(request.deltas), Path(request.output))
     _print(report, arguments.format or "table", exported=request.output)
@@ -91,29 +98,67 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
 
 
+def _plan(request: Request, arguments: argparse.Namespace) -> int:
+    from budget_search.location import locate
+    from budget_search.progress import Console
+
+    found = locate(request)
+    console = Console(quiet=bool(arguments.quiet))
+    try:
+        from budget_search.forecast import forecast
+
+        expected = forecast(found, console)
+    finally:
+        console.close()
+    if arguments.format == "json":
+        from budget_search.records import plain
+
+        print(json.dumps(plain(expected), indent=2, allow_nan=False), flush=True)
+    else:
+        from budget_search.outlook import outlook
+
+        print(outlook(expected), flush=True)
+    return 0
+
+
 def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.listing import find_study
     from budget_search.render import render
-    from budget_search.session import report_for
 
-    require_place("STUDY", arguments.study)
-    require_place("--output", arguments.output)
-    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
-    report = report_for(folder, tuple(arguments.delta or ()))
+    for place in (*arguments.studies, arguments.output, arguments.plots):
+        require_place("report", place)
+    if arguments.plots and len(arguments.studies) > 1:
+        raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
+    folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
+    reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
+    text = render(reports, arguments.format).rstrip("\n")
+    if arguments.plots:
+        _save_plots(reports[0], Path(arguments.plots))
     if arguments.output is None:
-        _print(report, arguments.format)
+        print(text, flush=True)
         return 0
     try:
-        Path(arguments.output).write_text(render([report], arguments.format).rstrip("\n") + "\n", encoding="utf8")
+        Path(arguments.output).write_text(text + "\n", encoding="utf8")
     except OSError as error:
         raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
     return 0
 
 
+def _save_plots(report: Any, folder: Path) -> None:
+    from budget_search.plots import save
+
+    try:
+        written = save(report, folder)
+    except OSError as error:
+        raise UsageError(f"--plots {folder} cannot be written: {error.strerror}") from error
+    print(f"wrote {len(written)} pictures to {folder}", file=sys.stderr)
+
+
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.archive import report_for
     from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
-    from budget_search.session import report_for
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
@@ -160,6 +205,7 @@ def _doctor(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "run": _run,
+    "plan": _run,
     "report": _report,
     "export": _export,
     "ls": _ls,

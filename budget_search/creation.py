@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from budget_search.capacity import with_measures
 from budget_search.data import load_task
 from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
 from budget_search.errors import BudgetSearchError
+from budget_search.evaluate import Workplace
 from budget_search.files import write_json
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
@@ -25,8 +27,8 @@ from budget_search.store import StudyFolder
 
 if TYPE_CHECKING:
     from budget_search.device import Device
+    from budget_search.location import Found
     from budget_search.loop import Observer
-    from budget_search.session import Found
 
 
 def create(found: Found, device: Device, observer: Observer) -> None:
@@ -42,6 +44,9 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     shape = _shape_of(model)
     for text in found.request.layers:
         LayerSet.parse(text, shape["layers_total"])
+    if found.heritage:
+        found.heritage.require_depth(shape["layers_total"])
+    found.request.limits.counted.require_possible(shape["layers_total"], shape["undroppable"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
     limit = longest_input(model.config, tokenizer)
@@ -56,6 +61,8 @@ def create(found: Found, device: Device, observer: Observer) -> None:
         encoded.save(draft.examples)
         tokenizer.save_pretrained(draft.tokenizer)
         write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
+        workplace = Workplace(draft, found.parent.folder, found.parent.name, config.recipe, device, trust)
+        with_measures(found.request.limits, facts, workplace)
         # Last, because a folder with a configuration is a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +14,12 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import torch
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from budget_search.device import one_of, slots
 from budget_search.errors import StudyError
 from budget_search.evaluate import Workplace, run_job, score_from_weights
+from budget_search.probe import Speed, measure_speed
 from budget_search.trial import Job, Trial, TrialKey
 
 Item = TypeVar("Item")
@@ -57,16 +59,26 @@ class LocalPool:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._executor: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        # Asked for anew each time: it replaces an executor that broke because a worker was killed.
-        return self._executor().submit(function, *arguments)
+        if self._executor is None:
+            self._executor = self._new()
+        try:
+            future: Future[Outcome] = self._executor.submit(function, *arguments)
+        except BrokenProcessPool:
+            # A worker was killed, and its fellows ended with it.
+            self._executor = self._new()
+            future = self._executor.submit(function, *arguments)
+        return future
 
     def abandon(self) -> None:
-        self._executor().shutdown(wait=True, kill_workers=True)
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+        self._executor = None
 
-    def _executor(self) -> Any:
-        return get_reusable_executor(
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
             self.count, timeout=IDLE_SECONDS, initializer=_begin_worker, initargs=(os.getpid(),), env=ONE_THREAD
         )
 
@@ -89,7 +101,7 @@ class Workers:
     def run(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         """Takes a job whenever a slot is free; None says that the next one depends on trials still to come."""
         if self._pool is None:
-            yield from (_at_a_free_device(run_job, self.workplace, self._asked, job) for job in jobs if job)
+            yield from self._each(run_job, jobs)
             return
         for job, future in self._finished(self._pool, run_job, iter(jobs)):
             try:
@@ -104,12 +116,20 @@ class Workers:
 
     def score(self, keys: Sequence[TrialKey]) -> None:
         """Have the kept weights of these confirmations predict ``held_out``, once."""
+        for _ in self._each(score_from_weights, keys):
+            pass
+
+    def speeds(self, total: int) -> list[Speed]:
+        """How fast each worker is while all of them work, for a model of so many layers."""
+        return list(self._each(measure_speed, [total] * self.count))
+
+    def _each(self, function: Callable[[Workplace, Item], Outcome], items: Iterable[Item | None]) -> Iterator[Outcome]:
         if self._pool is None:
-            for key in keys:
-                _at_a_free_device(score_from_weights, self.workplace, self._asked, key)
+            yield from (
+                _at_a_free_device(function, self.workplace, self._asked, item) for item in items if item is not None
+            )
             return
-        for _, future in self._finished(self._pool, score_from_weights, iter(keys)):
-            future.result()
+        yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
 
     def _finished(
         self, pool: Pool, function: Callable[[Workplace, Item], Outcome], items: Iterator[Item | None]
@@ -118,7 +138,7 @@ class Workers:
         try:
             while True:
                 while len(running) < pool.count and (item := next(items, None)) is not None:
-                    running[pool.submit(_at_a_free_device, function, self.workplace, self._asked, item)] = item
+                    running[pool.submit(_in_worker, function, self.workplace, self._asked, item)] = item
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -135,6 +155,23 @@ def _at_a_free_device(
         torch.set_num_threads(1)
     with one_of(slots(workplace.device, asked)) as name:
         return function(replace(workplace, device=replace(workplace.device, name=name)), item)
+
+
+def _in_worker(function: Callable[[Workplace, Item], Outcome], workplace: Workplace, asked: str, item: Item) -> Outcome:
+    try:
+        return _at_a_free_device(function, workplace, asked, item)
+    finally:
+        _give_memory_back()
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system.
+
+    C's allocator keeps what the last fine-tune freed. Where psutil is installed, loky takes that for a leak and
+    replaces the worker, and the next one loads model and examples anew.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _begin_worker(coordinator: int) -> None:

@@ -146,6 +146,32 @@ def encode(
     )
 
 
+def decoder(tokenizer_dir: Path) -> Callable[[np.ndarray], tuple[str, ...]]:
+    """Token numbers back to texts, for people to read: parted at the marks between them, without the marks.
+
+    It gives no texts where the tokenizer is of a kind that cannot be read without its own code.
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer_dir / "tokenizer.json"
+    if not file.is_file():
+        return lambda tokens: ()
+    tokenizer = Tokenizer.from_file(str(file))
+    marks = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = tokenizer.token_to_id("[UNK]")
+
+    def texts(tokens: np.ndarray) -> tuple[str, ...]:
+        runs: list[list[int]] = [[]]
+        for token in map(int, tokens):
+            if token in marks and token != unknown:
+                runs.append([])
+            else:
+                runs[-1].append(token)
+        return tuple(tokenizer.decode(run, skip_special_tokens=False).strip() for run in runs if run)
+
+    return texts
+
+
 def takes_segments(config: PretrainedConfig, forward: Callable[..., Any]) -> bool:
     """Whether a model's ``forward`` tells first from second texts by ``token_type_ids``.
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
 
-from budget_search.encode import EncodedTask
+from budget_search.changes import Changes
+from budget_search.churn import changes
+from budget_search.encode import EncodedTask, decoder
 from budget_search.errors import StudyError
 from budget_search.layers import LayerSet
 from budget_search.metrics import contributions, measure
 from budget_search.store import StudyFolder
 from budget_search.trial import FULL_RUNG, TrialKey
 from budget_search.verdict import Judgement, judge, judge_checkpoint
+
+# Characters that a report shows of an example's text.
+LONGEST_TEXT = 200
 
 
 class Evidence:
@@ -55,6 +61,25 @@ class Evidence:
             if split != "held_out":
                 found[f"{self._task.metric}_{split}"] = fmean(self.metrics(layers, split)[self._task.metric])
         return found
+
+    def changes(self, layers: LayerSet, split: str) -> Changes:
+        """Where a confirmed set got worse than the baseline, and what it answers otherwise."""
+        examples = self._task.splits[split]
+        read = decoder(self._folder.tokenizer)
+
+        def texts(number: int) -> tuple[str, ...]:
+            tokens = examples.tokens[examples.offsets[number] : examples.offsets[number + 1]]
+            return tuple(textwrap.shorten(text, LONGEST_TEXT, placeholder=" ...") for text in read(tokens))
+
+        return changes(
+            [self._outputs(self._full, split, seed) for seed in self._seeds],
+            [self._outputs(layers, split, seed) for seed in self._seeds],
+            examples.labels,
+            examples.lengths,
+            label_names=self._task.label_names,
+            split=split,
+            texts=texts,
+        )
 
     def _of_all_seeds(self, layers: LayerSet, split: str) -> np.ndarray:
         return np.stack([self._contributions(layers, split, seed) for seed in self._seeds])

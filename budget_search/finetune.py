@@ -15,12 +15,14 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from budget_search.batches import DeviceSplit, reading_order, training_order
 from budget_search.config import Recipe
 from budget_search.device import Device
+from budget_search.vocabulary import only_occurring_rows
 
 CLIP_NORM = 1.0
 # How many steps may pass before a loss that is no longer a number is noticed: looking at it waits for the device.
 STEPS_BETWEEN_CHECKS = 25
-# Padded tokens of an evaluation batch: larger than a training batch, since no gradients are kept.
-EVALUATION_TOKENS = {"cpu": 4_096, "cuda": 65_536, "mps": 16_384}
+# Padded tokens of an evaluation batch: larger than a training batch, since no gradients are kept; on a CPU no larger
+# than what its caches hold.
+EVALUATION_TOKENS = {"cpu": 1_024, "cuda": 65_536, "mps": 16_384}
 
 # The largest micro-batch that fitted, per device and batch size, so that later fine-tunes start with it.
 _fitted: dict[tuple[str, int], int] = {}
@@ -48,7 +50,18 @@ def fine_tune(
     does not fit.
     """
     started = time.perf_counter()
+    with only_occurring_rows(model, train.vocabulary):
+        steps, tokens = _train(model, train, recipe, rung, seed, device)
+    device.synchronize()
+    return FineTuned(time.perf_counter() - started, steps, tokens)
+
+
+def _train(
+    model: PreTrainedModel, train: DeviceSplit, recipe: Recipe, rung: float, seed: int, device: Device
+) -> tuple[int, int]:
+    """The loop itself: how many steps it took, on how many tokens."""
     steps = recipe.steps(train.examples, rung)
+    # No weight decay: rows of the word table that no text uses must stay where they are.
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.0, fused=device.kind != "mps")
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(recipe.warmup * steps), steps)
     torch.manual_seed(seed)
@@ -63,8 +76,7 @@ def fine_tune(
         tokens += int(train.lengths[indices].sum())
         if (step % STEPS_BETWEEN_CHECKS == 0 or step == steps) and not math.isfinite(loss.item()):
             raise DivergedError(f"the loss was {loss.item()} after {step} of {steps} steps")
-    device.synchronize()
-    return FineTuned(time.perf_counter() - started, steps, tokens)
+    return steps, tokens
 
 
 def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.ndarray:

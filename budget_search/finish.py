@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from budget_search.batches import DeviceSplit
-from budget_search.cost import flops, measure_inference, parameters
+from budget_search.cost import flops, measure_inference, measure_throughput, parameters
 from budget_search.evaluate import load_weights, split_of
 from budget_search.layers import LayerSet
-from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary
+from budget_search.parent import quiet_transformers
+from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary, ThroughputPoint
 from budget_search.summary import Measured, Summary
 from budget_search.trial import FULL_RUNG, TrialKey
 
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 # Batch sizes that inference is timed with; 32 is the paper's (Table 3).
 TIMED_BATCHES = (1, 32)
+READING_BATCH = 32
 TIMED_SECONDS = 20.0
 
 
 def measure_answers(workers: Workers, search: Search, answers: Mapping[float, LayerSet]) -> dict[LayerSet, Measured]:
     """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
+    quiet_transformers()
     workplace, full = workers.workplace, LayerSet.full(search.plan.total)
     sets = [full, *sorted({*answers.values()} - {full})]
     workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in search.plan.seeds])
@@ -40,13 +43,15 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     seeds = {layers: search.confirmations().median_seed(layers) for layers in sets}
     models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
     split = split_of(workplace, "held_out")
-    batches = [_timed_batch(split, size) for size in TIMED_BATCHES]
+    batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
+    speeds = measure_throughput(models, _random_batches(split, READING_BATCH), budget_seconds=TIMED_SECONDS)
     return {
         layers: Measured(
             parameters=parameters(models[str(layers)]),
             flops=flops(models[str(layers)], batches[0]),
             inference=tuple(InferencePoint.of(timing) for timing in timings[str(layers)]),
+            throughput=ThroughputPoint.of(speeds[str(layers)]) if speeds else None,
         )
         for layers in sets
     }
@@ -102,8 +107,14 @@ def build_report(
     )
 
 
-def _timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
+def timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
     """Real examples around the median length, the longest of them deciding the padding as in real use."""
     middle = np.argsort(split.lengths, kind="stable")
     start = max(0, (len(middle) - size) // 2)
     return split.batch(middle[start : start + size])
+
+
+def _random_batches(split: DeviceSplit, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Every example once."""
+    order = np.random.default_rng(0).permutation(split.examples)
+    return (split.batch(order[start : start + size]) for start in range(0, len(order), size))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from budget_search.archive import stored_config
 from budget_search.batches import DeviceSplit
 from budget_search.card import model_card, provenance
 from budget_search.device import Device
@@ -19,7 +20,6 @@ from budget_search.finetune import predict
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
 from budget_search.report import Report
-from budget_search.session import stored_config
 from budget_search.trial import FULL_RUNG, TrialKey
 from budget_search.verdict import Judgement
 

@@ -137,28 +137,43 @@ def _best_first(
     return value(-1, len(depths))[1]
 
 
-def all_sets(total: int, fixed: Collection[int], measured: Sequence[LayerSet]) -> list[LayerSet]:
+def all_sets(
+    total: int, fixed: Collection[int], measured: Sequence[LayerSet], gone: Collection[int] = ()
+) -> list[LayerSet]:
     """The smaller sets to consider: all of a shallow model; of a deep one the measured sets, what differs from them by
-    one exchanged or one more dropped layer, and a fixed random sample of every depth."""
+    one exchanged or one more dropped layer, and a fixed random sample of every depth. ``fixed`` layers stay, those
+    ``gone`` go."""
     if total <= EXHAUSTIBLE:
-        return list(_every_set(total, frozenset(fixed)))
-    free = [index for index in range(total) if index not in fixed]
+        return list(_every_set(total, frozenset(fixed), frozenset(gone)))
+    free = [index for index in range(total) if index not in {*fixed, *gone}]
     found = dict.fromkeys(layers for layers in measured if not layers.is_full)
     for layers in list(found):
-        gone = layers.dropped
+        dropped = layers.dropped
         for index in (kept for kept in layers.kept if kept in free):
             if layers.depth > 1:
                 found[layers.drop(index)] = None
-            found |= dict.fromkeys(LayerSet.dropping({*gone, index} - {back}, total) for back in gone)
+            found |= dict.fromkeys(LayerSet.dropping({*dropped, index} - {back}, total) for back in dropped)
     random = np.random.default_rng(total)
-    for count in range(1, min(len(free), total - 1) + 1):
+    for count in _counts(total, free, gone):
         for _ in range(SAMPLED_PER_DEPTH):
-            found[LayerSet.dropping(random.choice(free, count, replace=False).tolist(), total)] = None
-    return [layers for layers in found if not layers.is_full and set(fixed) <= set(layers.kept)]
+            found[LayerSet.dropping([*gone, *random.choice(free, count, replace=False).tolist()], total)] = None
+    return [
+        layers
+        for layers in found
+        if not layers.is_full and set(fixed) <= set(layers.kept) and set(gone).isdisjoint(layers.kept)
+    ]
 
 
 @lru_cache(maxsize=4)
-def _every_set(total: int, fixed: frozenset[int]) -> tuple[LayerSet, ...]:
-    free = [index for index in range(total) if index not in fixed]
-    counts = range(1, min(len(free), total - 1) + 1)
-    return tuple(LayerSet.dropping(gone, total) for count in counts for gone in itertools.combinations(free, count))
+def _every_set(total: int, fixed: frozenset[int], gone: frozenset[int]) -> tuple[LayerSet, ...]:
+    free = [index for index in range(total) if index not in fixed | gone]
+    return tuple(
+        LayerSet.dropping([*gone, *more], total)
+        for count in _counts(total, free, gone)
+        for more in itertools.combinations(free, count)
+    )
+
+
+def _counts(total: int, free: Sequence[int], gone: Collection[int]) -> range:
+    """How many layers may go beside those that must: at least one goes in all, at least one stays."""
+    return range(0 if gone else 1, min(len(free), total - 1 - len(gone)) + 1)

@@ -49,17 +49,7 @@ class LayerSet:
     @classmethod
     def parse(cls, text: str, total: int) -> LayerSet:
         """Read ``0-4,7``, as ``compact`` prints it. Raises UsageError."""
-        kept: list[int] = []
-        for part in text.split(","):
-            match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, flags=re.ASCII)
-            if not match:
-                raise UsageError(f"cannot read the layer set {text!r}: write numbers and ranges, such as 0-4,7")
-            low = int(match[1])
-            high = int(match[2]) if match[2] else low
-            if low > high:
-                raise UsageError(f"cannot read the layer set {text!r}: the range {part.strip()} runs backwards")
-            kept.extend(range(low, high + 1))
-        return cls(tuple(kept), total)
+        return cls(tuple(parse_indices(text)), total)
 
     @property
     def depth(self) -> int:
@@ -94,6 +84,21 @@ class LayerSet:
 
     def __str__(self) -> str:
         return f"{self.compact} of {self.total}"
+
+
+def parse_indices(text: str) -> list[int]:
+    """Layer numbers from ``0-4,7``. Raises UsageError."""
+    indices: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, flags=re.ASCII)
+        if not match:
+            raise UsageError(f"cannot read the layer set {text!r}: write numbers and ranges, such as 0-4,7")
+        low = int(match[1])
+        high = int(match[2]) if match[2] else low
+        if low > high:
+            raise UsageError(f"cannot read the layer set {text!r}: the range {part.strip()} runs backwards")
+        indices.extend(range(low, high + 1))
+    return indices
 
 
 def compact_indices(indices: Iterable[int]) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from budget_search.archive import read_report, stored_config
 from budget_search.environment import versions
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import compact_indices
-from budget_search.session import read_report, stored_config
+from budget_search.sections import to_export
 from budget_search.store import StudyFolder, StudyStore
 from budget_search.tasks import TASKS
 from budget_search.wording import printable, tolerance
@@ -96,7 +97,7 @@ def _study_row(folder: StudyFolder) -> Iterator[str]:
             report = read_report(folder)
             yield str(report.cost.fine_tunes)
             yield "finished"
-            best = min(report.results, key=lambda result: result.delta)
+            best = to_export(report)
             yield f"{best.depth} of {report.layers_total} ({compact_indices(best.kept)}) within {tolerance(best.delta)}"
             return
         trials = 0

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from budget_search.allowance import Allowance
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
-from budget_search.ladder import Confirming, all_sets, choose
+from budget_search.ladder import Confirming, choose
 from budget_search.layers import LayerSet
+from budget_search.limits import Limits
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
+from budget_search.strategies.question import unmeasured
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Judgement, share_of_error
 
@@ -66,7 +68,8 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched."""
+    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
+    those to ``start`` from are screened first."""
 
     total: int
     deltas: tuple[float, ...]
@@ -80,8 +83,10 @@ class Plan:
     confidence: float = 0.95
     width: int = 1
     fixed: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     similarities: tuple[float, ...] | None = None
     named: tuple[LayerSet, ...] = ()
+    start: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
 
     def evaluations_until(self, position: int) -> int:
@@ -120,7 +125,7 @@ class Search:
         self._run_jobs = run_jobs
         self._judge = judge
         self._observer = observer
-        self._began = time.monotonic()
+        self._allowance = Allowance(plan.budget, len(plan.seeds), plan.width)
         self._views: tuple[Confirmations, Screens] | None = None
         self.fine_tuned = 0
         self.ended_early = False
@@ -148,7 +153,7 @@ class Search:
         chosen = {}
         for delta in self.plan.deltas if deltas is None else deltas:
             eligible = [layers for layers in confirmations.sets if not self.plan.named or layers in self.plan.named]
-            holding = [layers for layers in eligible if self._holds(layers, delta)]
+            holding = [layers for layers in eligible if self.plan.limits.allow(layers) and self.holds(layers, delta)]
             chosen[delta] = min(
                 holding,
                 key=lambda layers: (layers.depth, statistics.fmean(confirmations.lost(layers))),
@@ -171,6 +176,14 @@ class Search:
                 Screens(history, plan.total, plan.screen_rung, plan.screen_seed),
             )
         return self._views
+
+    def expected_losses(self, sets: Sequence[LayerSet]) -> list[float]:
+        """Points that sets are expected to lose in full, by all that was measured."""
+        screens = self.screens()
+        if not sets or screens.rung not in screens.tolerance(0.0).baselines:
+            return []
+        expected, _ = self._question(0.0, screens, 0).surrogate(screens.judged).expect(sets)
+        return [float(lost) for lost in expected]
 
     def _measure_baseline(self) -> None:
         self._observer.stage(f"baseline: all {self.plan.total} layers, {len(self.plan.seeds)} seeds")
@@ -233,12 +246,13 @@ class Search:
 
     def _explore(self, delta: float, evaluations: int) -> None:
         """Screen what the strategy proposes until it has finished, this many sets are screened, or no more can be
-        afforded: what a confirmation takes is held back."""
+        afforded: what a confirmation takes is held back, for this delta and for each that is still to come."""
         self._run(self._next_screens(delta, evaluations))
 
     def _next_screens(self, delta: float, evaluations: int) -> Iterator[Job | None]:
         """A screen for whoever is free, so that nobody waits for the slowest of a round; None while the next depends on
         those that are running. What fails for the machine's reasons is run once more."""
+        confirmations = sum(other <= delta for other in self.plan.deltas)
         running: dict[Job, Trial | None] = {}
         queue: list[Job] = []
         failed: list[Job] = []
@@ -251,11 +265,16 @@ class Search:
             if not queue and failed:
                 queue, failed = self._once_more(failed, retried), []
             if not queue:
-                affordable = self._affordable() - len(self.plan.seeds) - len(running)
-                wanted = self._wanted_screens(delta, evaluations - len(running), running) if affordable > 0 else []
-                queue = wanted[: int(min(max(0, affordable), len(wanted)))]
+                allowed = self._allowance.fine_tunes(self._store.history, self.plan.total, confirmations) - len(running)
+                wanted = self._wanted_screens(delta, evaluations - len(running), running) if allowed > 0 else []
+                queue = wanted[: int(min(max(0, allowed), len(wanted)))]
+                in_time = self._allowance.covers([*running, *queue], self._store.history, self.plan.total)
+                if queue and not in_time:
+                    queue = []
                 if not queue and not running:
-                    self.ended_early |= affordable <= 0
+                    if wanted and not in_time:
+                        raise OutOfBudget
+                    self.ended_early |= allowed <= 0
                     return
             if queue:
                 running[queue[0]] = self._store.find(queue[0].key)
@@ -273,13 +292,18 @@ class Search:
         screens = self.screens()
         wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
         if not wanted and screens.rung in screens.tolerance(delta).baselines:
-            proposed = propose(self.plan.strategy, screens.judged, self._question(delta, screens, evaluations))
-            wanted = [self._screen(layers, screens.rung) for layers in proposed]
+            question = self._question(delta, screens, evaluations)
+            inherited = unmeasured(self.plan.start, screens.judged, question)
+            wanted = [self._screen(layers, screens.rung) for layers in inherited]
+            wanted = [job for job in wanted if job not in running][: question.width]
+            if not wanted:
+                proposed = propose(self.plan.strategy, screens.judged, question)
+                wanted = [self._screen(layers, screens.rung) for layers in proposed]
         elif not wanted and not running:
             raise BudgetSearchError(
                 "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
             )
-        return [job for job in wanted if job not in running]
+        return [job for job in self._unknown(wanted) if job not in running]
 
     # -- confirmations ------------------------------------------------------------------------------------------
 
@@ -302,8 +326,9 @@ class Search:
         tried = [layers.depth for layers in planned]
         pool = [
             layers
-            for layers in (all_sets(self.plan.total, self.plan.fixed, screened) if free else screened)
+            for layers in (question.sets(screened) if free else screened)
             if layers.depth < answer.depth
+            and question.allows(layers)
             and self._is_open(layers, delta, confirmations)
             and (
                 layers in planned
@@ -321,7 +346,8 @@ class Search:
         return Question(
             total=self.plan.total,
             tolerance=screens.tolerance(delta),
-            fixed=self.plan.fixed,
+            fixed=self.plan.fixed | self.plan.limits.keep,
+            limits=self.plan.limits,
             similarities=self.plan.similarities,
             sampler=self.plan.sampler,
             seed=self.plan.screen_seed,
@@ -368,7 +394,8 @@ class Search:
         left = [seed for seed in self.plan.seeds if seed not in done]
         self._ensure([self._confirmation(layers, seed) for seed in left[: self.plan.width]])
 
-    def _holds(self, layers: LayerSet, delta: float) -> bool:
+    def holds(self, layers: LayerSet, delta: float) -> bool:
+        """Whether a confirmed set is within delta (points), by the criterion."""
         judgement = self.judge(layers, delta)
         if self.plan.criterion == "certified":
             return judgement.certified(delta)
@@ -390,7 +417,7 @@ class Search:
                 return
             if attempt:
                 self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
-            elif not unavoidable and len(wanted) > self._affordable():
+            elif not unavoidable and not self._allowance.covers(wanted, self._store.history, self.plan.total):
                 raise OutOfBudget
             self._run(wanted)
             wanted = self._unknown(wanted)
@@ -417,15 +444,9 @@ class Search:
         known = {job: self._store.find(job.key) for job in jobs}
         return [job for job, trial in known.items() if trial is None or trial.machine_failure]
 
-    def _affordable(self) -> float:
-        """How many more fine-tunes the search budget allows."""
-        budget = self.plan.budget
-        if budget.max_hours is not None and time.monotonic() - self._began > budget.max_hours * 3600:
-            return 0
-        return math.inf if budget.max_trials is None else budget.max_trials - len(self._store.history)
-
     def _plan_name(self, delta: float) -> str:
         """Another question to the same study makes a plan of its own."""
         plan = self.plan
         seeds = f"{len(plan.seeds)} seeds from {plan.seeds[0]}"
-        return f"candidates for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}"
+        limits = f", {plan.limits.compact}" if plan.limits.asked else ""
+        return f"candidates for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}{limits}"

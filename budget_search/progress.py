@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,13 +14,13 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from budget_search.confirmations import Confirmations
 from budget_search.layers import LayerSet
-from budget_search.trial import FULL_RUNG, Trial, TrialKey
-from budget_search.wording import duration, plural, points
+from budget_search.trial import Trial, TrialKey
+from budget_search.wording import duration, plural, points, tolerance
 
 if TYPE_CHECKING:
     from budget_search.config import SearchConfig
@@ -28,16 +30,23 @@ if TYPE_CHECKING:
 
 # A screened or confirmed set keeps about this share of the layers; only for guessing how long a search will take.
 TYPICAL_SHARE = 0.6
+COLUMNS = 80
+A_LONG_TIME = 30 * 24 * 3600.0
 
 
 class Console:
-    """Tells people: plain lines, and on a terminal a bar below them. ``quiet`` says nothing."""
+    """Tells people: plain lines, and on a terminal a bar below them. ``quiet`` says nothing.
+
+    rich leaves colours out where there is no terminal, or where ``NO_COLOR`` is set.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
         self._bar: Progress | None = None
         self._task = TaskID(0)
+        self._plan: Plan | None = None
+        self._trials: list[Trial] = []
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -52,23 +61,26 @@ class Console:
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
         recipe = config.recipe
         steps = recipe.steps(task.splits["train"].examples)
-        self.say(f"  examples     {sizes}")
-        self.say(
-            f"  recipe       {recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
-            f"{steps:,} steps; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time"
+        self._fact("examples", sizes)
+        self._fact(
+            "recipe",
+            f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
+            f"{steps:,} steps; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
         seeds = plural(len(plan.seeds), "seed")
         certifiable = resolution(task.splits["certification"].examples, len(plan.seeds), confidence=plan.confidence)
-        self.say(f"  to expect    {certifiable.explanation}")
+        self._fact("to expect", certifiable.explanation)
         if plan.named:
-            self.say(f"  to do        {plural(len(plan.named), 'named layer set')} and the full model, {seeds} each")
+            self._fact("to do", f"{plural(len(plan.named), 'named layer set')} and the full model, {seeds} each")
         else:
-            self.say(
-                f"  to do        the full model with {seeds}; screens of {plan.screen_rung:.2g} of the recipe "
-                f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}"
+            self._fact(
+                "to do",
+                f"the full model with {seeds}; screens of {plan.screen_rung:.2g} of the recipe "
+                f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}",
             )
         if known:
-            self.say(f"  known        {plural(len(known), 'evaluation')} of this study, reused")
+            self._fact("known", f"{plural(len(known), 'evaluation')} of this study, reused")
+        self._plan, self._trials = plan, list(known)
         self._show_bar(_expected(plan), sum(_share(trial.key) for trial in known))
 
     def stage(self, text: str) -> None:
@@ -76,8 +88,9 @@ class Console:
 
     def finished(self, trial: Trial) -> None:
         self.say(f"{_clock()}   {_describe(trial)}")
+        self._trials.append(trial)
         if self._bar is not None:
-            self._bar.advance(self._task, _share(trial.key))
+            self._bar.update(self._task, description=self._so_far(), advance=_share(trial.key))
             shown = self._bar.tasks[0]
             if shown.total is not None and shown.completed > shown.total:
                 # It takes more than expected: admit it, instead of standing at the end.
@@ -85,28 +98,46 @@ class Console:
 
     def answered(self, delta: float, layers: LayerSet) -> None:
         kept = "all layers" if layers.is_full else f"{plural(layers.depth, 'layer')} ({layers.compact})"
-        self.say(f"{_clock()} within {points(delta)} points: {kept} of {layers.total}")
-        if self._bar is not None:
-            self._bar.update(self._task, description=f"within {delta:g}: {kept}")
+        self.say(f"{_clock()} within {tolerance(delta / 100)}: {kept} of {layers.total}")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    def _fact(self, name: str, text: str) -> None:
+        """Folded like a report: a narrower terminal folds it once more, a file keeps it."""
+        margin = f"  {name:<11}"
+        self.say(textwrap.fill(text, COLUMNS, initial_indent=margin, subsequent_indent=" " * len(margin)))
+
+    def _so_far(self) -> str:
+        """The smallest set that every seed confirmed within the largest delta; short, beside the bar."""
+        if self._plan is None:
+            return ""
+        confirmations = Confirmations(self._trials, self._plan.total, self._plan.seeds)
+        lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+        holding = [layers for layers in lost if lost[layers] <= max(self._plan.deltas)]
+        if not holding:
+            return "nothing confirmed yet"
+        best = min(holding, key=lambda layers: (layers.depth, lost[layers]))
+        return f"so far {best.depth} of {best.total} layers, {points(lost[best])} lost"
+
     def _show_bar(self, total: float, completed: float) -> None:
         if self._quiet or not self._terminal.is_terminal:
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.1f} of about {task.total:.0f} full fine-tunes"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.1f} of ~{task.total:.0f} fine-tunes"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
             console=self._terminal,
             transient=True,
+            expand=True,
+            # Evaluations are far apart: all of them say how fast it goes.
+            speed_estimate_period=A_LONG_TIME,
         )
-        self._task = self._bar.add_task("no answer yet", total=max(total, completed))
+        self._task = self._bar.add_task(self._so_far(), total=max(total, completed))
         self._bar.advance(self._task, completed)
         self._bar.start()
 
@@ -127,12 +158,11 @@ def _share(key: TrialKey) -> float:
 
 
 def _describe(trial: Trial) -> str:
-    kind = "full run" if trial.rung == FULL_RUNG else f"screen {trial.rung:.2g}"
+    # All screens share a seed.
+    kind = f"full run, seed {trial.key.seed}" if trial.split == "certification" else f"screen {trial.rung:.2g}"
     outcome = trial.error or "failed" if trial.score is None else f"{points(trial.score)} on {trial.split}"
     collapsed = ", collapsed" if trial.state == "collapsed" else ""
-    return (
-        f"layers {trial.layers}  {kind}, seed {trial.key.seed}: {outcome}{collapsed} ({duration(trial.train_seconds)})"
-    )
+    return f"layers {trial.layers}  {kind}: {outcome}{collapsed} ({duration(trial.train_seconds)})"
 
 
 def _clock() -> str:

@@ -14,6 +14,8 @@ Record = TypeVar("Record")
 
 ABSENT_IF_NONE = {"absent_if_none": True}
 """Metadata of a field that is left out instead of being null."""
+NEVER_WRITTEN = {"never_written": True}
+"""Metadata of a field that holds for this process alone: it is neither written nor read."""
 
 
 def plain(value: Any) -> Any:
@@ -23,7 +25,8 @@ def plain(value: Any) -> Any:
         return {
             item.name: plain(content)
             for item, content in pairs
-            if content is not None or not item.metadata.get("absent_if_none")
+            if not item.metadata.get("never_written")
+            and (content is not None or not item.metadata.get("absent_if_none"))
         }
     if isinstance(value, Mapping):
         return {str(key): plain(content) for key, content in value.items()}
@@ -42,7 +45,10 @@ def read_record(kind: type[Record], fields: Any, where: str) -> Record:
     if not isinstance(fields, Mapping):
         raise StudyError(f"{where} must be an object, it is {fields!r}")
     hints = get_type_hints(kind)
-    values = {name: _read(hints[name], fields[name], f"{where}.{name}") for name in hints if name in fields}
+    own = {item.name for item in dataclasses.fields(kind) if item.metadata.get("never_written")}  # type: ignore[arg-type]
+    values = {
+        name: _read(hints[name], fields[name], f"{where}.{name}") for name in hints if name in fields.keys() - own
+    }
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:

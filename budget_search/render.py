@@ -1,4 +1,4 @@
-"""A report as text: a table for the terminal, Markdown, JSON, CSV."""
+"""A report as text: a table for the terminal, Markdown, LaTeX, JSON, CSV; several reports side by side."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
+from budget_search.comparison import DELTA, SAVED, comparison
+from budget_search.details import details
+from budget_search.errors import UsageError
 from budget_search.layers import compact_indices
 from budget_search.records import plain
 from budget_search.report import Report, Result
@@ -18,7 +21,14 @@ from budget_search.sections import Grid, Section, sections
 from budget_search.wording import largest_batch, printable
 
 COLUMNS = 80
-NOT_IN_CSV = {"kept", "dropped", "metrics", "inference", "nearest_rejected"}  # written otherwise, or not flat
+NOT_IN_CSV = {
+    "kept",
+    "dropped",
+    "metrics",
+    "inference",
+    "nearest_rejected",
+    "changes",
+}  # written otherwise, or not flat
 
 
 def render(reports: Sequence[Report], form: str, exported: str | None = None) -> str:
@@ -36,7 +46,26 @@ def markdown(report: Report, exported: str | None = None) -> str:
     title, *rest, conclusion = sections(report, exported)
     overview = Section("The setting", title.facts)
     head = f"# {markdown_text(title.title)}"
-    return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest])])
+    return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest, *details(report)])])
+
+
+def latex(reports: Sequence[Report]) -> str:
+    """The tables of ``comparison`` for a paper; they want the package booktabs."""
+    tables = []
+    for section in comparison(reports):
+        assert section.grid is not None
+        body = tabulate(
+            section.grid.rows, section.grid.headers, tablefmt="latex_booktabs", disable_numparse=True,
+            colalign=_alignment(section.grid),
+        )  # fmt: skip
+        caption = " ".join(map(_latex_text, section.legend))
+        tables.append("\n".join((r"\begin{table}", r"\centering", body, rf"\caption{{{caption}}}", r"\end{table}")))
+    text = "\n\n".join(tables)
+    return text.replace(DELTA, r"$\delta$").replace(SAVED, r"$\downarrow$")
+
+
+def _latex_text(text: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", printable(text))
 
 
 def _terminal_section(section: Section, index: int) -> str:
@@ -130,7 +159,7 @@ def json_text(reports: Sequence[Report]) -> str:
 
 def csv_text(reports: Sequence[Report]) -> str:
     """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
-    rows = [_csv_row(report, result) for report in reports for result in report.results]
+    rows = [flat_row(report, result) for report in reports for result in report.results]
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -139,7 +168,8 @@ def csv_text(reports: Sequence[Report]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def _csv_row(report: Report, result: Result) -> dict[str, object]:
+def flat_row(report: Report, result: Result) -> dict[str, object]:
+    """One study's answer to one delta, without anything nested."""
     timed = largest_batch(result.inference)
     saved = timed.saved if timed else None
     simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}
@@ -162,9 +192,37 @@ def _csv_row(report: Report, result: Result) -> dict[str, object]:
     }
 
 
+def html(report: Report, exported: str | None = None) -> str:
+    """The file ``report.html``; needs matplotlib and Jinja, which the other forms do without."""
+    from budget_search.page import page
+
+    return page(report, exported)
+
+
+def _one_or_compared(
+    one: Callable[[Report, str | None], str], section: Callable[[Section, int], str]
+) -> Callable[[Sequence[Report], str | None], str]:
+    """A form that shows one report whole and several side by side."""
+
+    def text(reports: Sequence[Report], exported: str | None) -> str:
+        if len(reports) == 1:
+            return one(reports[0], exported)
+        return "\n\n".join(section(each, index) for index, each in enumerate(comparison(reports), start=1))
+
+    return text
+
+
+def _only_one(reports: Sequence[Report], exported: str | None) -> str:
+    if len(reports) != 1:
+        raise UsageError(f"--format html shows one study, received {len(reports)}; several fit in markdown or latex")
+    return html(reports[0], exported)
+
+
 FORMS: dict[str, Callable[[Sequence[Report], str | None], str]] = {
-    "table": lambda reports, exported: "\n\n\n".join(table(report, exported) for report in reports),
-    "markdown": lambda reports, exported: "\n\n".join(markdown(report, exported) for report in reports),
+    "table": _one_or_compared(table, _terminal_section),
+    "markdown": _one_or_compared(markdown, lambda section, _: markdown_section(section)),
+    "latex": lambda reports, exported: latex(reports),
+    "html": _only_one,
     "json": lambda reports, exported: json_text(reports),
     "csv": lambda reports, exported: csv_text(reports),
 }

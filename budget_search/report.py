@@ -11,14 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search import wording
+from budget_search.changes import Changes
 from budget_search.errors import StudyError, UsageError
-from budget_search.records import ABSENT_IF_NONE, plain, read_record
+from budget_search.limits import Binding, Limits
+from budget_search.records import ABSENT_IF_NONE, NEVER_WRITTEN, plain, read_record
 
 if TYPE_CHECKING:
-    from budget_search.cost import Timing
+    from pandas import DataFrame
+
+    from budget_search.cost import Throughput, Timing
+    from budget_search.export import Export
 
 SCHEMA_VERSION = 1
 
@@ -87,6 +93,28 @@ class InferencePoint:
 
 
 @dataclass(frozen=True)
+class ThroughputPoint:
+    """How fast a model reads ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
+
+    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
+    """
+
+    batch: int
+    examples: int
+    examples_per_second: float
+    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+
+    @classmethod
+    def of(cls, measured: Throughput) -> ThroughputPoint:
+        return cls(
+            batch=measured.batch,
+            examples=measured.examples,
+            examples_per_second=measured.examples / measured.seconds,
+            saved=None if measured.saved is None else Interval(*measured.saved),
+        )
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
 
@@ -103,6 +131,7 @@ class Baseline:
     inference: tuple[InferencePoint, ...]
     fine_tune_seconds: float | None
     held_out_std: float | None = None
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -128,7 +157,9 @@ class Result:
 
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
-    ``exported_seed`` names the confirmation that an export is made of: the one with the median score.
+    ``exported_seed`` names the confirmation that an export is made of: the one with the median score. ``binding`` says
+    which limits keep a smaller set from being the answer, where that is so. ``changes`` says where the set got worse;
+    None for the full model.
     """
 
     delta: float
@@ -159,6 +190,9 @@ class Result:
     collapsed: int = 0
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
+    binding: Binding | None = field(default=None, metadata=ABSENT_IF_NONE)
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
+    changes: Changes | None = None
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):
@@ -229,7 +263,7 @@ class Report:
     """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
     ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
-    reader of the numbers must know.
+    reader of the numbers must know. ``folder`` is where the study lies, for a report that was read from there.
     """
 
     schema_version: int
@@ -254,6 +288,7 @@ class Report:
     resolution: Resolution
     notes: tuple[str, ...] = ()
     question: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NEVER_WRITTEN)
 
     def result(self, delta: float) -> Result:
         """The answer for this delta (a fraction). Raises UsageError when it was not asked."""
@@ -263,9 +298,53 @@ class Report:
         asked = " ".join(f"{result.delta:g}" for result in self.results) or "none"
         raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
 
+    @property
+    def limits(self) -> Limits:
+        """What the answers had to satisfy beside delta."""
+        return Limits.of(self.question)
+
     def answer_sentence(self, result: Result) -> str:
         """The answer in one sentence, for somebody who has never heard of layer dropping."""
         return wording.answer(self, result)
+
+    def to_frame(self, part: Literal["results", "frontier", "trials"] = "results") -> DataFrame:
+        """A pandas table: one row per delta (the columns of ``--format csv``), per depth or per evaluation."""
+        from pandas import DataFrame
+
+        from budget_search.render import flat_row
+
+        if part == "results":
+            return DataFrame([flat_row(self, result) for result in self.results])
+        return DataFrame(plain(getattr(self, part)))
+
+    def export(self, output: str | Path, delta: float | None = None) -> Export:
+        """Write the answer for ``delta`` (the smallest asked, unless given) as a plain Hugging Face checkpoint.
+
+        The same as ``budget-search export``; see ``budget_search.handover``. Raises UsageError for a delta that was
+        not asked, a destination that is taken, and a report that was not read from its study.
+        """
+        if self.folder is None:
+            raise UsageError("this report does not know where its study is: export one that search() returned")
+        from budget_search.handover import hand_over
+        from budget_search.store import StudyFolder
+
+        chosen = min(result.delta for result in self.results) if delta is None else delta
+        return hand_over(StudyFolder(self.folder), self, chosen, Path(output))
+
+    def __str__(self) -> str:
+        """What ``budget-search report`` prints."""
+        from budget_search.render import table
+
+        return table(self)
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page of ``report.html``, in a frame, so that neither's style touches the other's."""
+        from html import escape
+
+        from budget_search.render import html
+
+        page = escape(html(self))
+        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="border:0;width:100%;height:46rem"></iframe>'
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps(..., allow_nan=False)``: what is not finite becomes None."""

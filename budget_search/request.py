@@ -6,13 +6,15 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from budget_search.config import RECIPES, Recipe, Splits
 from budget_search.errors import UsageError
+from budget_search.layers import compact_indices
+from budget_search.limits import Limits
 
 Criterion = Literal["observed", "certified"]
 
@@ -58,6 +60,12 @@ class Request:
     base_seed: int = 42
     max_trials: int | None = None
     max_hours: float | None = None
+    max_layers: int | None = None
+    max_params: int | None = None
+    max_latency_ms: float | None = None
+    keep_layers: tuple[int, ...] = ()
+    drop_layers: tuple[int, ...] = ()
+    start_from: str | None = None
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
@@ -93,13 +101,50 @@ class Request:
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
-            _within("--max-trials", self.max_trials, self.max_trials is None or self.max_trials >= 1, "from 1"),
+            self._problem_with_max_trials(),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
+            _within("--max-layers", self.max_layers, self.max_layers is None or self.max_layers >= 1, "from 1"),
+            _within("--max-params", self.max_params, self.max_params is None or self.max_params >= 1, "from 1"),
+            _within(
+                "--max-latency-ms",
+                self.max_latency_ms,
+                self.max_latency_ms is None or 0 < self.max_latency_ms < math.inf,
+                "a number above 0",
+            ),
+            *self._contradictions(),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
             *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
+
+    def _problem_with_max_trials(self) -> str | None:
+        """No answer is given without the baseline, so it has to be afforded."""
+        baseline = self.seeds + (not self.layers)
+        if self.max_trials is None or self.max_trials >= baseline:
+            return None
+        return (
+            f"--max-trials {self.max_trials}: the full model alone takes {baseline} fine-tunes, with {self.seeds} seeds"
+            f"{'' if self.layers else ' and on a screen'}; allow more, or fewer --seeds"
+        )
+
+    def _contradictions(self) -> Iterator[str]:
+        """Limits that no layer set of any model satisfies."""
+        limits = self.limits
+        if wrong := sorted(index for index in limits.keep | limits.drop if index < 0):
+            yield f"--keep-layers and --drop-layers name layers from 0, received {wrong[0]}"
+        elif both := sorted(limits.keep & limits.drop):
+            yield f"--keep-layers and --drop-layers both name {compact_indices(both)}: a layer stays or goes"
+        if limits.max_layers is not None and len(limits.keep) > limits.max_layers:
+            yield (
+                f"--keep-layers names {len(limits.keep)} layers and --max-layers allows {limits.max_layers}: "
+                "name fewer, or allow more"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        """What the answer must satisfy beside delta, as asked; what has to be measured for that is not in it."""
+        return Limits.of(vars(self))
 
     def recipe_from(self, default: str | Recipe) -> Recipe:
         """The recipe asked for, else the task's own, with single fields changed. Raises UsageError."""
@@ -131,6 +176,9 @@ class Request:
             "base_seed": self.base_seed,
             "max_trials": self.max_trials,
             "max_hours": self.max_hours,
+            # Only where given: reports of before there were such options stay answers to the same question.
+            **self.limits.asked,
+            **({"start_from": self.start_from} if self.start_from else {}),
         }
 
 

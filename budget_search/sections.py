@@ -57,20 +57,20 @@ VERDICTS = {
 
 def sections(report: Report, exported: str | None = None) -> list[Section]:
     """The whole page. ``exported`` is the folder of the checkpoint, if there is one yet."""
-    page = [_overview(report), _examples(report)]
+    page = [overview(report), examples(report)]
     if report.results:
-        page += [_answers(report), _savings(report), _why_not_fewer(report)]
+        page += [answers(report), savings(report), why_not_fewer(report)]
     page += [
-        _frontier(report),
-        Section("What the search took", paragraphs=(_price(report),)),
-        Section("The smallest loss that can be certified here", paragraphs=(_resolution(report),)),
+        frontier(report),
+        price(report),
+        resolution(report),
     ]
     if report.notes:
-        page.append(Section("Notes", paragraphs=report.notes))
-    return [*page, _conclusion(report, exported)]
+        page.append(notes(report))
+    return [*page, conclusion(report, exported)]
 
 
-def _overview(report: Report) -> Section:
+def overview(report: Report) -> Section:
     baseline = report.baseline
     revision = f" (revision {report.revision[:12]})" if report.revision else ""
     held_out = ""
@@ -90,6 +90,7 @@ def _overview(report: Report) -> Section:
                 f"all {report.layers_total} layers, fine-tuned with {plural(baseline.seeds, 'seed')}: "
                 f"{with_spread(baseline.score, baseline.std)} on certification{held_out}",
             ),
+            *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.asked else []),
             ("recipe", pairs(report.recipe)),
             ("device", pairs(report.device)),
             ("study", report.study if report.finished else f"{report.study} (interrupted)"),
@@ -97,7 +98,7 @@ def _overview(report: Report) -> Section:
     )
 
 
-def _examples(report: Report) -> Section:
+def examples(report: Report) -> Section:
     rows = []
     for name, split in report.splits.items():
         shares = ", ".join(f"{label}: {100 * share:.1f} %" for label, share in list(split.label_shares.items())[:4])
@@ -116,7 +117,7 @@ def _chosen_and_reported_on_the_same(report: Report) -> bool:
     return selection is not None and selection == held_out
 
 
-def _answers(report: Report) -> Section:
+def answers(report: Report) -> Section:
     headers = ("allowed loss", "kept", "dropped", "score", "points lost (at most)", "lost on held_out", "verdict")
     rows = tuple(
         (
@@ -164,7 +165,7 @@ def _answers_legend(report: Report) -> Iterator[str]:
             yield f"{name}, for information: {', '.join([f'{points(value)} for the baseline', *others])}."
 
 
-def _savings(report: Report) -> Section:
+def savings(report: Report) -> Section:
     shapes = _shapes(report)
     timed = [header for batch, _ in shapes for header in (f"ms of {batch}", f"saved of {batch}")]
     headers = ("allowed loss", "parameters (saved)", *timed, "training speed-up")
@@ -210,8 +211,22 @@ def _savings_legend(report: Report) -> Iterator[str]:
         yield "saved: share of the baseline's time that is saved, with its 95 % interval."
     else:
         yield "Inference was not timed."
+    yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
         yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+
+
+def _throughput(report: Report) -> Iterator[str]:
+    baseline = report.baseline.throughput
+    if baseline is None:
+        return
+    speeds = [f"{baseline.examples_per_second:,.3g} examples a second with all layers"]
+    for result in report.results:
+        if result.throughput is not None and result.throughput.saved is not None:
+            saved = percent(result.throughput.saved.value)
+            rate = f"{result.throughput.examples_per_second:,.3g}"
+            speeds.append(f"{rate} for {tolerance(result.delta)} ({saved} of the time saved)")
+    yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {', '.join(speeds)}."
 
 
 def _conditions(point: InferencePoint) -> str:
@@ -220,12 +235,12 @@ def _conditions(point: InferencePoint) -> str:
     return f"on {point.device} ({point.dtype}{threads}){rounds}"
 
 
-def _why_not_fewer(report: Report) -> Section:
+def why_not_fewer(report: Report) -> Section:
     facts = ((tolerance(result.delta), result.why_not_smaller) for result in report.results)
     return Section("Why not fewer layers", tuple(facts))
 
 
-def _frontier(report: Report) -> Section:
+def frontier(report: Report) -> Section:
     rows = tuple(
         (
             str(point.depth),
@@ -249,38 +264,49 @@ def _frontier(report: Report) -> Section:
     )
 
 
-def _price(report: Report) -> str:
+def price(report: Report) -> Section:
     cost = report.cost
     reused = f" {plural(cost.reused, 'evaluation')} came from earlier searches." if cost.reused else ""
-    return (
+    text = (
         f"{plural(cost.fine_tunes, 'fine-tune')}, most of them short or of fewer layers, in "
         f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they are the work "
         f"of {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
         f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
         f"can avoid, are {cost.unavoidable_equivalents:.1f}.{reused}"
     )
+    return Section("What the search took", paragraphs=(text,))
 
 
-def _resolution(report: Report) -> str:
+def resolution(report: Report) -> Section:
     smallest = report.resolution.smallest_certifiable_delta
     known = "Not known." if smallest is None else f"About {tolerance(float(f'{smallest:.2g}'))}."
-    return f"{known} {report.resolution.explanation}".strip()
+    text = f"{known} {report.resolution.explanation}".strip()
+    return Section("The smallest loss that can be certified here", paragraphs=(text,))
 
 
-def _conclusion(report: Report, exported: str | None) -> Section:
+def notes(report: Report) -> Section:
+    return Section("Notes", paragraphs=report.notes)
+
+
+def conclusion(report: Report, exported: str | None) -> Section:
     if not report.results:
         return Section("In short", paragraphs=("No answer yet.",))
+    return Section("In short", paragraphs=tuple(sentences(report)), code=loading(report, exported))
+
+
+def loading(report: Report, exported: str | None = None) -> str:
+    """Code that loads the checkpoint; where there is none yet, first the command that makes it."""
     code = [
         "from transformers import AutoModelForSequenceClassification",
         f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
     ]
     if not exported:
-        delta = _to_export(report).delta
+        delta = to_export(report).delta
         code.insert(0, f"$ budget-search export {wording.printable(report.study)} --delta {delta:g} --output DIR")
-    return Section("In short", paragraphs=tuple(_sentences(report)), code="\n".join(code))
+    return "\n".join(code)
 
 
-def _sentences(report: Report) -> Iterator[str]:
+def sentences(report: Report) -> Iterator[str]:
     """One answer each; larger deltas with the same answer are named behind it instead of repeating it."""
     results = sorted(report.results, key=lambda result: result.delta)
     while results:
@@ -291,7 +317,7 @@ def _sentences(report: Report) -> Iterator[str]:
         yield report.answer_sentence(first) + (f" For {also} the answer is the same." if same else "")
 
 
-def _to_export(report: Report) -> Result:
+def to_export(report: Report) -> Result:
     """The most careful answer that saves something and that may be relied on, else the most careful one."""
     by_delta = sorted(report.results, key=lambda result: result.delta)
     useful = (result for result in by_delta if not result.is_full and result.verdict != "held_out disagrees")

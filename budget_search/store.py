@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import os
 import shutil
 import signal
@@ -64,9 +65,19 @@ class StudyFolder:
         return self.path / "report.json"
 
     @property
+    def page(self) -> Path:
+        """The report for a browser."""
+        return self.path / "report.html"
+
+    @property
     def examples(self) -> Path:
         """The task's splits, tokenised."""
         return self.path / "examples.npz"
+
+    @property
+    def latency(self) -> Path:
+        """How long one example takes at every depth; there where a limit asked for it."""
+        return self.path / "latency.json"
 
     @property
     def tokenizer(self) -> Path:
@@ -212,13 +223,17 @@ def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:
     flags = {f"layer_{index:02d}": index in trial.layers.kept for index in range(trial.layers.total)}
     attributes = {name: getattr(trial, name) for name in _ATTRIBUTES}
     attributes["metrics"] = dict(trial.metrics)
-    return optuna.trial.create_trial(
+    row = optuna.trial.create_trial(
         state=optuna.trial.TrialState.FAIL if trial.score is None else optuna.trial.TrialState.COMPLETE,
         values=None if trial.score is None else [trial.score, trial.layers.depth],
         params=flags,
         distributions=dict.fromkeys(flags, optuna.distributions.CategoricalDistribution([True, False])),
-        user_attrs={"rung": trial.key.rung, "seed": trial.key.seed, **attributes},
+        # The layers once more, for people who look at the study with Optuna's tools; so does the time it took.
+        user_attrs={"layers": str(trial.layers), "rung": trial.key.rung, "seed": trial.key.seed, **attributes},
     )
+    seconds = trial.train_seconds + trial.evaluation_seconds
+    row.datetime_start = datetime.datetime.now() - datetime.timedelta(seconds=seconds)
+    return row
 
 
 def _from_row(row: optuna.trial.FrozenTrial, total: int) -> Trial:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from budget_search import wording
+from budget_search.binding import binding
 from budget_search.confirmations import Confirmations
 from budget_search.evidence import Evidence
 from budget_search.layers import LayerSet
@@ -19,6 +20,7 @@ from budget_search.report import (
     InferencePoint,
     Rejected,
     Result,
+    ThroughputPoint,
     TrialRow,
 )
 from budget_search.trial import FULL_RUNG, Trial
@@ -35,6 +37,7 @@ class Measured:
     parameters: int
     flops: int | None
     inference: tuple[InferencePoint, ...]
+    throughput: ThroughputPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Summary:
             parameters=measured.parameters,
             flops=measured.flops,
             inference=measured.inference,
+            throughput=measured.throughput,
             fine_tune_seconds=self._train_seconds(self.full),
         )
 
@@ -101,6 +105,7 @@ class Summary:
         )
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
+        bound = binding(self.search, delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=plan.criterion,
@@ -125,11 +130,18 @@ class Summary:
             parameters_saved=1 - measured.parameters / baseline.parameters,
             flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
             inference=measured.inference if not layers.is_full else (),
+            throughput=measured.throughput if not layers.is_full else None,
             fine_tune_speedup=self._speedup(layers),
-            why_not_smaller=wording.why_not_smaller(delta / 100, rejected),
+            why_not_smaller=(
+                wording.why_not_smaller(delta / 100, rejected)
+                if bound is None
+                else wording.bound_by(delta / 100, plan.limits, bound)
+            ),
             collapsed=self.confirmations.collapsed(layers),
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
+            binding=bound,
+            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
         )
 
     def frontier(self) -> list[FrontierPoint]:
@@ -216,12 +228,13 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth]
+        allow = self.search.plan.limits.allow
+        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
         screens = self.search.screens()
         tolerance = screens.tolerance(delta)
-        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth]
+        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
         if not screened:
             return None
         nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from budget_search.layers import compact_indices
 
 if TYPE_CHECKING:
+    from budget_search.limits import Binding, Limits, Loss
     from budget_search.report import InferencePoint, Rejected, Report, Result
 
 NOTHING = "-"
@@ -25,6 +26,11 @@ def points(value: float | None) -> str:
 
 def percent(fraction: float | None) -> str:
     return NOTHING if fraction is None else f"{round(100 * fraction)} %"
+
+
+def share(fraction: float) -> str:
+    """``10.4 %``: where a whole per cent would be too coarse."""
+    return f"{100 * fraction:.1f} %"
 
 
 def tolerance(delta: float) -> str:
@@ -72,6 +78,7 @@ def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:
 def answer(report: Report, result: Result) -> str:
     """The answer for one delta in one sentence; a second one only where the first must not be relied on."""
     task, model, limit = printable(report.task), printable(report.model), tolerance(result.delta)
+    limited = f" within {report.limits.compact}" if report.limits.asked else ""
     layers = f"{result.depth} of {model}'s {report.layers_total} layers ({compact_indices(result.kept)})"
     if result.verdict == "cannot be resolved":
         smallest = report.resolution.smallest_certifiable_delta
@@ -83,7 +90,7 @@ def answer(report: Report, result: Result) -> str:
     elif result.is_full:
         sentence = (
             f"{task} needs all of {model}'s {report.layers_total} layers to stay within {limit}: "
-            "no smaller set that was measured held."
+            f"no smaller set that was measured{limited} held."
         )
     elif result.verdict == "held_out disagrees":
         sentence = (
@@ -133,6 +140,31 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
             f"{points(rejected.degradation_upper)} cannot be ruled out, {_excess(rejected.missed_by)} than allowed."
         )
     return f"{sentence} {rejected.would_settle}".strip()
+
+
+def bound_by(delta: float, limits: Limits, bound: Binding) -> str:
+    """Sentences on what the limits allow and what holds beyond them."""
+    sentences = [f"Nothing within the limits ({limits.compact}) holds."]
+    if (best := bound.within) is not None:
+        verb = "lost" if best.source == "confirmation" else "is expected to lose"
+        lost = f"The best of it, {_layers(best)}, {verb} {points(best.degradation)} points"
+        more = best.degradation - 100 * delta
+        sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not confirmed.")
+    if (beyond := bound.beyond) is None:
+        sentences.append("Without them no smaller set is expected to hold either.")
+    else:
+        binding = " and ".join(f"{breach.option} {breach.allowed}" for breach in bound.breaches)
+        found = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]
+        verb = "lost" if beyond.source == "confirmation" else "are expected to lose"
+        which = f", {', '.join(found)}," if found else ""
+        sentences.append(
+            f"What binds is {binding}: {_layers(beyond)}{which} {verb} {points(beyond.degradation)} points."
+        )
+    return " ".join(sentences)
+
+
+def _layers(loss: Loss) -> str:
+    return f"{plural(loss.depth, 'layer')} ({compact_indices(loss.kept)})"
 
 
 def _excess(missed_by: float | None) -> str:

@@ -26,9 +26,9 @@ from budget_search.device import resolve_device
 from budget_search.dispatch import Workers
 from budget_search.evaluate import Workplace
 from budget_search.layers import FAMILIES, LayerSet
+from budget_search.location import locate
 from budget_search.progress import Console
 from budget_search.request import Request
-from budget_search.session import locate
 from budget_search.trial import FULL_RUNG, Job, TrialKey
 
 SEEDS = (42, 43, 44)

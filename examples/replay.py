@@ -25,8 +25,8 @@ from tabulate import tabulate
 from budget_search.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.layers import LayerSet
 from budget_search.loop import Plan, Search
+from budget_search.planning import MEAN_SHARE_OF_LAYERS, SCREEN_EQUIVALENTS, SCREENS
 from budget_search.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
-from budget_search.session import MEAN_SHARE_OF_LAYERS, SCREEN_EQUIVALENTS, SCREENS
 from budget_search.strategies import STRATEGIES
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Judgement

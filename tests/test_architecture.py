@@ -17,20 +17,25 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers config trial history request records wording digests environment passwords",
-    "decide": "verdict surrogate ladder confirmations screens loop strategies generated",
+    "say": "errors layers limits config trial history request records wording digests environment passwords changes",
+    "decide": "verdict surrogate ladder confirmations screens allowance loop binding generated strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "files store batches device finetune evaluate dispatch cluster similarity cost evidence replay",
-    "tell": "report sections render card destination export summary progress",
-    "wire": "session creation finish handover listing arguments cli __main__",
+    "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
+    "evidence replay rehearsal",
+    "tell": "report curves sections details comparison pictures plots page render card destination export summary "
+    "progress outlook",
+    "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
+    "listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "sections render card destination summary progress session listing arguments cli"
+    "curves sections details comparison pictures plots page churn render card destination summary progress outlook "
+    "heritage location archive planning interim session "
+    "listing arguments cli"
 )
 
 

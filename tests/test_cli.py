@@ -54,6 +54,13 @@ OPTIONS = (
     "--sampler",
     "--criterion",
     "--confidence",
+    "--start-from",
+    "--dry-run",
+    "--max-layers",
+    "--max-params",
+    "--max-latency-ms",
+    "--keep-layers",
+    "--drop-layers",
     "--recipe",
     "--epochs",
     "--train-examples",
@@ -189,7 +196,7 @@ def test_layer_sets_one_after_the_other_or_repeated() -> None:
 )
 def test_a_study_may_follow_a_delta(options: tuple[str, ...]) -> None:
     parsed = arguments.parse(["report", *options])
-    assert (parsed.study, parsed.delta) == ("STUDY", [0.01])
+    assert (parsed.studies, parsed.delta) == (["STUDY"], [0.01])
 
 
 # -- where values come from -----------------------------------------------------------------------------------------
@@ -323,6 +330,12 @@ ARGUMENTS = [
     bad("base seed below 0", f"{GOOD_ONES} --base-seed -1", "--base-seed -1"),
     bad("base seed too large", f"{GOOD_ONES} --base-seed 1000000", "--base-seed 1000000"),
     bad("no trials", f"{GOOD_ONES} --max-trials 0", "--max-trials 0"),
+    bad("no room for the baseline", f"{GOOD_ONES} --max-trials 3", "--max-trials 3", "takes 4"),
+    bad("a layer both ways", f"{GOOD_ONES} --keep-layers 3 --drop-layers 1-3", "both name 3"),
+    bad("more kept than allowed", f"{GOOD_ONES} --keep-layers 0-6 --max-layers 5", "7 layers", "--max-layers allows 5"),
+    bad("no layers at all", f"{GOOD_ONES} --max-layers 0", "--max-layers 0"),
+    bad("no parameters", f"{GOOD_ONES} --max-params many", "--max-params", "66M"),
+    bad("no time", f"{GOOD_ONES} --max-latency-ms 0", "--max-latency-ms 0"),
     bad("no hours", f"{GOOD_ONES} --max-hours 0", "--max-hours 0"),
     bad("hours nan", f"{GOOD_ONES} --max-hours nan", "--max-hours nan"),
     bad("no workers", f"{GOOD_ONES} --workers 0", "--workers 0"),

@@ -136,6 +136,23 @@ def test_the_budget_ends_the_rounds_but_not_before_an_interval_exists(clock: lis
     assert cost.measure_inference(models, [batch], rounds=1, budget_seconds=30)["full"][0].rounds == 6
 
 
+def test_reading_a_data_set_takes_turns_batch_by_batch(clock: list[str]) -> None:
+    models = {"full": bert(4), "half": bert(2)}
+    batches = [cost.synthetic_batch(models["full"], 3 if last else 8, LENGTH) for last in (0, 0, 0, 0, 0, 0, 1)]
+    read = cost.measure_throughput(models, batches, budget_seconds=math.inf)
+    assert clock[4:10] == ["4", "2", "2", "4", "4", "2"]  # after two passes each to warm up
+    assert read["full"] == cost.Throughput(batch=8, examples=51, seconds=28.0, saved=None)
+    assert read["half"] == cost.Throughput(batch=8, examples=51, seconds=14.0, saved=(0.5, 0.5, 0.5))
+
+
+def test_reading_ends_with_the_budget_and_says_nothing_of_too_few_batches(clock: list[str]) -> None:
+    models = {"full": bert(4)}
+    batch = cost.synthetic_batch(models["full"], 8, LENGTH)
+    assert cost.measure_throughput(models, [batch] * 100, budget_seconds=30)["full"].examples == 6 * 8
+    assert cost.measure_throughput(models, [batch] * 100, budget_seconds=0)["full"].examples == 6 * 8
+    assert cost.measure_throughput(models, [batch] * 5, budget_seconds=30) == {}
+
+
 def test_the_ratio_is_paired_so_that_a_slow_spell_cancels() -> None:
     weather = [random.Random(7).uniform(1, 50) for _ in range(31)]
     value, low, high = cost.saving([0.6 * spell for spell in weather], weather)

@@ -480,7 +480,8 @@ def test_an_interruption_waits_until_the_trial_is_recorded(
 
 def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
     from budget_search.arguments import parse, request_from
-    from budget_search.session import best_so_far, locate
+    from budget_search.interim import best_so_far
+    from budget_search.location import locate
 
     found = locate(request_from(parse(OPTIONS)))
     (result, _) = read_report(tiny.only_study(here / "studies"))["results"]

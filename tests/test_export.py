@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -272,6 +273,19 @@ def test_the_card_holds_what_this_checkpoint_loses_for_itself() -> None:
     card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers", own=own)
     [line] = [line for line in card.splitlines() if "by this checkpoint" in line]
     assert f"0.70, at most {own.upper:.2f} with 95 % confidence, on held_out" in line
+
+
+def test_the_cards_metadata_survives_the_hubs_own_reader(tmp_path: Path) -> None:
+    text = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers")
+    data = ModelCard(text).data
+    assert (data.base_model, data.library_name, data.pipeline_tag) == (
+        "xlnet-base-cased", "transformers", "text-classification",
+    )  # fmt: skip
+    ModelCard(text).save(tmp_path / "README.md")
+    again = ModelCard.load(tmp_path / "README.md").data
+    assert again.to_dict() == data.to_dict()
+    (result,) = again.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("qqp", "accuracy", 0.89654)
 
 
 def test_provenance_tells_where_the_layers_came_from() -> None:

@@ -19,7 +19,7 @@ import pytest
 from budget_search import wording
 from budget_search.errors import StudyError, UsageError
 from budget_search.render import COLUMNS, render, table
-from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result
+from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result, ThroughputPoint
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -186,7 +186,13 @@ def test_numbers_in_plain_words(written: str, expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("form", "file"),
-    [("table", "table.txt"), ("markdown", "report.md"), ("json", "report.json"), ("csv", "report.csv")],
+    [
+        ("table", "table.txt"),
+        ("markdown", "report.md"),
+        ("latex", "report.tex"),
+        ("json", "report.json"),
+        ("csv", "report.csv"),
+    ],
 )
 def test_the_whole_text(report: Report, form: str, file: str) -> None:
     text = render([report], form) + "\n"
@@ -248,6 +254,17 @@ def test_pipes_in_names_do_not_add_columns_in_markdown(report: Report) -> None:
     assert row.replace(r"\|", "").count("|") == 5
 
 
+def test_how_fast_the_answers_read_is_told_and_kept(report: Report) -> None:
+    baseline = dataclasses.replace(report.baseline, throughput=ThroughputPoint(32, 872, 130.44))
+    faster = ThroughputPoint(32, 872, 195.7, Interval(0.333, 0.32, 0.34))
+    first = dataclasses.replace(report.results[0], throughput=faster)
+    measured = dataclasses.replace(report, baseline=baseline, results=(first, *report.results[1:]))
+    text = " ".join(render([measured], "table").split())
+    assert "872 held_out examples, 32 at a time: 130 examples a second with all layers" in text
+    assert "196 for 0.1 points (33 % of the time saved)" in text
+    assert Report.from_json(measured.to_json()) == measured
+
+
 def test_choosing_and_reporting_on_the_same_examples_is_said(report: Report) -> None:
     held_out = report.splits["held_out"]
     official = dataclasses.replace(report, splits={"selection": held_out, "held_out": held_out})
@@ -272,3 +289,31 @@ def test_the_snippet_loads_what_was_exported_or_tells_how_to_export(report: Repo
     assert "budget-search export" not in table(report, exported="out")
     # The smallest delta kept the whole model and the largest does not hold: neither is what somebody would export.
     assert f"budget-search export {report.study} --delta 0.01 " in table(report)
+
+
+# --- from Python --------------------------------------------------------------------------------------------------
+
+
+def test_a_report_as_a_table(report: Report) -> None:
+    answers = report.to_frame()
+    assert list(answers["depth"]) == [12, 5, 3, 2]
+    assert answers["inference_saved"].iloc[1] == report.results[1].inference[-1].saved.value  # type: ignore[union-attr]
+    assert len(report.to_frame("trials")) == len(report.trials)
+    assert list(report.to_frame("frontier")["depth"]) == [12, 9, 5, 4, 3, 2]
+
+
+def test_a_report_shows_itself(report: Report) -> None:
+    assert str(report) == table(report)
+    frame = report._repr_html_()
+    assert frame.startswith("<iframe srcdoc=")
+    assert "<script" not in frame  # inside the attribute, escaped
+    assert "&lt;script" in frame
+
+
+def test_a_report_that_lies_nowhere_cannot_be_exported(report: Report, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="where its study is"):
+        report.export(tmp_path / "out")
+    placed = dataclasses.replace(report, folder=tmp_path)
+    assert placed == report
+    assert "folder" not in placed.to_json()
+    assert Report.from_json({**report.to_json(), "folder": "/somewhere/else"}).folder is None

@@ -115,3 +115,13 @@ def test_outputs_and_weights_of_different_evaluations_lie_apart(tmp_path: Path) 
     ]
     assert len({folder.weights(key) for key in keys}) == len(keys)
     assert len({folder.outputs(key, split) for key in keys for split in ("selection", "held_out")}) == 2 * len(keys)
+
+
+def test_optunas_own_tools_see_names_layers_and_durations(tmp_path: Path) -> None:
+    opened(tmp_path).append(Trial(KEY, "selection", "complete", score=81.5, train_seconds=60.0, evaluation_seconds=3.0))
+    study = optuna.load_study(study_name="some study", storage=f"sqlite:///{tmp_path / 'study.db'}")
+    table = study.trials_dataframe()
+    assert list(table[["values_score", "values_depth"]].iloc[0]) == [81.5, 3]
+    assert table["user_attrs_layers"].iloc[0] == "0,3,11 of 12"
+    assert table["duration"].iloc[0].total_seconds() == pytest.approx(63, abs=1)
+    assert [name for name in table if name.startswith("params_")] == [f"params_layer_{i:02d}" for i in range(12)]

@@ -110,6 +110,26 @@ def make_xlnet(folder: Path, layers: int = 3) -> Path:
     return folder
 
 
+def make_llama(folder: Path, layers: int = 3) -> Path:
+    """A decoder with a tokenizer that has no token to pad with, as Llama's has none."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    names = ["<unk>", "<s>", "</s>", *WORDS]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(names), hidden_size=32, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, initializer_range=0.1, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    marks = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **marks).save_pretrained(folder)
+    return folder
+
+
 def into_hub_cache(model: Path, hub: Path, name: str, commit: str) -> Path:
     """Lay a model folder out as the hub's cache does: blobs, a snapshot of links to them, and the main reference."""
     repository = hub / f"models--{name.replace('/', '--')}"

@@ -12,8 +12,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from budget_search.ladder import all_sets
 from budget_search.layers import FAMILIES, LayerSet
+from budget_search.limits import Limits
 from budget_search.strategies.question import Question, unmeasured
 from budget_search.surrogate import BROKEN
 from budget_search.trial import Trial
@@ -42,7 +42,7 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
     measured = sum(not trial.layers.is_full for trial in history)
     if measured < size:
         gentle = mostly_broken(history, question)
-        designed = design(question.total, question.fixed, size, gentle)
+        designed = design(question.total, question.fixed, size, gentle, question.limits)
         if missing := unmeasured(single_drops(question) or designed, history, question):
             return missing[: min(room, size - measured)]
     return at_the_boundary(history, question)[:room]
@@ -53,7 +53,7 @@ def at_the_boundary(history: Sequence[Trial], question: Question) -> list[LayerS
     each delta in turn."""
     surrogate = question.surrogate(history)
     measured = [trial.layers for trial in history]
-    pool = unmeasured(all_sets(question.total, question.fixed, measured), history, question)
+    pool = unmeasured(question.sets(measured), history, question)
     if not pool:
         return []
     deltas = question.deltas or (question.delta,)
@@ -91,18 +91,22 @@ def opening_sets(total: int, fixed: frozenset[int]) -> tuple[LayerSet, ...]:
 
 
 @lru_cache
-def design(total: int, fixed: frozenset[int], size: int, gentle: bool = False) -> tuple[LayerSet, ...]:
+def design(
+    total: int, fixed: frozenset[int], size: int, gentle: bool = False, limits: Limits | None = None
+) -> tuple[LayerSet, ...]:
     """Sets that drop a third to more than half of the layers, each layer about equally often, far from each other;
-    a ``gentle`` design drops half as many."""
-    free = [index for index in range(total) if index not in fixed]
-    sets = list(opening_sets(total, fixed)[:size])
+    a ``gentle`` design drops half as many, one with limits as many as these ask for."""
+    limits = limits or Limits()
+    pinned, fewest = sorted(limits.drop), total - limits.deepest(total)
+    free = [index for index in range(total) if index not in fixed | limits.drop]
+    sets = [layers for layers in opening_sets(total, fixed) if limits.allow(layers)][:size]
     random = np.random.default_rng(total)
     for turn in range(4 * size):
         if len(sets) >= size:
             break
         share = DROPPED_SHARES[turn % len(DROPPED_SHARES)] / (2 if gentle else 1)
-        count = min(max(1, round(share * total)), len(free), total - 1)
-        drawn = [sorted(random.choice(free, count, replace=False).tolist()) for _ in range(DRAWS)]
+        count = min(max(1, fewest, round(share * total)), len(pinned) + len(free), total - 1) - len(pinned)
+        drawn = [sorted([*pinned, *random.choice(free, count, replace=False).tolist()]) for _ in range(DRAWS)]
         known = [set(layers.dropped) for layers in sets]
         times = [sum(index in gone for gone in known) for index in range(total)]
         best = LayerSet.dropping(min(drawn, key=lambda gone: _crowding(tuple(gone), known, times)), total)

@@ -29,10 +29,12 @@ def family(name: str) -> Strategy:
 
 
 def family_set(name: str, dropped: int, question: Question) -> Iterator[LayerSet]:
-    """A family's set with the fixed layers put back; nothing where the family is not defined."""
+    """A family's set with the fixed layers put back and those that must go taken out; nothing where that is none, or
+    the family is not defined."""
     layers = FAMILIES[name](question.total, dropped)
-    if layers is not None:
-        yield LayerSet(tuple(sorted(question.fixed.union(layers.kept))), question.total)
+    kept = set() if layers is None else question.fixed.union(layers.kept) - question.limits.drop
+    if kept:
+        yield LayerSet(tuple(sorted(kept)), question.total)
 
 
 def contribution(history: Sequence[Trial], question: Question) -> list[LayerSet]:
@@ -45,7 +47,8 @@ def contribution(history: Sequence[Trial], question: Question) -> list[LayerSet]
     if similarities is None or len(similarities) != question.total:
         received = "none" if similarities is None else f"{len(similarities)} of them"
         raise UsageError(f"contribution needs the similarities of all {question.total} layers, received {received}")
-    order = sorted(question.free, key=lambda index: (-similarities[index], -index))
+    pinned = question.limits.drop
+    order = sorted({*question.free, *pinned}, key=lambda index: (index not in pinned, -similarities[index], -index))
     by_threshold = [sum(similarities[index] > threshold for index in order) for threshold in THRESHOLDS]
     counts = [k for k in [*by_threshold, *range(1, len(order) + 1)] if 0 < k < question.total]
     return unmeasured((LayerSet.dropping(order[:k], question.total) for k in counts), history, question)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from budget_search.layers import LayerSet
-from budget_search.strategies.question import Question, unmeasured
+from budget_search.strategies.question import Question
 from budget_search.trial import Tolerance, Trial
 
 
@@ -16,19 +16,25 @@ def propose(history: Sequence[Trial], question: Question) -> list[LayerSet]:
     """The rest of the current round, all at once; finished after the first round in which nothing holds.
 
     Greedy-layer pruning itself goes on to a given depth. Here the question is how far delta reaches, and a set built
-    on one that already fails is no way to a set that holds.
+    on one that already fails is no way to a set that holds. Layers that must go are gone from the start; sets that
+    are too large for the limits are steps on the way, as the full model is.
     """
     measured = {trial.layers: trial for trial in history}
-    current = LayerSet.full(question.total)
-    while candidates := [layers for layers in current.smaller() if question.allows(layers)]:
-        missing = unmeasured(candidates, history, question)
-        if missing:
+    start = LayerSet.dropping(question.limits.drop, question.total)
+    candidates = children(start, question) if start.is_full else [start]
+    while candidates:
+        if missing := [layers for layers in candidates if layers not in measured]:
             return missing
         best = least_harmful([measured[layers] for layers in candidates], question.tolerance)
         if not question.tolerance.holds(best):
             break
-        current = best.layers
+        candidates = children(best.layers, question)
     return []
+
+
+def children(layers: LayerSet, question: Question) -> list[LayerSet]:
+    """The sets with one layer less that keep what is fixed."""
+    return [child for child in layers.smaller() if question.fixed.issubset(child.kept)]
 
 
 def least_harmful(candidates: Sequence[Trial], tolerance: Tolerance) -> Trial:

@@ -74,13 +74,22 @@ def ask(history: Sequence[Trial], question: Question) -> list[LayerSet]:
             draw = study.ask(_space(question))
             study.tell(draw, state=optuna.trial.TrialState.FAIL)
             kept = question.fixed.union(index for index in question.free if draw.params[_flag(index)])
-            fresh = nearest_unseen(kept, seen, question, rng)
+            fresh = nearest_unseen(small_enough(kept, question, rng), seen, question, rng)
             if fresh is None:
                 break
             proposals.append(fresh)
             seen.add(fresh.kept)
             study.add_trial(_record(fresh, question.tolerance.delta + 1.0, question))
     return proposals
+
+
+def small_enough(kept: frozenset[int], question: Question, rng: random.Random) -> frozenset[int]:
+    """The drawn set without as many of its layers, drawn by lot, as the limits ask for."""
+    spare = sorted(kept - question.fixed)
+    rng.shuffle(spare)
+    while spare and len(kept) > 1 and not question.limits.fits(LayerSet(tuple(sorted(kept)), question.total)):
+        kept -= {spare.pop()}
+    return kept
 
 
 def nearest_unseen(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from budget_search.ladder import all_sets
 from budget_search.layers import LayerSet
+from budget_search.limits import Limits
 from budget_search.surrogate import FullRuns, Surrogate, steadied
 from budget_search.trial import Tolerance, Trial
 
@@ -14,19 +16,20 @@ from budget_search.trial import Tolerance, Trial
 class Question:
     """What a strategy is asked, and the facts it may use.
 
-    ``fixed`` are layers that must stay. ``similarities`` (one per layer, only for ``contribution``) are the mean
-    cosines between a layer's input and output at the classification token. ``width`` is how many evaluations run at
-    the same time: a strategy that can, proposes that many. ``evaluations`` caps the layer sets that a strategy
-    without a natural end wants in the history, the full model's aside: it counts what is there already, so that an
-    interrupted search goes on as if nothing had happened. ``deltas`` are all that the search has to answer, in points,
-    for a strategy that looks for several at once. ``in_full`` is what full runs lost so far, ``seed_sd`` the spread
-    (points) of a full score between seeds, ``seeds`` how many a confirmation takes. ``among`` are the sets that can be
-    measured at all, where these are not all: those of a recorded table.
+    ``fixed`` are layers that must stay, ``limits`` what else the answer must satisfy. ``similarities`` (one per layer,
+    only for ``contribution``) are the mean cosines between a layer's input and output at the classification token.
+    ``width`` is how many evaluations run at the same time: a strategy that can, proposes that many. ``evaluations``
+    caps the layer sets that a strategy without a natural end wants in the history, the full model's aside: it counts
+    what is there already, so that an interrupted search goes on as if nothing had happened. ``deltas`` are all that
+    the search has to answer, in points, for a strategy that looks for several at once. ``in_full`` is what full runs
+    lost so far, ``seed_sd`` the spread (points) of a full score between seeds, ``seeds`` how many a confirmation
+    takes. ``among`` are the sets that can be measured at all, where these are not all: those of a recorded table.
     """
 
     total: int
     tolerance: Tolerance
     fixed: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
     similarities: tuple[float, ...] | None = None
     sampler: str = "tpe"
     seed: int = 0
@@ -55,12 +58,22 @@ class Question:
 
     @property
     def free(self) -> tuple[int, ...]:
-        """The layers that may go, ascending."""
-        return tuple(index for index in range(self.total) if index not in self.fixed)
+        """The layers that may stay or go, ascending."""
+        return tuple(index for index in range(self.total) if index not in self.fixed | self.limits.drop)
 
     def allows(self, layers: LayerSet) -> bool:
-        """Whether a set of this model keeps every fixed layer, and can be measured."""
-        return self.fixed <= set(layers.kept) and (self.among is None or layers in self.among)
+        """Whether a set of this model keeps every fixed layer, is within the limits and can be measured."""
+        return (
+            self.fixed.issubset(layers.kept)
+            and self.limits.allow(layers)
+            and (self.among is None or layers in self.among)
+        )
+
+    def sets(self, measured: Sequence[LayerSet]) -> list[LayerSet]:
+        """Every set that is allowed; of a deep model those near the measured ones, and a sample."""
+        return [
+            layers for layers in all_sets(self.total, self.fixed, measured, self.limits.drop) if self.allows(layers)
+        ]
 
     def room(self, history: Sequence[Trial]) -> int:
         """How many more layer sets ``evaluations`` leaves to be measured."""
@@ -72,7 +85,7 @@ Strategy = Callable[[Sequence[Trial], Question], list[LayerSet]]
 
 
 def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], question: Question) -> list[LayerSet]:
-    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, fixed layers kept."""
+    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, allowed."""
     seen = {trial.layers for trial in history}
     return [
         layers

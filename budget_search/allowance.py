@@ -1,0 +1,68 @@
+"""What the search budget still allows: fine-tunes by their number, and hours by how long they take here."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from budget_search.layers import LayerSet
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+
+# A confirmed set keeps about this share of the layers; only for what to hold back against the clock.
+TYPICAL_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds per layer: of training through the full recipe, and of an evaluation."""
+
+    training: float
+    evaluation: float
+
+    @classmethod
+    def of(cls, history: Sequence[Trial]) -> Pace:
+        """From finished trials; no time at all where there are none yet."""
+        finished = [trial for trial in history if trial.state != "failed"]
+        trained = sum(trial.rung * trial.layers.depth for trial in finished)
+        evaluated = sum(trial.layers.depth for trial in finished)
+        return cls(
+            sum(trial.train_seconds for trial in finished) / trained if trained else 0.0,
+            sum(trial.evaluation_seconds for trial in finished) / evaluated if evaluated else 0.0,
+        )
+
+    def seconds(self, jobs: Sequence[Job], width: int) -> float:
+        """How long these jobs take, ``width`` at a time."""
+        spent = [job.key.layers.depth * (job.key.rung * self.training + self.evaluation) for job in jobs]
+        return max([sum(spent) / width, *spent], default=0.0)
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """A search budget being spent, by confirmations of ``seeds`` runs, ``width`` evaluations at a time."""
+
+    budget: SearchBudget
+    seeds: int
+    width: int
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def fine_tunes(self, history: Sequence[Trial], total: int, confirmations: int = 0) -> float:
+        """How many more are allowed beside so many confirmations; against the clock, no more than run at a time."""
+        allowed = math.inf
+        if self.budget.max_hours is not None:
+            run = Job(TrialKey(LayerSet.full(total), FULL_RUNG, 0), "certification")
+            held_back = confirmations * TYPICAL_SHARE * Pace.of(history).seconds([run] * self.seeds, self.width)
+            allowed = self.width if self._seconds_left() > held_back else 0
+        if self.budget.max_trials is not None:
+            allowed = min(allowed, self.budget.max_trials - len(history) - confirmations * self.seeds)
+        return allowed
+
+    def covers(self, jobs: Sequence[Job], history: Sequence[Trial], total: int) -> bool:
+        """Whether these evaluations are allowed and will be finished in time, as far as the finished ones tell."""
+        in_time = Pace.of(history).seconds(jobs, self.width) <= self._seconds_left()
+        return in_time and len(jobs) <= self.fine_tunes(history, total)
+
+    def _seconds_left(self) -> float:
+        hours = self.budget.max_hours
+        return math.inf if hours is None else 3600 * hours - (time.monotonic() - self.began)

@@ -1,0 +1,102 @@
+"""Several studies side by side, in the layout of Tables 2 and 3 of *Poor Man's BERT* (Sajjad et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from budget_search.curves import distinct_answers
+from budget_search.layers import compact_indices
+from budget_search.report import Report, Result
+from budget_search.sections import Grid, Section
+from budget_search.wording import NOTHING, count, largest_batch, percent, points
+
+DELTA = "δ"
+SAVED = "↓"
+UNRELIABLE = "*"
+# Characters of a model's name on one line of a terminal.
+LONGEST_NAME = 24
+
+
+def comparison(reports: Sequence[Report]) -> list[Section]:
+    """Table 2, how many layers can be dropped within each delta, and Table 3, what that saves."""
+    return [_dropped(reports), _saved(reports)]
+
+
+def _dropped(reports: Sequence[Report]) -> Section:
+    tasks = list(dict.fromkeys(report.task for report in reports))
+    deltas = sorted({result.delta for report in reports for result in report.results})
+    rows: list[tuple[str, ...]] = []
+    for model, studies in _by_model(reports):
+        rows.append((model, *[""] * len(tasks)))
+        for delta in deltas:
+            answers = {report.task: _answer(report, delta) for report in studies}
+            rows.append((f"{100 * delta:g}%", *(_dropped_cell(answers.get(task)) for task in tasks)))
+    unreliable = any(result.verdict == "held_out disagrees" for report in reports for result in report.results)
+    return Section(
+        "Layers dropped",
+        grid=Grid((DELTA, *tasks), tuple(rows), {DELTA: LONGEST_NAME}, tuple(tasks)),
+        legend=(
+            "Number of layers dropped from the model while the score stays within the loss of the first column, in "
+            "points.",
+            *((f"{UNRELIABLE} not on the held-out examples: do not rely on it.",) if unreliable else ()),
+        ),
+    )
+
+
+def _saved(reports: Sequence[Report]) -> Section:
+    rows: list[tuple[str, ...]] = []
+    for model, studies in _by_model(reports):
+        rows.append((model, *[""] * 6))
+        for report in studies:
+            baseline = report.baseline
+            rows.append((report.task, "0", "", points(0.0), count(baseline.parameters), "1.00", NOTHING))
+            rows += [_saved_row(report, result) for result in distinct_answers(report)]
+    headers = ("task", "drop", "kept", "loss", "param.", "fine-tuning speedup", "inference time")
+    widths = {"task": LONGEST_NAME, "kept": 13, "fine-tuning speedup": 11, "inference time": 9}
+    return Section(
+        "What it saves",
+        grid=Grid(headers, tuple(rows), widths, headers[3:]),
+        legend=(
+            "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: how many times as fast "
+            "as the full model.",
+            f"inference time: what is saved ({SAVED}) of the full model's, of the largest batch that was timed.",
+        ),
+    )
+
+
+def _saved_row(report: Report, result: Result) -> tuple[str, ...]:
+    timed = largest_batch(result.inference)
+    saved = NOTHING if timed is None or timed.saved is None else f"{percent(timed.saved.value)} {SAVED}"
+    speedup = NOTHING if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.2f}"
+    mark = UNRELIABLE if result.verdict == "held_out disagrees" else ""
+    return (
+        report.task,
+        f"{len(result.dropped)}{mark}",
+        compact_indices(result.kept),
+        points(result.degradation),
+        count(result.parameters),
+        speedup,
+        saved,
+    )
+
+
+def _by_model(reports: Sequence[Report]) -> Iterator[tuple[str, list[Report]]]:
+    """The studies of each model, one per task; a second study of the same model and task stands for itself."""
+    groups: dict[tuple[str, int], list[Report]] = {}
+    for report in reports:
+        turn = 0
+        while any(other.task == report.task for other in groups.get((report.model, turn), [])):
+            turn += 1
+        groups.setdefault((report.model, turn), []).append(report)
+    for (model, turn), studies in groups.items():
+        yield (f"{model} ({', '.join(study.study for study in studies)})" if turn else model), studies
+
+
+def _answer(report: Report, delta: float) -> Result | None:
+    return next((result for result in report.results if result.delta == delta), None)
+
+
+def _dropped_cell(result: Result | None) -> str:
+    if result is None:
+        return NOTHING
+    return f"{len(result.dropped)}{UNRELIABLE if result.verdict == 'held_out disagrees' else ''}"

@@ -1,0 +1,113 @@
+"""What the trials of a report show, set by set: what plots draw, and the answer for any delta read off it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from budget_search.layers import FAMILIES
+from budget_search.report import Report, Result
+
+READ_OFF = tuple(step / 200 for step in range(1, 11))
+"""The deltas, 0.5 to 5 points, that are read off the frontier."""
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """A layer set and what it lost against the full model with the same recipe and seeds, in points.
+
+    ``std`` is over the seeds, of the paired losses; None with one seed. ``confirmed``: the full recipe with all of
+    the baseline's seeds.
+    """
+
+    kept: tuple[int, ...]
+    rung: float
+    lost: float
+    std: float | None
+    confirmed: bool
+
+    @property
+    def depth(self) -> int:
+        return len(self.kept)
+
+
+def measured_sets(report: Report) -> list[MeasuredSet]:
+    """Every smaller set that has a score, by the longest fine-tune it was given; by depth, then layers.
+
+    A loss is against the baseline's scores with the same part of the recipe, on the same split.
+    """
+    scores: dict[tuple[float, bool], dict[tuple[int, ...], dict[int, float]]] = {}
+    for trial in report.trials:
+        if trial.score is not None:
+            stage = (trial.rung, trial.split == "certification")
+            scores.setdefault(stage, {}).setdefault(trial.kept, {})[trial.seed] = trial.score
+    full = tuple(range(report.layers_total))
+    found: dict[tuple[int, ...], MeasuredSet] = {}
+    for (rung, certification), by_set in sorted(scores.items()):
+        baseline = by_set.pop(full, {})
+        for kept, by_seed in by_set.items():
+            lost = [baseline[seed] - score for seed, score in by_seed.items() if seed in baseline]
+            if lost:
+                std = statistics.stdev(lost) if len(lost) > 1 else None
+                confirmed = certification and by_seed.keys() >= baseline.keys()
+                found[kept] = MeasuredSet(kept, rung, statistics.fmean(lost), std, confirmed)
+    return sorted(found.values(), key=lambda measured: (measured.depth, measured.kept))
+
+
+def best_by_depth(sets: list[MeasuredSet]) -> list[MeasuredSet]:
+    """Of each depth the set that lost least, of confirmed ones where there are any; deepest first."""
+    best: dict[int, MeasuredSet] = {}
+    for measured in sorted(sets, key=lambda each: (each.confirmed, -each.lost)):
+        best[measured.depth] = measured
+    return [best[depth] for depth in sorted(best, reverse=True)]
+
+
+def families(report: Report, sets: list[MeasuredSet]) -> dict[str, list[MeasuredSet]]:
+    """The sets that a family of the paper would have named, by family, deepest first; a family of one is none."""
+    known = {measured.kept: measured for measured in sets}
+    found = {}
+    for name, family in FAMILIES.items():
+        layers = (family(report.layers_total, dropped) for dropped in range(1, report.layers_total))
+        members = [known[each.kept] for each in layers if each is not None and each.kept in known]
+        if len(members) > 1:
+            found[name] = members
+    return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the frontier shows for a range of deltas (fractions): the smallest set that was confirmed within it.
+
+    ``confirmed`` None is the full model. ``screened`` is a smaller set that was within it on a short fine-tune alone.
+    """
+
+    low: float
+    high: float
+    confirmed: MeasuredSet | None
+    screened: MeasuredSet | None
+
+
+def readings(report: Report) -> list[Reading]:
+    """For every delta of ``READ_OFF``, neighbours with the same answer as one."""
+    best = best_by_depth(measured_sets(report))
+    merged: list[Reading] = []
+    for delta in READ_OFF:
+        within = [each for each in best if each.lost <= 100 * delta]
+        confirmed = min((each for each in within if each.confirmed), key=lambda each: each.depth, default=None)
+        shallower = (each for each in within if confirmed is None or each.depth < confirmed.depth)
+        screened = min(shallower, key=lambda each: each.depth, default=None)
+        last = merged[-1] if merged else None
+        if last and (last.confirmed, last.screened) == (confirmed, screened):
+            merged[-1] = Reading(last.low, delta, confirmed, screened)
+        else:
+            merged.append(Reading(delta, delta, confirmed, screened))
+    return merged
+
+
+def distinct_answers(report: Report) -> list[Result]:
+    """The smaller answers, each once, by the delta; where several deltas have one, the smallest's."""
+    found: dict[tuple[int, ...], Result] = {}
+    for result in sorted(report.results, key=lambda result: result.delta):
+        if not result.is_full:
+            found.setdefault(result.kept, result)
+    return list(found.values())

@@ -1,0 +1,223 @@
+"""What a search would run and what it would cost, before it runs: a timed probe and rehearsed searches.
+
+Nothing of it stays: a study that is not there yet is made in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from budget_search.archive import finished_report, require_same_config, stored_config
+from budget_search.capacity import with_measures
+from budget_search.confirmations import Confirmations
+from budget_search.creation import create
+from budget_search.device import default_workers, resolve_device
+from budget_search.dispatch import Workers
+from budget_search.encode import EncodedTask
+from budget_search.evaluate import Workplace
+from budget_search.location import Found
+from budget_search.loop import Observer, Plan
+from budget_search.planning import plan_for
+from budget_search.prices import EvaluationTime, Prices
+from budget_search.probe import mean_speed
+from budget_search.rehearsal import Rehearsal, rehearse
+from budget_search.store import StudyFolder, StudyStore
+from budget_search.trial import Job, Trial
+from budget_search.verdict import resolution
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """What 9 of 10 rehearsed searches lie between, and their median."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Range:
+        return cls(min(values), statistics.median(values), max(values))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the study holds already, which is not run again; ``answered``: this very question, so that nothing is."""
+
+    evaluations: int
+    equivalents: float
+    answered: bool
+
+
+@dataclass(frozen=True)
+class Certifiable:
+    """The smallest delta (a fraction) that these splits and seeds can certify, None with one seed."""
+
+    smallest_certifiable_delta: float | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What ``plan`` tells. Ranges are of what is still to run; equivalents are full fine-tunes of the full model."""
+
+    schema_version: int
+    study: str
+    task: str
+    model: str
+    layers_total: int
+    device: Mapping[str, Any]
+    workers: int
+    recipe: Mapping[str, Any]
+    question: Mapping[str, Any]
+    deltas: tuple[float, ...]
+    examples: Mapping[str, int]
+    seconds_per_evaluation: tuple[EvaluationTime, ...]
+    evaluations: Range
+    equivalents: Range
+    training_equivalents: Range
+    hours: Range
+    disk_bytes: int
+    disk_free_bytes: int
+    known: Known
+    resolution: Certifiable
+    rehearsals: int
+
+
+def forecast(found: Found, observer: Observer) -> Forecast:
+    """Probe and rehearse. Raises UsageError and whatever else a search would raise before it begins."""
+    device = _device_of(found)
+    with _study_or_draft(found, device, observer) as folder:
+        stored = stored_config(folder)["facts"]
+        task, request = EncodedTask.load(folder.examples), found.request
+        workplace = Workplace(
+            folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
+        )
+        workers = Workers(workplace, request.workers or default_workers(device, found.config.device))
+        plan = plan_for(found, stored, task, with_measures(request.limits, stored, workplace), workers.count)
+        history = _history(found, plan.total)
+        answered = finished_report(found) is not None
+        observer.stage("timing a few steps at a few depths")
+        began = time.monotonic()
+        speed = mean_speed(workers.speeds(plan.total))
+        starting_seconds = max(0.0, time.monotonic() - began - speed.spent)
+        prices = Prices.of(plan, speed, task, workplace)
+        observer.stage("rehearsing the search on made-up models")
+        rehearsals = [] if answered else rehearse(plan, default_workers(device, found.config.device))
+        ahead = [_ahead(each, history) for each in rehearsals]
+        seconds = [
+            starting_seconds
+            + each.deciding_seconds
+            + sum(_makespan([prices.seconds(job) for job in jobs], workers.count) for jobs in rounds)
+            + prices.finishing_seconds(each.answers, len(plan.seeds), workers.count)
+            for each, rounds in zip(rehearsals, ahead, strict=True)
+        ]
+        jobs = [[job for jobs in rounds for job in jobs] for rounds in ahead] or [[]]
+        hours = [each / 3600 for each in seconds] or [0.0]
+        limit = request.max_hours
+        certification = task.splits["certification"].examples
+        known = resolution(certification, len(plan.seeds), _scores(history, plan), confidence=plan.confidence)
+        smallest = known.smallest_certifiable_delta
+        return Forecast(
+            schema_version=SCHEMA_VERSION,
+            study=found.folder.path.name,
+            task=found.config.task,
+            model=found.config.model,
+            layers_total=plan.total,
+            device=stored["device"],
+            workers=workers.count,
+            recipe=dataclasses.asdict(found.config.recipe),
+            question=request.question,
+            deltas=request.deltas,
+            examples={name: split.examples for name, split in task.splits.items()},
+            seconds_per_evaluation=tuple(prices.table(plan)),
+            evaluations=Range.of([len(each) for each in jobs]),
+            equivalents=Range.of([sum(map(prices.equivalents, each)) for each in jobs]),
+            training_equivalents=Range.of([sum(map(prices.training_equivalents, each)) for each in jobs]),
+            hours=Range.of([each if limit is None else min(each, limit) for each in hours]),
+            disk_bytes=max(round(sum(map(prices.disk_bytes, each))) for each in jobs) + _size(folder, found),
+            disk_free_bytes=shutil.disk_usage(_there(found.folder.path)).free,
+            known=Known(len(history), sum(map(_equivalents_of, history)), answered),
+            resolution=Certifiable(None if smallest is None else smallest / 100, known.explanation),
+            rehearsals=len(rehearsals),
+        )
+
+
+def _device_of(found: Found) -> Any:
+    if found.folder.config.exists():
+        require_same_config(found)
+        device = stored_config(found.folder)["facts"]["device"]
+        return resolve_device(str(device["name"]), str(device["precision"]))
+    return resolve_device(found.config.device, found.config.precision)
+
+
+@contextlib.contextmanager
+def _study_or_draft(found: Found, device: Any, observer: Observer) -> Iterator[StudyFolder]:
+    """The study's folder, or one like it that is gone afterwards."""
+    if found.folder.config.exists():
+        yield found.folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        draft = StudyFolder(Path(place) / found.folder.path.name)
+        create(dataclasses.replace(found, folder=draft), device, observer)
+        yield draft
+
+
+def _history(found: Found, total: int) -> list[Trial]:
+    """What the study holds; nothing where opening it would make it."""
+    if not found.folder.config.exists() or not (found.request.storage or found.folder.database.exists()):
+        return []
+    name = found.folder.path.name
+    return StudyStore.open(name, total, folder=found.folder, storage=found.request.storage).history
+
+
+def _ahead(rehearsal: Rehearsal, history: Sequence[Trial]) -> list[list[Job]]:
+    """The jobs of a rehearsal, round by round, without those that the study holds already."""
+    known = {(trial.layers.kept if not trial.layers.is_full else (), trial.rung, trial.key.seed) for trial in history}
+    same_depth = {trial.layers.total for trial in history} == {rehearsal.total}
+
+    def is_known(job: Job) -> bool:
+        layers, key = job.key.layers, job.key
+        return (layers.is_full or same_depth) and (() if layers.is_full else layers.kept, key.rung, key.seed) in known
+
+    return [[job for job in jobs if not is_known(job)] for jobs in rehearsal.rounds]
+
+
+def _makespan(seconds: Sequence[float], workers: int) -> float:
+    """How long these take, each begun as soon as a worker is free."""
+    free = [0.0] * workers
+    for each in seconds:
+        heapq.heappush(free, heapq.heappop(free) + each)
+    return max(free)
+
+
+def _scores(history: Sequence[Trial], plan: Plan) -> list[list[float]]:
+    """Of the full model and of every set that is confirmed and never collapsed, one score per seed, in points."""
+    confirmations = Confirmations(history, plan.total, plan.seeds)
+    return [list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.steady)]
+
+
+def _equivalents_of(trial: Trial) -> float:
+    return trial.rung * trial.layers.depth / trial.layers.total
+
+
+def _size(folder: StudyFolder, found: Found) -> int:
+    """Bytes of what a study holds beside weights, where it is not on the disk yet."""
+    if folder.path == found.folder.path:
+        return 0
+    return sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
+
+
+def _there(path: Path) -> Path:
+    return next(each for each in (path, *path.absolute().parents) if each.exists())

@@ -1,0 +1,56 @@
+"""Where a request leads: its task and model found, and the study that they make. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from budget_search.config import SearchConfig
+from budget_search.heritage import Heritage, heritage_of
+from budget_search.parent import Parent, resolve_model
+from budget_search.request import Request, study_path
+from budget_search.store import StudyFolder, require_writable
+from budget_search.tasks import TaskSource, resolve_task, task_digest
+
+
+@dataclass(frozen=True)
+class Found:
+    """A request with its task and model located, and the study it belongs to."""
+
+    request: Request
+    source: TaskSource
+    parent: Parent
+    config: SearchConfig
+    folder: StudyFolder
+    heritage: Heritage | None = None
+
+
+def locate(request: Request) -> Found:
+    """Find task, model and study; reads no examples, loads no model, writes nothing. Raises UsageError."""
+    source = resolve_task(
+        request.task,
+        data_dir=request.data_dir,
+        text_columns=request.text_columns,
+        label_column=request.label_column,
+        metric=request.metric,
+        validation=request.validation,
+    )
+    parent = resolve_model(request.model, offline=request.offline)
+    recipe = request.recipe_from(source.spec.recipe)
+    config = SearchConfig(
+        task=source.name,
+        task_digest=task_digest(source, offline=request.offline),
+        metric=source.spec.metric,
+        text_columns=tuple(source.spec.text_columns),
+        label_column=source.spec.label_column,
+        model=parent.name,
+        model_digest=parent.digest,
+        recipe=recipe,
+        splits=request.splits_for(recipe),
+        device=request.device,
+        precision=request.precision,
+    )
+    folder = StudyFolder(study_path(request.studies_dir, request.study or config.study_name))
+    if not folder.config.exists():
+        require_writable(folder)
+    heritage = heritage_of(request.start_from, request.studies_dir) if request.start_from else None
+    return Found(request, source, parent, config, folder, heritage)

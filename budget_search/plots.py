@@ -1,0 +1,123 @@
+"""A report's pictures as PNG and SVG files, and as SVG that takes a page's colours; drawn once, by matplotlib."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from budget_search.pictures import COLOURS, FAINT, INK, MUTED, PAPER, PICTURES, TIP
+from budget_search.report import Report
+
+STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+    # Text stays text: to be searched, read aloud, and set in the page's own font.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "budget-search",
+}
+DOTS_PER_INCH = 200
+SVG = "{http://www.w3.org/2000/svg}"
+LINK = "{http://www.w3.org/1999/xlink}href"
+
+
+def draw(report: Report) -> dict[str, Figure]:
+    """Every picture that this report has something for, by name."""
+    # matplotlib tells of caches that it builds.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    drawn = {}
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        for name, picture in PICTURES.items():
+            if (figure := picture(report)) is not None:
+                # Laid out once: else every file would move things a little.
+                figure.draw_without_rendering()
+                figure.set_layout_engine("none")
+                drawn[name] = figure
+    return drawn
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Every picture as PNG and as SVG. Raises OSError where that cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, figure in draw(report).items():
+        for ending in ("png", "svg"):
+            path = folder / f"{name}.{ending}"
+            path.write_bytes(content(figure, ending))
+            written.append(path)
+    return written
+
+
+def content(figure: Figure, ending: str) -> bytes:
+    """The bytes of a PNG or SVG file."""
+    file = io.BytesIO()
+    metadata = {"Date": None} if ending == "svg" else {}
+    with rc_context(STYLE):  # type: ignore[arg-type]
+        figure.savefig(file, format=ending, dpi=DOTS_PER_INCH, bbox_inches="tight", metadata=metadata)
+    return file.getvalue()
+
+
+def inline(figure: Figure, name: str, described: str) -> str:
+    """An ``<svg>`` element for an HTML page that has a CSS variable ``--plot-ROLE`` for every role of ``COLOURS``."""
+    root = ElementTree.fromstring(content(figure, "svg"))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in (f"{SVG}metadata", f"{SVG}style") or child.tag.startswith("{http://www.w3.org/1999/02/"):
+                parent.remove(child)
+    # The sheet that everything lies on is the page's.
+    sheet = next(element for element in root.iter(f"{SVG}g") if element.get("id") == "patch_1")
+    sheet.clear()
+    _own_names(root, name)
+    for attribute in ("width", "height", "version"):
+        root.attrib.pop(attribute, None)
+    root.attrib |= {"role": "img", "aria-label": described, "class": "plot"}
+    text = ElementTree.tostring(root, encoding="unicode").replace("ns0:", "").replace(":ns0", "")
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    for role, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--plot-{role})")
+    return re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", text)
+
+
+def _own_names(root: ElementTree.Element, name: str) -> None:
+    """Tooltips out of their ids; of the other ids those that are used, and different on a page of several pictures."""
+    used = set(re.findall(r"#([\w-]+)", " ".join(value for e in root.iter() for value in e.attrib.values())))
+    for element in root.iter():
+        label = element.attrib.pop("id", "")
+        if label.startswith(TIP):
+            title = ElementTree.Element(f"{SVG}title")
+            title.text = label.removeprefix(TIP)
+            element.insert(0, title)
+        elif label in used:
+            element.set("id", f"{name}-{label}")
+        for attribute, value in list(element.attrib.items()):
+            if attribute == LINK:
+                del element.attrib[LINK]
+                element.set("href", value.replace("#", f"#{name}-"))
+            elif "url(#" in value:
+                element.set(attribute, value.replace("url(#", f"url(#{name}-"))

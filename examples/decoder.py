@@ -1,0 +1,23 @@
+"""A decoder as a classifier: how few layers of a Llama-like model does the task need?
+
+    python examples/decoder.py sst2 HuggingFaceTB/SmolLM2-135M
+
+The head reads the last token; a tokenizer without a padding token pads with its end token.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import budget_search as bs
+
+
+def main(task: str, model: str, **options: Any) -> None:
+    report = bs.search(task=task, model=model, deltas=[0.01, 0.02, 0.03], **options)
+    for result in report.results:
+        print(report.answer_sentence(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

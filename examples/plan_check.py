@@ -1,0 +1,69 @@
+"""Does the timed probe of `plan` tell how long evaluations take? Both in turn, on a real task and model.
+
+    python examples/plan_check.py --cpu-seconds --task sst2 --data-dir sst2 --model MODEL --recipe quick
+
+Prints, per depth and rung, the seconds told beforehand and the seconds of a real evaluation (training and scoring).
+--cpu-seconds counts what the one calculating thread worked rather than what went by, for a machine that others use too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tabulate import tabulate
+
+from budget_search.arguments import parse, request_from
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cpu-seconds", action="store_true")
+    own, options = parser.parse_known_args()
+    if own.cpu_seconds:
+        # Before anything else takes the clock's name.
+        time.perf_counter = time.process_time
+    request = request_from(parse(["plan", *options]))
+
+    from budget_search.archive import stored_config
+    from budget_search.creation import create
+    from budget_search.device import resolve_device
+    from budget_search.encode import EncodedTask
+    from budget_search.evaluate import Workplace, run_job
+    from budget_search.layers import LayerSet
+    from budget_search.limits import Limits
+    from budget_search.location import locate
+    from budget_search.planning import plan_for
+    from budget_search.prices import Prices
+    from budget_search.probe import measure_speed, probed_depths
+    from budget_search.progress import Console
+    from budget_search.store import StudyFolder
+    from budget_search.trial import Job, TrialKey
+
+    found = locate(request)
+    device = resolve_device(found.config.device, found.config.precision)
+    with tempfile.TemporaryDirectory() as place:
+        draft = StudyFolder(Path(place) / "study")
+        create(dataclasses.replace(found, folder=draft), device, Console())
+        facts, task = stored_config(draft)["facts"], EncodedTask.load(draft.examples)
+        workplace = Workplace(draft, found.parent.folder, found.parent.name, found.config.recipe, device)
+        plan = plan_for(found, facts, task, Limits(), 1)
+        rows = []
+        for depth in reversed(probed_depths(plan.total)):
+            prices = Prices.of(plan, measure_speed(workplace, plan.total), task, workplace)
+            layers = LayerSet(tuple(range(depth)), plan.total)
+            for rung, split in ((plan.screen_rung, "selection"), (1.0, "certification")):
+                trial = run_job(workplace, Job(TrialKey(layers, rung, 42), split))  # type: ignore[arg-type]
+                told = prices.training_seconds(rung, depth) + prices.evaluation_seconds(split, depth)
+                took = trial.train_seconds + trial.evaluation_seconds
+                rows.append((depth, f"{rung:.3g}", f"{told:.1f}", f"{took:.1f}", f"{told / took:.2f}"))
+                print(*rows[-1], file=sys.stderr, flush=True)
+    print(tabulate(rows, headers=("layers", "rung", "told", "took", "told / took")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Do 9 of 10 searches stay within the range that `plan` gives? On made-up models that it was not rehearsed on.
+
+    python examples/plan_range.py --layers 6 --models 60
+
+Prints the ranges of evaluations and training equivalents from the rehearsals, and the shares of further searches
+inside, below and above them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from tabulate import tabulate
+
+from budget_search.loop import Plan
+from budget_search.planning import screen_rung, screens_for
+from budget_search.rehearsal import REHEARSALS, Rehearsal, rehearse
+
+
+def evaluations(rehearsal: Rehearsal) -> float:
+    return sum(map(len, rehearsal.rounds))
+
+
+def equivalents(rehearsal: Rehearsal) -> float:
+    return sum(job.key.rung * job.key.layers.depth / rehearsal.total for jobs in rehearsal.rounds for job in jobs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=1_500, help="optimizer steps of a full fine-tune (default 1500)")
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--models", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=2)
+    own = parser.parse_args()
+    rung = screen_rung(own.steps)
+    plan = Plan(own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers))
+    told = rehearse(plan, own.workers)
+    fresh = rehearse(plan, own.workers, first=REHEARSALS, count=own.models)
+    rows = []
+    for name, amount in (("evaluations", evaluations), ("equivalents", equivalents)):
+        low, high = min(map(amount, told)), max(map(amount, told))
+        values = [amount(each) for each in fresh]
+        below, above = (sum(value < low for value in values), sum(value > high for value in values))
+        inside = len(values) - below - above
+        shares = (f"{count / len(values):.0%}" for count in (inside, below, above))
+        rows.append((name, f"{low:.1f} to {high:.1f}", *shares))
+    print(tabulate(rows, headers=("", "told", "inside", "below", "above")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Does it help to begin with what another study found, and does it hurt where the other has nothing to do with it?
+
+    python examples/start_from.py --models 20
+
+Searches on made-up models, each alone and each begun with the good layer sets of an earlier search: of a model whose
+losses are for this share its own and for the rest another's (0: nothing in common). Prints for the three ways the
+training equivalents spent, layers too many, the share of answers that are as deep as the truth, and the share that was
+handed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from statistics import fmean
+
+from joblib import Parallel, delayed
+from tabulate import tabulate
+
+from budget_search.generated import GeneratedModel
+from budget_search.heritage import MOST_SETS
+from budget_search.layers import LayerSet
+from budget_search.loop import Plan, Search
+from budget_search.replay import Memory, Silent
+from budget_search.trial import Job, Trial
+from budget_search.verdict import Judgement
+
+TOTAL, DELTAS, SEEDS = 12, (1.0, 2.0, 3.0), (42, 43, 44)
+OTHERS = 100_000
+
+
+class Relative(GeneratedModel):
+    """A model that shares part of its losses with the model of another number."""
+
+    def __init__(self, number: int, other: int, share: float) -> None:
+        super().__init__(number, TOTAL)
+        self._truth = share * GeneratedModel(other, TOTAL)._truth + (1 - share) * self._truth
+
+
+def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Search, Memory]:
+    memory = Memory()
+    plan = Plan(TOTAL, DELTAS, "auto", SEEDS, 7, 1 / 6, 21, start=tuple(start))
+
+    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+        return model.run_jobs(jobs)
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        lost = search.confirmations().lost(layers)
+        return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
+
+    search = Search(plan, memory, run_jobs, judge, Silent())
+    search.run()
+    return search, memory
+
+
+def handed_over(search: Search) -> list[LayerSet]:
+    """As ``heritage.good_sets`` picks them from a report: the answers, then the best screens of depths near theirs."""
+    answers = [layers for layers in search.answers().values() if not layers.is_full]
+    depths = [layers.depth for layers in answers] or [TOTAL]
+    screens = search.screens()
+    lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.judged}
+    best = {layers.depth: layers for layers in sorted(lost, key=lost.__getitem__, reverse=True) if not layers.is_full}
+    frontier = sorted(best.values(), key=lambda layers: min(abs(layers.depth - depth) for depth in depths))
+    return list(dict.fromkeys([*answers, *frontier]))[:MOST_SETS]
+
+
+def outcome(number: int, share: float | None) -> tuple[float, float, float, float]:
+    """Equivalents, layers too many, share of answers as deep as the truth, share of them that was handed over."""
+    model = GeneratedModel(number, TOTAL)
+    start: list[LayerSet] = []
+    if share is not None:
+        start = handed_over(searched(Relative(OTHERS + number, number, share))[0])
+    search, memory = searched(model, start)
+    answers = search.answers()
+    excess = [layers.depth - model.fewest(delta) for delta, layers in answers.items()]
+    spent = sum(trial.rung * trial.layers.depth / TOTAL for trial in memory.history)
+    return spent, fmean(excess), fmean(e <= 0 for e in excess), fmean(layers in start for layers in answers.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=20)
+    parser.add_argument("--first", type=int, default=1000)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.8, 0.5, 0.0])
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    rows = []
+    with Parallel(n_jobs=arguments.workers) as parallel:
+        for share in (None, *arguments.shares):
+            numbers = range(arguments.first, arguments.first + arguments.models)
+            found = parallel(delayed(outcome)(number, share) for number in numbers)
+            spent, excess, equal, taken = (fmean(column) for column in zip(*found, strict=True))
+            begun = "alone" if share is None else f"from a model with {share:.0%} in common"
+            rows.append((begun, f"{spent:.1f}", f"{excess:.2f}", f"{equal:.0%}", f"{taken:.0%}"))
+    print(tabulate(rows, headers=("begun", "equivalents", "layers too many", "as deep as the truth", "handed over")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""What plots draw and tables read off, from a report's trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from itertools import pairwise
+
+import pytest
+
+from budget_search.comparison import comparison
+from budget_search.curves import best_by_depth, distinct_answers, families, measured_sets, readings
+from budget_search.render import COLUMNS, render
+from budget_search.report import Report, TrialRow
+from tests.test_report import GOLDEN, load
+
+
+@pytest.fixture
+def report() -> Report:
+    return load()
+
+
+def test_losses_are_against_the_same_rung_split_and_seed(report: Report) -> None:
+    def row(kept: tuple[int, ...], rung: float, split: str, seed: int, score: float) -> TrialRow:
+        return TrialRow(kept, rung, seed, split, "complete", score, 1.0)
+
+    full, half = tuple(range(12)), tuple(range(6))
+    trials = (
+        row(full, 1.0, "certification", 42, 90.0),
+        row(full, 1.0, "certification", 43, 92.0),
+        # A screen may be as long as the full recipe; it is scored on other examples.
+        row(full, 1.0, "selection", 7, 80.0),
+        row(full, 0.5, "selection", 7, 70.0),
+        row(half, 1.0, "certification", 42, 89.0),
+        row(half, 1.0, "certification", 43, 90.0),
+        row(half, 0.5, "selection", 7, 40.0),
+        row((0, 1), 1.0, "selection", 7, 75.0),
+        row((0,), 1.0, "certification", 42, 60.0),
+    )
+    one, two, six = measured_sets(dataclasses.replace(report, trials=trials))
+    assert (six.lost, six.confirmed, six.rung) == (1.5, True, 1.0)
+    assert six.std == pytest.approx(0.5**0.5)
+    assert (two.lost, two.confirmed, two.std) == (5.0, False, None)
+    assert (one.lost, one.confirmed) == (30.0, False)  # given up after one seed
+
+
+def test_the_best_of_a_depth_is_a_confirmed_one(report: Report) -> None:
+    best = best_by_depth(measured_sets(report))
+    assert [(each.depth, each.confirmed) for each in best] == [
+        (9, False), (6, False), (5, True), (4, True), (3, True), (2, True),
+    ]  # fmt: skip
+    assert best[0].kept == (0, 1, 2, 3, 4, 5, 7, 9, 11)
+
+
+def test_families_of_the_paper_are_recognised(report: Report) -> None:
+    found = families(report, measured_sets(report))
+    assert list(found) == ["top"]
+    assert [each.depth for each in found["top"]] == [9, 6, 5, 4, 3, 2]
+
+
+def test_an_answer_for_every_delta_is_read_off(report: Report) -> None:
+    read = readings(report)
+    assert read[0].low == 0.005
+    assert read[-1].high == 0.05
+    for before, after in pairwise(read):
+        assert after.low == pytest.approx(before.high + 0.005)
+    shown = {reading.low: None if reading.confirmed is None else reading.confirmed.depth for reading in read}
+    assert shown == {0.005: None, 0.01: 5, 0.015: 4, 0.02: 3, 0.03: 2}
+    assert read[0].screened is not None
+    assert read[0].screened.depth == 9
+
+
+def test_an_answer_to_several_deltas_is_shown_once(report: Report) -> None:
+    twice = dataclasses.replace(report.results[1], delta=0.015)
+    answers = distinct_answers(dataclasses.replace(report, results=(*report.results, twice)))
+    assert [result.delta for result in answers] == [0.01, 0.02, 0.03]
+
+
+# --- side by side --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def several(report: Report) -> list[Report]:
+    """Two tasks with one model, and one of them with another."""
+    sst2 = dataclasses.replace(report, task="sst2", study="sst2__xlnet", results=report.results[1:3])
+    other = dataclasses.replace(report, model="org/a_model&more", study="qqp__other", results=report.results[2:3])
+    return [report, sst2, other]
+
+
+def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -> None:
+    dropped, saved = comparison(several)
+    assert dropped.grid is not None
+    assert dropped.grid.headers == ("δ", "qqp", "sst2")
+    assert dropped.grid.rows == (
+        ("xlnet-base-cased", "", ""),
+        ("0.1%", "0", "-"),
+        ("1%", "7", "7"),
+        ("2%", "9", "9"),
+        ("3%", "10*", "-"),
+        ("org/a_model&more", "", ""),
+        ("0.1%", "-", "-"),
+        ("1%", "-", "-"),
+        ("2%", "9", "-"),
+        ("3%", "-", "-"),
+    )
+    assert saved.grid is not None
+    assert ("qqp", "7", "0-4", "0.60", "63.0 M", "2.11", "57 % ↓") in saved.grid.rows
+
+
+def test_two_studies_of_one_task_and_model_are_told_apart(report: Report) -> None:
+    again = dataclasses.replace(report, study="the second")
+    dropped, _ = comparison([report, again])
+    assert dropped.grid is not None
+    names = [row[0] for row in dropped.grid.rows if not row[1]]
+    assert names == ["xlnet-base-cased", "xlnet-base-cased (the second)"]
+
+
+@pytest.mark.parametrize(
+    ("form", "file"), [("table", "several.txt"), ("markdown", "several.md"), ("latex", "several.tex")]
+)
+def test_the_whole_text_of_several(several: list[Report], form: str, file: str) -> None:
+    text = render(several, form) + "\n"
+    path = GOLDEN / file
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+    if form == "table":
+        assert max(map(len, text.splitlines())) <= COLUMNS

@@ -1,0 +1,113 @@
+"""Every example runs, on tiny models, and does what it says."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import budget_search as bs
+from tests import tiny
+from tests.examples import ROOT as EXAMPLES
+from tests.examples import example
+
+QUICK: dict[str, Any] = {
+    "epochs": 3.0, "train_examples": 200, "batch_size": 16, "lr": 3e-3, "max_length": 32, "seeds": 2, "workers": 1,
+    "device": "cpu", "precision": "fp32", "quiet": True, "max_trials": 8,
+}  # fmt: skip
+# What takes minutes and is looked at by hand: the makers of the demo and of what the log says of speed and cost.
+BY_HAND = {"demo_evidence", "pretrain_demo", "benchmark_engine", "plan_check", "plan_range", "start_from"}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    return tmp_path
+
+
+def table(path: Path, count: int, seed: int, *, label: str = "stars", labels: tuple[str, str] = ("few", "many")) -> str:
+    rows = [(row["sentence"], labels[int(row["label"])]) for row in tiny.reviews(count, seed)]
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", label), *rows])
+    return path.name
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    tests = "".join(path.read_text("utf8") for path in Path(__file__).parent.glob("test_*.py"))
+    run = set(re.findall(r'example\("(\w+)"\)', tests))
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == run | BY_HAND
+
+
+def test_simulate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "simulate.py --models 2 --strategy top auto --screens 14 --workers 1 --format json"
+    monkeypatch.setattr("sys.argv", command.split())
+    example("simulate").main()
+    top, auto = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (top["strategy"], auto["strategy"]) == ("top", "auto")
+    assert auto["layers too many"] <= top["layers too many"]
+    # Three runs of the full model at least.
+    assert 3 < auto["equivalents"] < 25
+
+
+@pytest.mark.slow
+def test_own_csv(here: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example("own_csv").main(table(here / "reviews.csv", 420, 1), str(bert), **QUICK)
+    shown = capsys.readouterr().out
+    assert "How few layers of tiny-bert does reviews need?" in shown
+    assert "degradation_upper" in shown
+    assert "held-out examples" in shown
+    assert (here / "smaller" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_own_metric(here: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reviews, validation = table(here / "reviews.csv", 420, 1), table(here / "held.csv", 120, 2)
+    recall = example("own_metric").main(reviews, validation, str(bert), layers=["0-2"], **QUICK)
+    assert 0.7 < recall <= 1
+    assert f"{100 * recall:.2f}" in capsys.readouterr().out
+    (study,) = (here / "studies").iterdir()
+    assert bs.read_report(study).metric == "f1"
+
+
+def test_trainer(here: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    reviews = table(here / "reviews.csv", 60, 1, label="label", labels=("0", "1"))
+    example("trainer").main(
+        reviews, str(bert), "0-1,3", max_steps=2, use_cpu=True, disable_tqdm=True, save_strategy="no"
+    )
+    assert "layers 0-1,3 of 4: loss" in capsys.readouterr().out
+    assert AutoModelForSequenceClassification.from_pretrained("fewer-layers").config.num_hidden_layers == 3
+
+
+def test_sentence_encoder(here: Path, bert: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    moved = example("sentence_encoder").main(str(bert), "0,2")
+    assert moved > 0
+    assert SentenceTransformer("smaller-encoder", device="cpu")[0].model.config.num_hidden_layers == 2
+
+
+@pytest.mark.slow
+def test_decoder(here: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    llama = tiny.make_llama(here / "tiny-llama")
+    tiny.workplace(here, sst2=sst2)
+    example("decoder").main("sst2", str(llama), data_dir="sst2", layers=["0-1"], **QUICK)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all("tiny-llama's 3 layers" in line for line in lines)
+
+
+def test_optuna_study(sst2_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trials = example("optuna_study").main(str(sst2_study))
+    report = bs.read_report(sst2_study)
+    assert len(trials) == len(report.trials)
+    assert {"score", "depth", "rung", "seed", "layer_00"} <= set(trials.columns)
+    assert sorted(trials["score"]) == pytest.approx(sorted(row.score for row in report.trials if row.score is not None))
+    assert "layer_03" in capsys.readouterr().out
