@@ -80,7 +80,8 @@ def choose(
     total = ladder[0].total
     prices = [confirming.runs_left(layers) * layers.depth / total for layers in ladder]
     holds = _draws(surrogate, ladder, confirming)
-    best = _best_first([layers.depth for layers in ladder], prices, holds, answer_depth, answer_depth < total)
+    worths = [LAYER_WORTH * (answer_depth - layers.depth) for layers in ladder]
+    best = _best_first(worths, prices, holds, 0.0 if answer_depth < total else ANSWER_WORTH)
     return None if best is None else ladder[best]
 
 
@@ -103,38 +104,35 @@ def _draws(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirmin
     return np.asarray(lost <= np.array([[confirming.may_lose(layers)] for layers in sets]))
 
 
-def _best_first(
-    depths: Sequence[int], prices: Sequence[float], holds: np.ndarray, answer_depth: int, has_answer: bool
-) -> int | None:
-    """Which rung of the ladder to try first, so that layers saved less what the tries cost is expected to be most.
+def _best_first(worths: Sequence[float], prices: Sequence[float], holds: np.ndarray, any_answer: float) -> int | None:
+    """Which rung of the ladder to try first, so that what is won less what the tries cost is expected to be most.
 
-    State: ``low``, the deepest rung that failed (-1: none), and ``high``, the shallowest that held (the number of
-    rungs: the answer so far). Only rungs between them are still worth a try.
+    ``worths`` are of the rungs beside the answer so far, the shallowest first; ``any_answer`` is what the first rung
+    that holds is worth beside that. State: ``low``, the deepest rung that failed (-1: none), and ``high``, the
+    shallowest that held (the number of rungs: the answer so far). Only rungs between them are still worth a try.
     """
-    depth_of = [*depths, answer_depth]
+    won = [*(worth + any_answer for worth in worths), 0.0]
 
     @cache
     def value(low: int, high: int) -> tuple[float, int | None]:
         known = np.ones(holds.shape[1], dtype=bool)
         if low >= 0:
             known &= ~holds[low]
-        if high < len(depths):
+        if high < len(worths):
             known &= holds[high]
         best: tuple[float, int | None] = (0.0, None)
         for rung in range(low + 1, high):
             chance = float(holds[rung][known].mean()) if known.any() else 0.0
             price = prices[rung] * (chance + FAILING_SHARE * (1 - chance))
-            first = high == len(depths) and not has_answer
-            gain = LAYER_WORTH * (depth_of[high] - depth_of[rung]) + ANSWER_WORTH * first
             worth = -price
             if chance > 0:
-                worth += chance * (gain + value(low, rung)[0])
+                worth += chance * (won[rung] - won[high] + value(low, rung)[0])
             if chance < 1:
                 worth += (1 - chance) * value(rung, high)[0]
             best = max(best, (worth, rung), key=lambda pair: pair[0])
         return best
 
-    return value(-1, len(depths))[1]
+    return value(-1, len(worths))[1]
 
 
 def all_sets(

@@ -131,11 +131,12 @@ def test_runs_already_there_count_towards_the_chance() -> None:
 
 
 def best_first(chance: dict[int, float], answer: int, total: int = 12) -> int | None:
-    """The depth to try first, when a ladder's rungs hold with these chances, a deeper one whenever a shallower does."""
+    """The depth to try first, when a ladder's rungs hold with these chances, a deeper one whenever a shallower does; a
+    layer is worth two fine-tunes, and any answer as much again."""
     draws = np.linspace(0.0005, 0.9995, 1000)
     holds = np.array([draws < each for each in chance.values()])
-    prices = [3 * depth / total for depth in chance]
-    rung = _best_first(list(chance), prices, holds, answer, answer < total)
+    worths = [2.0 * (answer - depth) for depth in chance]
+    rung = _best_first(worths, [3 * depth / total for depth in chance], holds, 2.0 if answer == total else 0.0)
     return None if rung is None else list(chance)[rung]
 
 
