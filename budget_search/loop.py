@@ -254,16 +254,33 @@ class Search:
     # -- confirmations ------------------------------------------------------------------------------------------
 
     def _next_candidate(self, delta: float) -> LayerSet | None:
-        """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to."""
+        """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to.
+
+        None is begun that the search budget will not see to its end.
+        """
         planned = self._candidates(delta)
-        candidate = self._most_promising(delta, planned)
-        if candidate is not None and candidate not in planned:
+        candidate = self._most_promising(delta, planned, self._tries(delta, planned))
+        if candidate is None:
+            return None
+        runs = self._unknown(self._confirmation(candidate, seed) for seed in self.plan.seeds)
+        if not self._allowance.covers(runs, self._store.history, self.plan.total):
+            self.ended_early = True
+            return None
+        if candidate not in planned:
             self._store.note(**{self._plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
         return candidate
 
-    def _most_promising(self, delta: float, planned: Sequence[LayerSet]) -> LayerSet | None:
+    def _tries(self, delta: float, planned: Sequence[LayerSet]) -> int:
+        """How many more sets may be tried for this delta: one in any case, further ones while the search budget leaves
+        one to each of the smaller deltas. What holds for them holds for this one."""
+        smaller = sum(other < delta for other in self.plan.deltas)
+        allowed = self._allowance.confirmations(self._store.history, self.plan.total) - smaller
+        left = min(CANDIDATES_PER_DELTA - len(planned), allowed)
+        return max(math.floor(left), 0 if planned else 1)
+
+    def _most_promising(self, delta: float, planned: Sequence[LayerSet], tries: int) -> LayerSet | None:
         """By the surrogate, of the sets with fewer layers than the answer so far: of those that were screened, or,
-        where the strategy is free to choose, of all."""
+        where the strategy is free to choose, of all; with so many tries, what was begun beside them."""
         screens, confirmations = self.screens(), self.confirmations()
         question = self._question(delta, screens, 0)
         screened = [trial.layers for trial in screens.judged if trial.state != "failed" and not trial.layers.is_full]
@@ -276,16 +293,13 @@ class Search:
             if layers.depth < answer.depth
             and question.allows(layers)
             and self._is_open(layers, delta, confirmations)
-            and (
-                layers in planned
-                or (tried.count(layers.depth) < CANDIDATES_PER_DEPTH and len(planned) < CANDIDATES_PER_DELTA)
-            )
+            and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
         ]
         if not pool:
             return None
         allowed = delta - self._bound_width() if self.plan.criterion == "certified" else delta
         confirming = Confirming(allowed, question.seed_sd, question.seeds, question.in_full)
-        return choose(question.surrogate(screens.judged), pool, confirming, answer.depth)
+        return choose(question.surrogate(screens.judged), pool, confirming, answer.depth, max(1, tries))
 
     def _question(self, delta: float, screens: Screens, evaluations: int) -> Question:
         confirmations = self.confirmations()
