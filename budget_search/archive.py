@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from budget_search.errors import StudyError
+from budget_search.files import write_json, write_whole
 from budget_search.planning import in_points
 from budget_search.report import Report
-from budget_search.store import StudyFolder, write_json, write_whole
+from budget_search.store import StudyFolder
 
 if TYPE_CHECKING:
     from budget_search.location import Found
@@ -27,7 +28,7 @@ def stored_config(folder: StudyFolder) -> dict[str, Any]:
         return {"config": config, "facts": {name: facts[name] for name in FACTS}}
     except FileNotFoundError:
         raise StudyError(f"{folder.path} is not a study: there is no config.json in it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise StudyError(
             f"config.json of the study {folder.path.name} is damaged ({reason}); restore it, or move the folder away"
@@ -49,7 +50,7 @@ def read_report(folder: StudyFolder) -> Report:
         fields = json.loads(folder.report.read_text(encoding="utf8"))
     except FileNotFoundError:
         raise StudyError(f"the study {folder.path.name} has no report yet; run the search that made it again") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(
             f"report.json of the study {folder.path.name} is damaged ({error}); delete it and run the search again, "
             "which writes it anew from the recorded trials"

@@ -14,6 +14,7 @@ from budget_search.config import METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
 from budget_search.layers import parse_indices
 from budget_search.request import (
+    BACKENDS,
     CRITERIA,
     RECIPE_FIELDS,
     SAMPLER_NAMES,
@@ -21,6 +22,7 @@ from budget_search.request import (
     STRATEGY_NAMES,
     Request,
     parse_delta,
+    require_place,
 )
 
 _VERBOSE = "show a traceback when something fails"
@@ -172,9 +174,14 @@ def _add_search(commands: Any, name: str, help_text: str, description: str) -> N
     where.add_argument(
         "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
     )
+    where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
+    where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
     _add_storage(where)
     where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
     where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
+    where.add_argument(
+        "--wait", action="store_true", default=None, help="wait for another command that works on the same study"
+    )
     where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
     where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
     where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
@@ -304,11 +311,15 @@ def _from_file(path: str | None) -> dict[str, Any]:
         return {}
     import yaml
 
+    require_place("--config", path)
+    # A pipe or a device might never end.
+    if not Path(path).is_file():
+        raise UsageError(f"--config {path} cannot be read: there is no such file")
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, Mapping):
         raise UsageError(f"--config {path} must hold `option: value` lines")
@@ -320,7 +331,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
 
 
 _LISTS = ("delta", "layers", "keep_layers", "drop_layers", "text_columns")
-_SWITCHES = ("offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
+_SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
 _DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")
 

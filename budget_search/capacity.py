@@ -13,11 +13,11 @@ import torch
 from budget_search.cost import measure_inference, parameters
 from budget_search.errors import StudyError
 from budget_search.evaluate import Workplace, loaded, split_of
+from budget_search.files import write_json
 from budget_search.finish import timed_batch
 from budget_search.limits import Limits
 from budget_search.model import keep_layers
 from budget_search.probe import probed_depths
-from budget_search.store import write_json
 
 PROBE_SECONDS = 20.0
 

@@ -17,17 +17,22 @@ from typing import Any
 
 from budget_search.arguments import parse, request_from
 from budget_search.errors import BudgetSearchError, UsageError
-from budget_search.request import Request
+from budget_search.passwords import OPTION, VARIABLE, hidden, leave_the_title
+from budget_search.request import Request, require_place
 from budget_search.wording import printable
 
 INTERRUPTED = 130
 ONLY_THE_FULL_MODEL = 3
 DEFAULT_STUDIES = "studies"
+# Data may hold a word of megabytes, and a message quotes it.
+LONGEST_WORD = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 3 none found, 130 interrupted)."""
     received = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        leave_the_title(received)
     verbose = "-v" in received or "--verbose" in received
     try:
         arguments = parse(received)
@@ -67,7 +72,7 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     if arguments.command == "plan" or arguments.dry_run:
         return _plan(request, arguments)
-    command = shlex.join(["budget-search", *received])
+    command = hidden(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
     found = locate(request)
@@ -79,7 +84,8 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         console.close()
         with contextlib.suppress(BudgetSearchError):
             print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
-        print(f"To go on: {command}", file=sys.stderr)
+        where = f" (with {VARIABLE} as it was)" if request.storage and OPTION not in command else ""
+        print(f"To go on{where}: {command}", file=sys.stderr)
         return INTERRUPTED
     finally:
         console.close()
@@ -120,6 +126,8 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.listing import find_study
     from budget_search.render import render
 
+    for place in (*arguments.studies, arguments.output, arguments.plots):
+        require_place("report", place)
     if arguments.plots and len(arguments.studies) > 1:
         raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
@@ -154,6 +162,8 @@ def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
+    require_place("STUDY", arguments.study)
+    require_place("--output", arguments.output)
     refuse_foreign(Path(arguments.output))
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
@@ -240,4 +250,5 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in hidden(str(error)).split())
+    return printable(" ".join(words)) or type(error).__name__

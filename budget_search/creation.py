@@ -18,11 +18,12 @@ from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
 from budget_search.errors import BudgetSearchError
 from budget_search.evaluate import Workplace
+from budget_search.files import write_json
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
 from budget_search.parent import load_tokenizer, outline
 from budget_search.splits import SplitTask, carve
-from budget_search.store import StudyFolder, write_json
+from budget_search.store import StudyFolder
 
 if TYPE_CHECKING:
     from budget_search.device import Device
@@ -56,7 +57,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
         takes_segments=takes_segments(model.config, model.forward),
     )
     facts = {**shape, "device": device.describe(), "created": now()}
-    with _whole_folder(found.folder) as draft:
+    with _whole_folder(found.folder, wait=found.request.wait) as draft:
         encoded.save(draft.examples)
         tokenizer.save_pretrained(draft.tokenizer)
         write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
@@ -76,21 +77,25 @@ def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> Split
 
 
 @contextlib.contextmanager
-def _whole_folder(folder: StudyFolder) -> Iterator[StudyFolder]:
-    """A folder to fill that gets its name when everything is in it."""
+def _whole_folder(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
+    """A folder to fill that gets its name when everything is in it; of two commands at once, one after the other."""
     draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
     try:
-        shutil.rmtree(draft.path, ignore_errors=True)
-        draft.path.mkdir(parents=True)
-        yield draft
-        draft.path.rename(folder.path)
+        draft.path.mkdir(parents=True, exist_ok=True)
+        with draft.locked(wait=wait):
+            try:
+                # A killed command may have left it.
+                shutil.rmtree(draft.tokenizer, ignore_errors=True)
+                yield draft
+                if not folder.config.exists():
+                    draft.path.rename(folder.path)
+            finally:
+                shutil.rmtree(draft.path, ignore_errors=True)
     except OSError as error:
         raise BudgetSearchError(
             f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
             "choose another --studies-dir"
         ) from error
-    finally:
-        shutil.rmtree(draft.path, ignore_errors=True)
 
 
 def _shape_of(model: Any) -> dict[str, Any]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import itertools
 import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from budget_search.errors import UsageError
+
+# How often a taken device is looked at again: evaluations take much longer.
+POLL_SECONDS = 0.2
 
 Autocast = contextlib.AbstractContextManager[object]
 
@@ -74,11 +84,60 @@ def available_devices() -> list[str]:
     return [*found, "cpu"]
 
 
-def default_workers(device: Device) -> int:
-    """One evaluation per core on a CPU, one on any other device."""
+def default_workers(device: Device, asked: str) -> int:
+    """One evaluation per core on a CPU, else one per device."""
     if device.kind == "cpu":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return 1
+    return len(slots(device, asked))
+
+
+def slots(device: Device, asked: str) -> tuple[str, ...]:
+    """The devices that evaluations may run on: ``auto`` and ``cuda`` mean every GPU like the one that was resolved."""
+    if device.kind != "cuda" or asked not in ("auto", "cuda"):
+        return (device.name,)
+    like = torch.cuda.get_device_name(device.name)
+    gpus = [name for name in available_devices() if name.startswith("cuda")]
+    return tuple(name for name in gpus if torch.cuda.get_device_name(name) == like)
+
+
+_last_held: list[str] = []
+
+
+@contextlib.contextmanager
+def one_of(names: Sequence[str]) -> Iterator[str]:
+    """Hold the first of these devices that is free, waiting for one; of equals the one held last, whose data is loaded.
+
+    A file per device, locked by the kernel: it is free again when its holder ends or dies, whoever that was. All
+    processes of a user on one machine share the devices this way. A CPU is not held: its cores are shared anyway.
+    """
+    if "cpu" in names:
+        yield "cpu"
+        return
+    locks = {name: FileLock(_lock_folder() / f"{_identity(name)}.lock") for name in names}
+    for name in itertools.cycle(sorted(locks, key=lambda name: name not in _last_held)):
+        try:
+            locks[name].acquire(timeout=0 if len(locks) > 1 else -1)
+        except Timeout:
+            time.sleep(POLL_SECONDS / len(locks))
+            continue
+        _last_held[:] = [name]
+        try:
+            yield name
+        finally:
+            locks[name].release()
+        return
+
+
+def _identity(name: str) -> str:
+    """What names a device among all processes, whichever devices are visible to them."""
+    return str(torch.cuda.get_device_properties(name).uuid) if name.startswith("cuda") else name
+
+
+def _lock_folder() -> Path:
+    user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+    folder = Path(tempfile.gettempdir()) / f"budget-search-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _fast_at_bf16(name: str) -> bool:
@@ -92,7 +151,6 @@ def _fast_at_bf16(name: str) -> bool:
 
 def _processor_name() -> str:
     import platform
-    from pathlib import Path
 
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,20 +1,23 @@
-"""Where evaluations run: in this process, or one per worker process on this machine."""
+"""Where evaluations run: in this process, in one process per device slot on this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import torch
-from joblib import Parallel, delayed
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
+from budget_search.device import one_of, slots
+from budget_search.errors import StudyError
 from budget_search.evaluate import Workplace, run_job, score_from_weights
 from budget_search.probe import Speed, measure_speed
 from budget_search.trial import Job, Trial, TrialKey
@@ -22,28 +25,94 @@ from budget_search.trial import Job, Trial, TrialKey
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
+# Loading the model again costs more than a waiting process does.
+IDLE_SECONDS = 600
+ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 
-class Workers:
-    """Runs jobs and yields each trial as it finishes, in any order.
+
+class Pool(Protocol):
+    """Processes that work for a search; ``lost`` are the exceptions that their deaths raise."""
+
+    @property
+    def lost(self) -> tuple[type[BaseException], ...]: ...
+
+    @property
+    def count(self) -> int:
+        """How many evaluations to hand out at a time."""
+        ...
+
+    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]: ...
+
+    def abandon(self) -> None:
+        """Nobody waits for what is running any more."""
+        ...
+
+
+class LocalPool:
+    """One process per slot on this machine, started when there is something to do.
 
     On a CPU every worker calculates with one thread: two threads of one process wait for each other whenever another
     process has the second core.
     """
 
-    def __init__(self, workplace: Workplace, count: int) -> None:
-        self.workplace = workplace
-        self.count = count
+    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Trial]:
-        waiting = {job.key: job for job in jobs}
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._executor: ProcessPoolExecutor | None = None
+
+    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
+        if self._executor is None:
+            self._executor = self._new()
         try:
-            for trial in self._each(run_job, jobs):
-                del waiting[trial.key]
-                yield trial
-        except TerminatedWorkerError:
-            # Nobody can tell which job it was: all that had not finished come back as the machine's failures.
-            for job in waiting.values():
+            future: Future[Outcome] = self._executor.submit(function, *arguments)
+        except BrokenProcessPool:
+            # A worker was killed, and its fellows ended with it.
+            self._executor = self._new()
+            future = self._executor.submit(function, *arguments)
+        return future
+
+    def abandon(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+        self._executor = None
+
+    def _new(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.count, timeout=IDLE_SECONDS, initializer=_begin_worker, initargs=(os.getpid(),), env=ONE_THREAD
+        )
+
+
+class Workers:
+    """Runs jobs and yields each trial as it finishes, in any order.
+
+    ``asked`` is the device as the user named it: ``auto`` and ``cuda`` stand for every device of the kind.
+    """
+
+    def __init__(self, workplace: Workplace, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
+        self.workplace = workplace
+        self._asked = asked
+        self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
+
+    @property
+    def count(self) -> int:
+        return self._pool.count if self._pool else 1
+
+    def run(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        """Takes a job whenever a slot is free; None says that the next one depends on trials still to come."""
+        if self._pool is None:
+            yield from self._each(run_job, jobs)
+            return
+        for job, future in self._finished(self._pool, run_job, iter(jobs)):
+            try:
+                yield future.result()
+            except self._pool.lost:
+                # Nobody can tell which job it was: all that were running come back as the machine's failures.
                 yield Trial(job.key, job.split, "failed", error="its worker process was killed", machine_failure=True)
+            except CancelledError:
+                raise StudyError(
+                    "the Dask scheduler is gone; everything finished is kept: start it again, then run the same command"
+                ) from None
 
     def score(self, keys: Sequence[TrialKey]) -> None:
         """Have the kept weights of these confirmations predict ``held_out``, once."""
@@ -54,29 +123,43 @@ class Workers:
         """How fast each worker is while all of them work, for a model of so many layers."""
         return list(self._each(measure_speed, [total] * self.count))
 
-    def _each(self, function: Callable[[Workplace, Item], Outcome], items: Sequence[Item]) -> Iterator[Outcome]:
-        if self.count == 1 or len(items) == 1:
-            if self.workplace.device.kind == "cpu":
-                torch.set_num_threads(1)
-            yield from (function(self.workplace, item) for item in items)
+    def _each(self, function: Callable[[Workplace, Item], Outcome], items: Iterable[Item | None]) -> Iterator[Outcome]:
+        if self._pool is None:
+            yield from (
+                _at_a_free_device(function, self.workplace, self._asked, item) for item in items if item is not None
+            )
             return
-        with Parallel(
-            n_jobs=self.count,
-            batch_size=1,
-            pre_dispatch=self.count,
-            return_as="generator_unordered",
-            inner_max_num_threads=1,
-            backend="loky",
-        ) as pool:
-            yield from pool(delayed(_in_worker)(function, self.workplace, item, os.getpid()) for item in items)
+        yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
+
+    def _finished(
+        self, pool: Pool, function: Callable[[Workplace, Item], Outcome], items: Iterator[Item | None]
+    ) -> Iterator[tuple[Item, Future[Outcome]]]:
+        running: dict[Future[Outcome], Item] = {}
+        try:
+            while True:
+                while len(running) < pool.count and (item := next(items, None)) is not None:
+                    running[pool.submit(_in_worker, function, self.workplace, self._asked, item)] = item
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                yield from ((running.pop(future), future) for future in done)
+        finally:
+            if running:
+                pool.abandon()
 
 
-def _in_worker(
-    function: Callable[[Workplace, Item], Outcome], workplace: Workplace, item: Item, coordinator: int
+def _at_a_free_device(
+    function: Callable[[Workplace, Item], Outcome], workplace: Workplace, asked: str, item: Item
 ) -> Outcome:
-    _end_with(coordinator)
+    if workplace.device.kind == "cpu":
+        torch.set_num_threads(1)
+    with one_of(slots(workplace.device, asked)) as name:
+        return function(replace(workplace, device=replace(workplace.device, name=name)), item)
+
+
+def _in_worker(function: Callable[[Workplace, Item], Outcome], workplace: Workplace, asked: str, item: Item) -> Outcome:
     try:
-        return function(workplace, item)
+        return _at_a_free_device(function, workplace, asked, item)
     finally:
         _give_memory_back()
 
@@ -91,9 +174,9 @@ def _give_memory_back() -> None:
         libc.malloc_trim(0)
 
 
-@lru_cache
-def _end_with(coordinator: int) -> None:
-    """Have this worker process end when the process that it works for is gone, however that ended."""
+def _begin_worker(coordinator: int) -> None:
+    """Leave Ctrl-C to the process that this worker works for, and end when that is gone, however it ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == coordinator:

@@ -5,8 +5,7 @@ Runs in worker processes: the parent model and the tokenised task are loaded onc
 
 from __future__ import annotations
 
-import os
-import shutil
+import io
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from budget_search.config import Recipe
 from budget_search.device import Device
 from budget_search.encode import EncodedTask
 from budget_search.errors import UnsupportedModelError
+from budget_search.files import appearing, write_whole
 from budget_search.finetune import DivergedError, fine_tune, out_of_memory, predict
 from budget_search.metrics import collapsed, mean_loss, measure
 from budget_search.model import keep_layers
@@ -123,22 +123,16 @@ def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
 
 
 def save_outputs(path: Path, outputs: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    np.save(temporary, outputs)
-    temporary.replace(path)
+    """Raises StudyError when they cannot be written."""
+    content = io.BytesIO()
+    np.save(content, outputs)
+    write_whole(path, content.getvalue())
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Write a whole checkpoint or none: under another name first, then renamed."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    """Write a whole checkpoint or none. Raises StudyError when it cannot be written."""
+    with appearing(folder) as temporary:
         model.save_pretrained(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @lru_cache(maxsize=1)

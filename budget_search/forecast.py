@@ -104,7 +104,7 @@ def forecast(found: Found, observer: Observer) -> Forecast:
         workplace = Workplace(
             folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
         )
-        workers = Workers(workplace, request.workers or default_workers(device))
+        workers = Workers(workplace, request.workers or default_workers(device, found.config.device))
         plan = plan_for(found, stored, task, with_measures(request.limits, stored, workplace), workers.count)
         history = _history(found, plan.total)
         answered = finished_report(found) is not None
@@ -114,7 +114,7 @@ def forecast(found: Found, observer: Observer) -> Forecast:
         starting_seconds = max(0.0, time.monotonic() - began - speed.spent)
         prices = Prices.of(plan, speed, task, workplace)
         observer.stage("rehearsing the search on made-up models")
-        rehearsals = [] if answered else rehearse(plan, default_workers(device))
+        rehearsals = [] if answered else rehearse(plan, default_workers(device, found.config.device))
         ahead = [_ahead(each, history) for each in rehearsals]
         seconds = [
             starting_seconds

@@ -10,7 +10,7 @@ tasks. What no table shows is made up: how the loss turns up when most layers go
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -95,8 +95,8 @@ class GeneratedModel:
         """The truth: the fewest layers of a set whose true degradation is within delta (points)."""
         return min(layers.depth for layers, lost in zip(self._sets, self._truth, strict=True) if lost <= delta)
 
-    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
-        return map(self.measure, jobs)
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        return map(self.measure, filter(None, jobs))
 
     def measure(self, job: Job) -> Trial:
         layers, rung, seed = job.key.layers, job.key.rung, job.key.seed

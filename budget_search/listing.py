@@ -69,7 +69,7 @@ def doctor_table() -> str:
         *versions().items(),
         ("devices", " ".join(available_devices())),
         ("chosen", f"{device.name} with {device.precision}"),
-        ("evaluations at a time", default_workers(device)),
+        ("evaluations at a time", default_workers(device, "auto")),
         ("model cache", HF_HUB_CACHE),
         ("hub", _hub_state()),
     ]

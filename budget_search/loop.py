@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -41,6 +41,8 @@ class History(Protocol):
 
     @property
     def history(self) -> list[Trial]: ...
+
+    def find(self, key: TrialKey) -> Trial | None: ...
 
     def append(self, trial: Trial) -> None: ...
 
@@ -105,7 +107,8 @@ class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
 class Search:
     """One question put to one study.
 
-    ``run_jobs`` evaluates jobs and yields their trials in any order; ``judge(layers, confidence)`` compares a set that
+    ``run_jobs`` takes a job whenever it can run one and yields trials in any order; a job that is None says that the
+    next depends on trials still to come. ``judge(layers, confidence)`` compares a set that
     has all its confirmations with the baseline.
     """
 
@@ -113,7 +116,7 @@ class Search:
         self,
         plan: Plan,
         store: History,
-        run_jobs: Callable[[Sequence[Job]], Iterator[Trial]],
+        run_jobs: Callable[[Iterable[Job | None]], Iterator[Trial]],
         judge: Callable[[LayerSet, float], Judgement],
         observer: Observer,
     ) -> None:
@@ -123,6 +126,7 @@ class Search:
         self._judge = judge
         self._observer = observer
         self._allowance = Allowance(plan.budget, len(plan.seeds), plan.width)
+        self._views: tuple[Confirmations, Screens] | None = None
         self.fine_tuned = 0
         self.ended_early = False
 
@@ -158,10 +162,20 @@ class Search:
         return chosen
 
     def confirmations(self) -> Confirmations:
-        return Confirmations(self._store.history, self.plan.total, self.plan.seeds)
+        return self._seen()[0]
 
     def screens(self) -> Screens:
-        return Screens(self._store.history, self.plan.total, self.plan.screen_rung, self.plan.screen_seed)
+        return self._seen()[1]
+
+    def _seen(self) -> tuple[Confirmations, Screens]:
+        """What the history says, made anew only when it has grown."""
+        if self._views is None:
+            plan, history = self.plan, self._store.history
+            self._views = (
+                Confirmations(history, plan.total, plan.seeds),
+                Screens(history, plan.total, plan.screen_rung, plan.screen_seed),
+            )
+        return self._views
 
     def expected_losses(self, sets: Sequence[LayerSet]) -> list[float]:
         """Points that sets are expected to lose in full, by all that was measured."""
@@ -233,23 +247,63 @@ class Search:
     def _explore(self, delta: float, evaluations: int) -> None:
         """Screen what the strategy proposes until it has finished, this many sets are screened, or no more can be
         afforded: what a confirmation takes is held back, for this delta and for each that is still to come."""
+        self._run(self._next_screens(delta, evaluations))
+
+    def _next_screens(self, delta: float, evaluations: int) -> Iterator[Job | None]:
+        """A screen for whoever is free, so that nobody waits for the slowest of a round; None while the next depends on
+        those that are running. What fails for the machine's reasons is run once more."""
         confirmations = sum(other <= delta for other in self.plan.deltas)
-        while (affordable := self._allowance.fine_tunes(self._store.history, self.plan.total, confirmations)) > 0:
-            screens = self.screens()
-            wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
+        running: dict[Job, Trial | None] = {}
+        queue: list[Job] = []
+        failed: list[Job] = []
+        retried: set[Job] = set()
+        while True:
+            # Of what is run once more, the store holds the failure until the new trial has come.
+            came = [job for job, earlier in running.items() if self._store.find(job.key) is not earlier]
+            failed += self._unknown(came)
+            running = {job: earlier for job, earlier in running.items() if job not in came}
+            if not queue and failed:
+                queue, failed = self._once_more(failed, retried), []
+            if not queue:
+                allowed = self._allowance.fine_tunes(self._store.history, self.plan.total, confirmations) - len(running)
+                wanted = self._wanted_screens(delta, evaluations - len(running), running) if allowed > 0 else []
+                queue = wanted[: int(min(max(0, allowed), len(wanted)))]
+                in_time = self._allowance.covers([*running, *queue], self._store.history, self.plan.total)
+                if queue and not in_time:
+                    queue = []
+                if not queue and not running:
+                    if wanted and not in_time:
+                        raise OutOfBudget
+                    self.ended_early |= allowed <= 0
+                    return
+            if queue:
+                running[queue[0]] = self._store.find(queue[0].key)
+            yield queue.pop(0) if queue else None
+
+    def _once_more(self, failed: list[Job], retried: set[Job]) -> list[Job]:
+        if twice := [job for job in failed if job in retried]:
+            raise self._failed_twice(twice[0])
+        self._observer.stage(f"once more: {len(failed)} evaluations that failed for the machine's reasons")
+        retried.update(failed)
+        return failed
+
+    def _wanted_screens(self, delta: float, evaluations: int, running: Collection[Job]) -> list[Job]:
+        """What to screen beside what is running; empty when finished, or until that has come."""
+        screens = self.screens()
+        wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
+        if not wanted and screens.rung in screens.tolerance(delta).baselines:
+            question = self._question(delta, screens, evaluations)
+            inherited = unmeasured(self.plan.start, screens.judged, question)
+            wanted = [self._screen(layers, screens.rung) for layers in inherited]
+            wanted = [job for job in wanted if job not in running][: question.width]
             if not wanted:
-                if screens.rung not in screens.tolerance(delta).baselines:
-                    raise BudgetSearchError(
-                        "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
-                    )
-                question = self._question(delta, screens, evaluations)
-                inherited = unmeasured(self.plan.start, screens.judged, question)
-                proposed = inherited[: question.width] or propose(self.plan.strategy, screens.judged, question)
+                proposed = propose(self.plan.strategy, screens.judged, question)
                 wanted = [self._screen(layers, screens.rung) for layers in proposed]
-            if not wanted:
-                return
-            self._ensure(wanted[: int(min(affordable, len(wanted)))])
-        self.ended_early = True
+        elif not wanted and not running:
+            raise BudgetSearchError(
+                "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
+            )
+        return [job for job in self._unknown(wanted) if job not in running]
 
     # -- confirmations ------------------------------------------------------------------------------------------
 
@@ -379,21 +433,30 @@ class Search:
                 self._observer.stage(f"once more: {len(wanted)} evaluations that failed for the machine's reasons")
             elif not unavoidable and not self._allowance.covers(wanted, self._store.history, self.plan.total):
                 raise OutOfBudget
-            for trial in self._run_jobs(wanted):
-                self._store.append(trial)
-                self.fine_tuned += not trial.machine_failure
-                self._observer.finished(trial)
+            self._run(wanted)
             wanted = self._unknown(wanted)
         if wanted:
-            failed = next(trial for trial in self._store.history if trial.key == wanted[0].key)
-            raise BudgetSearchError(
-                f"an evaluation failed twice for the machine's reasons ({failed.error}): {wanted[0].key}; free memory, "
-                "or try --workers 1 or a smaller --batch-size or --max-length, then run the same command again"
-            )
+            raise self._failed_twice(wanted[0])
+
+    def _failed_twice(self, job: Job) -> BudgetSearchError:
+        failed = self._store.find(job.key)
+        return BudgetSearchError(
+            f"an evaluation failed twice for the machine's reasons ({failed.error if failed else 'it never came'}): "
+            f"{job.key}; free memory, or try --workers 1 or a smaller --batch-size or --max-length, then run the same "
+            "command again"
+        )
+
+    def _run(self, jobs: Iterable[Job | None]) -> None:
+        """Record what comes as it comes."""
+        for trial in self._run_jobs(jobs):
+            self._store.append(trial)
+            self._views = None
+            self.fine_tuned += not trial.machine_failure
+            self._observer.finished(trial)
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
-        known = {trial.key for trial in self._store.history if not trial.machine_failure}
-        return [job for job in dict.fromkeys(jobs) if job.key not in known]
+        known = {job: self._store.find(job.key) for job in jobs}
+        return [job for job, trial in known.items() if trial is None or trial.machine_failure]
 
     def _plan_name(self, delta: float) -> str:
         """Another question to the same study makes a plan of its own."""

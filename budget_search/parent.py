@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from budget_search.digests import joint_digest
 from budget_search.errors import UnsupportedModelError, UsageError
+from budget_search.request import place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# LayerSet reads numbers of four digits.
+MOST_LAYERS = 9_999
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Weights of other frameworks and duplicates in other precisions stay on the hub.
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
@@ -41,7 +44,7 @@ def resolve_model(model: str, *, offline: bool = False) -> Parent:
         from budget_search.demo import MODEL_DIR
 
         return Parent("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
-    path = Path(model).expanduser()
+    path = place(model)
     if path.is_dir():
         _require_files(path, model)
         return Parent(_telling_name(path), path.resolve(), _folder_digest(path))
@@ -88,7 +91,7 @@ def _snapshot(model: str, offline: bool) -> Path:
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return any(path.is_file() for pattern in _WEIGHTS for path in folder.glob(pattern))
 
 
 def _require_files(folder: Path, model: str) -> None:
@@ -136,7 +139,7 @@ def load_tokenizer(parent: Parent, *, trust_remote_code: bool = False) -> PreTra
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # whatever goes wrong in there, the files are not what they should be
         raise UsageError(f"the tokenizer of {parent.name} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Transformers makes one up, without a word, where the files are missing.
@@ -155,9 +158,14 @@ def outline(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedMod
 
     try:
         config = AutoConfig.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
+        if (depth := getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
+            raise ValueError(f"its config names {depth} layers, at most {MOST_LAYERS} are built")
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        for path in parent.folder.glob(_WEIGHTS[1]):
+            # Tensors and nothing else: a pickle may run anything. Found out before a study is made.
+            torch.load(path, weights_only=True, map_location="meta")
+    except Exception as error:  # whatever goes wrong in there, the files are not what they should be
         raise UnsupportedModelError(f"{parent.name} is no model for classifying texts: {_first_line(error)}") from error
     return model
 
@@ -190,7 +198,9 @@ def load_parent(
             ignore_mismatched_sizes=True,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise UnsupportedModelError(
             f"{name} cannot be loaded as a sequence classifier: {_first_line(error)}"
         ) from error
@@ -223,5 +233,7 @@ def _forget_memories(config: Any) -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return "it brings code of its own; read that, then allow it to run with --trust-remote-code"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

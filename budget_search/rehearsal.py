@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 
 from joblib import Parallel, delayed
@@ -67,9 +68,11 @@ def _of_named_sets(plan: Plan) -> Rehearsal:
 def _play(plan: Plan, number: int) -> Rehearsal:
     model, memory, rounds = GeneratedModel(number, plan.total, Noise()), Memory(), list[tuple[Job, ...]]()
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
-        rounds.append(tuple(jobs))
-        return model.run_jobs(jobs)
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        following = iter(jobs)
+        while together := tuple(filter(None, islice(following, plan.width))):
+            rounds.append(together)
+            yield from model.run_jobs(together)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         lost = search.confirmations().lost(layers)

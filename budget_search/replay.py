@@ -10,7 +10,7 @@ A layer set that a table does not hold was not measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from budget_search.errors import StudyError, UsageError
+from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
 from budget_search.strategies import Question, propose, smallest_holding
@@ -90,10 +91,11 @@ class Table:
             raise StudyError(f"the table {self.name} holds no record of {key}")
         return self.trials[key]
 
-    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         """What a search calls to have evaluations run. Raises StudyError where one was not recorded."""
         for job in jobs:
-            yield replace(self.trial(job.key), split=job.split)
+            if job is not None:
+                yield replace(self.trial(job.key), split=job.split)
 
     def mean_score(self, layers: LayerSet, rung: float = FULL_RUNG) -> float:
         """Points, over the recorded seeds. Raises StudyError where none was recorded."""
@@ -129,12 +131,19 @@ class Memory:
     trials: list[Trial] = field(default_factory=list)
     noted: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._by_key = TrialsByKey(self.trials)
+
     @property
     def history(self) -> list[Trial]:
-        return sorted({trial.key: trial for trial in self.trials}.values(), key=lambda trial: trial.key)
+        return self._by_key.in_order()
+
+    def find(self, key: TrialKey) -> Trial | None:
+        return self._by_key.find(key)
 
     def append(self, trial: Trial) -> None:
         self.trials.append(trial)
+        self._by_key.add(trial)
 
     @property
     def facts(self) -> Mapping[str, Any]:

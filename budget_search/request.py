@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ STRATEGY_NAMES = (
 SAMPLER_NAMES = ("tpe", "gp", "nsga2", "random")
 CRITERIA = ("observed", "certified")
 SPLIT_MODES = ("carved", "official")
+BACKENDS = ("loky", "dask")
 RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup")
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
 # What file systems take as a name and as a path.
 LONGEST_NAME, LONGEST_PATH = 255, 4096
+PLACES = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,9 @@ class Request:
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
+    backend: str = "loky"
+    scheduler: str | None = None
+    wait: bool = False
     studies_dir: str = "studies"
     storage: str | None = None
     study: str | None = None
@@ -88,6 +94,10 @@ class Request:
             _one_of("--criterion", self.criterion, CRITERIA),
             _one_of("--recipe", self.recipe, (*RECIPES, None)),
             _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
+            _one_of("--backend", self.backend, BACKENDS),
+            None
+            if (self.backend == "dask") == (self.scheduler is not None)
+            else "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
@@ -103,11 +113,7 @@ class Request:
             ),
             *self._contradictions(),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
-            *(
-                f"{option} {value[:40]}...: too long, {len(value):,} characters"
-                for option, value in (("--task", self.task), ("--model", self.model))
-                if max(map(len, value.split("/"))) > LONGEST_NAME or len(value) > LONGEST_PATH
-            ),
+            *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
@@ -211,6 +217,28 @@ def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> st
 
 def _within(option: str, value: object, holds: bool, allowed: str) -> str | None:
     return None if holds else f"{option} {value}: must be {allowed}"
+
+
+def problem_with_place(option: str, value: str | None) -> str | None:
+    """What keeps a text from being a path, a hub id or a URL."""
+    if value is None:
+        return None
+    if "\0" in value:
+        return f"{option} {value[:40]!r}: no file can have that name"
+    if max(map(len, value.split("/"))) > LONGEST_NAME or len(value) > LONGEST_PATH:
+        return f"{option} {value[:40]}...: too long, {len(value):,} characters"
+    return None
+
+
+def require_place(option: str, value: str | None) -> None:
+    """Raises UsageError for a text that cannot be a path."""
+    if problem := problem_with_place(option, value):
+        raise UsageError(problem)
+
+
+def place(text: str | Path) -> Path:
+    """A path with ``~`` as the shell reads it; a user whom nobody knows is left as it stands."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for such a user
 
 
 def study_path(studies_dir: str, name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budget_search.archive import (
@@ -21,7 +21,7 @@ from budget_search.heritage import whether_it_helped
 from budget_search.location import Found
 from budget_search.planning import in_points, plan_for
 from budget_search.report import Report
-from budget_search.store import StudyStore, require_storage
+from budget_search.store import StudyFolder, StudyStore, require_storage
 
 if TYPE_CHECKING:
     from budget_search.device import Device
@@ -48,14 +48,16 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
     from budget_search.creation import create
     from budget_search.device import resolve_device
 
-    if found.folder.config.exists():
-        require_same_config(found)
-        device = resolve_device(*_asked_device(found))
-    else:
-        device = resolve_device(found.config.device, found.config.precision)
-        create(found, device, observer)
-    with found.folder.locked():
-        return _search(found, device, observer, command, began)
+    if not found.folder.config.exists():
+        create(found, resolve_device(found.config.device, found.config.precision), observer)
+    require_same_config(found)
+    device = resolve_device(*_asked_device(found))
+    if found.request.wait:
+        observer.stage("waiting until no other command works on the study")
+    with found.folder.locked(wait=found.request.wait):
+        found.folder.sweep()
+        # Whoever held the study may have answered the question meanwhile.
+        return finished_report(found) or _search(found, device, observer, command, began)
 
 
 def _asked_device(found: Found) -> tuple[str, str]:
@@ -66,6 +68,7 @@ def _asked_device(found: Found) -> tuple[str, str]:
 
 def _search(found: Found, device: Device, observer: Observer, command: str, began: float) -> Report:
     from budget_search.capacity import with_measures
+    from budget_search.cluster import connect
     from budget_search.device import default_workers
     from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
@@ -84,10 +87,14 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
             "choose another --study name"
         )
     store.note(fingerprint=found.config.fingerprint)
+    # Worker processes may stand elsewhere.
+    folder = StudyFolder(found.folder.path.resolve())
     workplace = Workplace(
-        found.folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
+        folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
-    workers = Workers(workplace, request.workers or default_workers(device))
+    cluster = connect(request.scheduler, folder.path) if request.scheduler else None
+    count = request.workers or default_workers(device, found.config.device)
+    workers = Workers(workplace, count, asked=found.config.device, cluster=cluster)
     plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), workers.count)
     if plan.budget.max_hours is not None:
         # Reading the task and the model counts as well.
@@ -101,7 +108,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         return evidence.compare(layers, "certification", confidence, among=search.confirmations().steady)
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in workers.run(jobs):
             yield trial
             store.note(wall_seconds=earlier + time.monotonic() - began)

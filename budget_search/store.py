@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
-import re
+import shutil
 import signal
 import threading
 import warnings
@@ -24,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from budget_search.errors import StudyError, UsageError
+from budget_search.files import clear_line
+from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
+from budget_search.passwords import hidden
 from budget_search.trial import Trial, TrialKey
 
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ if TYPE_CHECKING:
 # Measurements of a trial that are stored as attributes of their own; layers are Optuna parameters, score and depth
 # are its two values.
 _ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score"))
+
+
+# What to do when the trials cannot be read or written.
+OWN_FILE = "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
+A_SERVER = "see to the server of --storage, then run the same command again: everything finished is kept"
 
 
 @dataclass(frozen=True)
@@ -85,45 +92,41 @@ class StudyFolder:
         return self.path / "weights" / _file_name(key)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the study; the kernel lets go of it when the process dies. Raises StudyError when it is held."""
+    def locked(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the study; the kernel lets go of it when the process dies.
+
+        Where another command holds it, ``wait`` for that to end; else raises StudyError.
+        """
         lock = FileLock(self.path / "study.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise StudyError(
-                f"another command is working on the study {self.path.name}; wait until it ends, or stop it first"
-            ) from None
+        with clear_line(f"hold the study {self.path.name}"):
+            try:
+                lock.acquire(timeout=-1 if wait else 0)
+            except Timeout:
+                raise StudyError(
+                    f"another command is working on the study {self.path.name}; "
+                    "wait until it ends (--wait does), or stop it first"
+                ) from None
         try:
             yield
         finally:
             lock.release()
 
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a whole file or none."""
-    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under another name, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    def sweep(self) -> None:
+        """Remove what a killed command left half-written; only for who holds the study."""
+        for path in (each for place in ("", "artifacts", "weights") for each in (self.path / place).glob(".*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 class StudyStore:
     """Trials as rows of one Optuna study: score (maximised) and depth (minimised), a flag per layer."""
 
-    def __init__(self, study: optuna.Study, total: int) -> None:
+    def __init__(self, study: optuna.Study, trials: TrialsByKey, advice: str) -> None:
         self._study = study
-        self._total = total
-        self._known: dict[TrialKey, Trial] = {}
-        self._read = 0
+        self._trials = trials
+        self._advice = advice
 
     @classmethod
     def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
@@ -131,7 +134,8 @@ class StudyStore:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _study_errors(name), warnings.catch_warnings():
+        advice = OWN_FILE if storage is None else A_SERVER
+        with _study_errors(advice), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
                 study_name=name,
@@ -143,32 +147,34 @@ class StudyStore:
             )
             if study.metric_names is None:
                 study.set_metric_names(["score", "depth"])
-        return cls(study, total)
+            trials = TrialsByKey(_from_row(row, total) for row in study.get_trials(deepcopy=False))
+        return cls(study, trials, advice)
 
     @property
     def history(self) -> list[Trial]:
-        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last."""
-        with _study_errors(self._study.study_name):
-            frozen = self._study.get_trials(deepcopy=False)
-        for row in frozen[self._read :]:
-            trial = _from_row(row, self._total)
-            self._known[trial.key] = trial
-        self._read = len(frozen)
-        return [self._known[key] for key in sorted(self._known)]
+        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last.
+
+        What was there when the study was opened, and what was appended since: whoever appends holds the study.
+        """
+        return self._trials.in_order()
+
+    def find(self, key: TrialKey) -> Trial | None:
+        return self._trials.find(key)
 
     def append(self, trial: Trial) -> None:
         """Record a finished trial. Raises StudyError when it could not be written."""
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             self._study.add_trial(_to_row(trial))
+        self._trials.add(trial)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What was found out once about the study, such as the device that "auto" came to."""
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             return dict(self._study.user_attrs)
 
     def note(self, **facts: Any) -> None:
-        with _study_errors(self._study.study_name):
+        with _study_errors(self._advice):
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
 
@@ -190,9 +196,8 @@ def require_storage(url: str) -> None:
     try:
         optuna.storages.get_storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
-        shown = re.sub(r":[^:/@]*@", ":***@", url)
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise UsageError(f"--storage {shown} cannot be used: {reason}") from error
+        extra = "; pip install 'budget-search[postgres]'" if isinstance(error, ImportError) else ""
+        raise UsageError(f"--storage {hidden(url)} cannot be used: {hidden(_reason(error))}{extra}") from error
 
 
 def _storage(folder: StudyFolder, url: str | None) -> Any:
@@ -200,6 +205,12 @@ def _storage(folder: StudyFolder, url: str | None) -> Any:
 
     if url:
         return url
+    if not (folder.database.is_file() and folder.database.stat().st_size) and any(folder.path.glob("artifacts/*")):
+        # A kill in the first moments leaves an empty file too, but not after an evaluation has finished.
+        raise StudyError(
+            f"study.db of the study {folder.path.name} is gone or empty, though evaluations have finished; restore it "
+            "from a copy (or give the --storage they are in); to measure everything anew, delete artifacts"
+        )
     folder.path.mkdir(parents=True, exist_ok=True)
     return optuna.storages.RDBStorage(
         f"sqlite:///{folder.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
@@ -246,9 +257,13 @@ def _undisturbed() -> Iterator[None]:
     handlers: dict[int, Any] = {}
 
     def wait(number: int, frame: FrameType | None) -> None:
-        if waiting:
-            handlers[number](number, frame)
         waiting.append((number, frame))
+        if len(waiting) > 1:
+            # The handler learns of the first, and may have said what is to happen at the second.
+            with contextlib.suppress(KeyboardInterrupt):
+                handlers[waiting[0][0]](*waiting[0])
+            then = signal.getsignal(number)
+            (then if callable(then) and then is not wait else handlers[number])(number, frame)
 
     # Only the main thread is told of signals.
     if threading.current_thread() is threading.main_thread():
@@ -265,17 +280,20 @@ def _undisturbed() -> Iterator[None]:
             handlers[number](number, frame)
 
 
+def _reason(error: BaseException) -> str:
+    """What the database itself said, in one line: Optuna and SQLAlchemy wrap it."""
+    own = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
+    return str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
+
+
 @contextlib.contextmanager
-def _study_errors(name: str) -> Iterator[None]:
+def _study_errors(advice: str) -> Iterator[None]:
     """Turn what a damaged or unreachable database raises into one clear line; signals wait until it is let go of."""
     import sqlalchemy.exc
+    from optuna.exceptions import OptunaError
 
     try:
         with _undisturbed():
             yield
-    except (sqlalchemy.exc.SQLAlchemyError, KeyError, RuntimeError) as error:
-        reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise StudyError(
-            f"the study {name} cannot be read or written ({reason}); "
-            "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
-        ) from error
+    except (OptunaError, sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise StudyError(f"the study cannot be read or written ({hidden(_reason(error))}); {advice}") from error

@@ -84,7 +84,8 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{path.name} is named .{kind}, but is not UTF-8 text ({error.reason})") from error
     except csv.Error as error:
-        raise UsageError(f"{path.name} is not a {kind} file: {error}") from error
+        reason = "a quotation is not closed" if "end of data" in str(error) else error
+        raise UsageError(f"{path.name} is not a {kind} file: {reason}") from error
 
 
 def _separated_records(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -125,7 +126,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"{path.name}, line {number}: not JSON ({error}); one object per line") from error
             if not isinstance(record, dict):
                 kind = type(record).__name__

@@ -12,6 +12,7 @@ from budget_search import tables
 from budget_search.config import METRICS, REGRESSION_METRICS, Recipe
 from budget_search.digests import joint_digest
 from budget_search.errors import UsageError
+from budget_search.request import place
 
 GLUE_REPOSITORY = "nyu-mll/glue"
 DEMO_RECIPE = Recipe("demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1)
@@ -118,12 +119,12 @@ def resolve_task(
     if task.startswith("hub:"):
         _refuse(task, validation=validation)
         return _from_hub(task, spec, metric is not None)
-    path = Path(task).expanduser()
+    path = place(task)
     if not path.exists():
         raise _unknown(task)
     files = _files_of(path)
     if validation is not None:
-        files["validation"] = _existing_file(Path(validation).expanduser())
+        files["validation"] = _existing_file(place(validation))
     for file in files.values():
         _check_columns(spec, file)
     name = _telling_name(path)
@@ -160,7 +161,7 @@ def _built_in(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -
         return TaskSource(spec, spec.name)
     if data_dir is None:
         return TaskSource(spec, spec.name, hub=(GLUE_REPOSITORY, spec.name))
-    folder = Path(data_dir).expanduser()
+    folder = place(data_dir)
     if not folder.is_dir():
         raise UsageError(
             f"--data-dir {data_dir} is not a folder; give the one that holds train.* and {spec.held_out}.*"

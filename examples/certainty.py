@@ -110,8 +110,8 @@ class World:
         pairs = sum(self.neighbours[index] for index in gone if index + 1 in gone)
         return float(sum(self.effects[index] for index in gone) + pairs + self.curve * len(gone) ** 2)
 
-    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
-        return map(self.measure, jobs)
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        return map(self.measure, filter(None, jobs))
 
     def measure(self, job: Job) -> Trial:
         layers, key = job.key.layers, job.key

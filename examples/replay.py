@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -77,8 +77,8 @@ def within_deltas(
         budget=SearchBudget(max_trials=evaluations),
     )
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterable[Trial]:
-        return (answer(seen, job, screened_seed) for job in jobs)
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        return (answer(seen, job, screened_seed) for job in jobs if job)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         lost = search.confirmations().lost(layers)

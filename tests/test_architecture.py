@@ -17,12 +17,12 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers limits config trial request records wording digests environment changes",
+    "say": "errors layers limits config trial history request records wording digests environment passwords changes",
     "decide": "verdict surrogate ladder confirmations screens allowance loop binding generated strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
-    "do": "store batches device vocabulary finetune evaluate probe dispatch similarity cost churn evidence replay "
-    "rehearsal",
+    "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
+    "evidence replay rehearsal",
     "tell": "report curves sections details comparison pictures plots page render card destination export summary "
     "progress outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "

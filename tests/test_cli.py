@@ -570,6 +570,7 @@ def check_refused(row: Bad, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     assert shown.out == ""
     lines = shown.err.splitlines()
     assert len(lines) == 1, shown.err
+    assert len(lines[0]) < 3_000
     assert lines[0].startswith("budget-search: ")
     assert [text for text in row.says if text not in lines[0]] == [], lines[0]
     assert "unexpected" not in lines[0]

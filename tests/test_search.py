@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -316,3 +317,60 @@ def test_another_base_seed_screens_anew() -> None:
     found.run()
     assert {trial.key.seed for trial in found.screens().judged} == {8}
     assert not {job.key.seed for job in again.asked} & {7, 42, 43, 44}
+
+
+class Crowd(World):
+    """Several evaluations at a time, each as long as its layer set is deep; finished in the order of their lengths."""
+
+    slots, idle, clock = 3, 0, 0
+
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        waiting, running = iter(jobs), {}
+        while True:
+            while len(running) < self.slots and (job := next(waiting, None)) is not None:
+                assert job not in running
+                running[job] = self.clock + job.key.layers.depth
+            if not running:
+                return
+            self.idle += self.slots - len(running)
+            first = min(running, key=lambda job: (running[job], job.key))
+            self.clock = running.pop(first)
+            self.asked.append(first)
+            yield self.measure(first)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "optuna", "greedy", "top"])
+def test_several_at_a_time_measure_nothing_twice_and_answer_as_well(strategy: str) -> None:
+    world = Crowd(seed_sd=0.2, screen_sd=0.2)
+    memory = Memory()
+    answers = search(world, memory, plan(strategy=strategy, width=3)).run()
+    assert len({trial.key for trial in memory.trials}) == len(memory.trials)
+    alone = search(World(seed_sd=0.2, screen_sd=0.2), Memory(), plan(strategy=strategy)).run()
+    assert all(answers[delta].depth <= alone[delta].depth + (2 if strategy == "optuna" else 1) for delta in answers)
+    if strategy in ("auto", "optuna"):
+        screened = {trial.layers for trial in memory.trials if trial.split == "selection"} - {FULL}
+        assert len(screened) <= 30
+
+
+def test_a_free_slot_does_not_wait_for_the_slowest_of_its_round() -> None:
+    world = Crowd()
+    found = search(world, Memory(), plan(width=3))
+    found._measure_baseline()
+    world.idle = 0
+    found._explore(3.0, 24)
+    assert len({job.key.layers for job in world.asked} - {FULL}) == 24
+    # Rounds of three that wait for their slowest would have left 24 slots idle.
+    assert world.idle < 10
+
+
+def test_several_at_a_time_run_the_machines_failures_once_more() -> None:
+    world, memory = Crowd(machine_failures=2), Memory()
+    search(world, memory, plan(width=3)).run()
+    assert not any(trial.machine_failure for trial in memory.history)
+    found = search(Crowd(), Memory(), plan(width=3))
+    found._measure_baseline()
+    found._run_jobs.__self__.machine_failures = 2
+    found._explore(3.0, 12)
+    assert not any(trial.machine_failure for trial in found._store.history)
+    with pytest.raises(BudgetSearchError, match="failed twice"):
+        search(Crowd(machine_failures=50), Memory(), plan(width=3)).run()

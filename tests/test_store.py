@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from budget_search.errors import StudyError
+from budget_search.files import write_json
 from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder, StudyStore, write_json
+from budget_search.store import StudyFolder, StudyStore
 from budget_search.trial import Trial, TrialKey
 
 KEY = TrialKey(LayerSet((0, 3, 11), 12), 1 / 6, 1_000_142)
@@ -83,7 +84,7 @@ def test_facts_are_kept(tmp_path: Path) -> None:
 def test_a_damaged_database_is_a_clear_error(tmp_path: Path) -> None:
     opened(tmp_path).append(Trial(KEY, "selection", "complete", 71.0))
     (tmp_path / "study.db").write_bytes(b"not a database" * 500)
-    with pytest.raises(StudyError, match=r"some study cannot be read.*restore study\.db"):
+    with pytest.raises(StudyError, match=r"study cannot be read.*restore study\.db"):
         opened(tmp_path)
 
 

@@ -216,7 +216,8 @@ def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
 
 
 def _trial_rows(path: Path) -> list[tuple[tuple[int, ...], float, int]]:
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+    # Not read-only: whoever reads after a kill in the middle of a transaction must undo it first.
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as database:
         trials = [row[0] for row in database.execute("select trial_id from trials order by trial_id")]
         attributes: dict[int, dict[str, float]] = {trial: {} for trial in trials}
         for trial, key, value in database.execute("select trial_id, key, value_json from trial_user_attributes"):
@@ -234,6 +235,16 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
     while not condition():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         time.sleep(0.01)
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds before that long has passed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 @contextmanager

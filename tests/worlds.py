@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
@@ -39,8 +39,10 @@ class World:
     def worth(self, layers: LayerSet) -> float:
         return BASELINE - sum(self.effects[index] for index in layers.dropped)
 
-    def run_jobs(self, jobs: Sequence[Job]) -> Iterator[Trial]:
+    def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for job in jobs:
+            # One after the other, nothing is running when the next is asked for.
+            assert job is not None
             if self.interrupt_after is not None and len(self.asked) >= self.interrupt_after:
                 raise KeyboardInterrupt
             self.asked.append(job)

@@ -1,0 +1,117 @@
+"""What deciding costs when there is much to decide on: 10,000 evaluations of a 96-layer model, answered from a table.
+
+    python examples/coordinator_at_scale.py
+
+A search that measures named layer sets with three seeds each, and greedy elimination from 96 layers down to one, both
+through `replay`; the table makes up its records from the effects of the layers. Prints seconds and resident memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from budget_search.history import TrialsByKey
+from budget_search.layers import LayerSet
+from budget_search.loop import Plan, Search
+from budget_search.replay import Table, play
+from budget_search.trial import Trial, TrialKey
+from budget_search.verdict import Judgement
+
+TOTAL, SEEDS = 96, (42, 43, 44)
+NAMED = 3_333
+DELTA = 10.0
+EFFECTS = np.random.default_rng(0).exponential(0.05, TOTAL)
+
+
+class Effects(dict[TrialKey, Trial]):
+    """Records that are made when they are asked for."""
+
+    def __missing__(self, key: TrialKey) -> Trial:
+        noise = np.random.default_rng([key.seed, *key.layers.kept]).normal(0, 0.1)
+        lost = float(EFFECTS[list(key.layers.dropped)].sum())
+        return Trial(key, "selection", "complete", 90.0 - lost + noise, train_tokens=1000, train_seconds=1.0)
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def get(self, key: TrialKey, default: Any = None) -> Any:
+        return self[key]
+
+
+class Told:
+    """A store in memory and an observer that prints a line every thousand evaluations."""
+
+    def __init__(self) -> None:
+        self._trials = TrialsByKey()
+        self._facts: dict[str, Any] = {}
+        self._began = time.monotonic()
+        self.lines: list[tuple[int, float, float]] = []
+
+    @property
+    def history(self) -> list[Trial]:
+        return self._trials.in_order()
+
+    def find(self, key: TrialKey) -> Trial | None:
+        return self._trials.find(key)
+
+    def append(self, trial: Trial) -> None:
+        self._trials.add(trial)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self._facts
+
+    def note(self, **facts: Any) -> None:
+        self._facts.update(facts)
+
+    def finished(self, trial: Trial) -> None:
+        count = len(self.history)
+        if count % 1000 == 0:
+            self.lines.append((count, time.monotonic() - self._began, resident()))
+
+    def planned(self, *_: object) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def answered(self, delta: float, layers: LayerSet) -> None: ...
+
+
+def resident() -> float:
+    """MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    table = Table("made up", TOTAL, "accuracy", frozenset(), Effects())
+    draw = np.random.default_rng(1)
+    sets: set[LayerSet] = set()
+    while len(sets) < NAMED:
+        sets.add(LayerSet.dropping(draw.choice(TOTAL, draw.integers(1, 60), replace=False).tolist(), TOTAL))
+    plan = Plan(TOTAL, (DELTA,), "auto", SEEDS, 7, 0.5, 40, named=tuple(sorted(sets)))
+    told = Told()
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        lost = search.confirmations().lost(layers)
+        return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
+
+    search = Search(plan, told, table.run_jobs, judge, told)
+    began = time.monotonic()
+    answer = search.run()[DELTA]
+    seconds = time.monotonic() - began
+    print(tabulate(told.lines, headers=("evaluations", "seconds", "MiB resident"), floatfmt=".1f"))
+    print(f"\nnamed sets: {len(told.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold")
+    began = time.monotonic()
+    played = play("greedy", Table("made up", TOTAL, "accuracy", frozenset(), Effects()), 100.0)
+    print(
+        f"greedy: {len(played.trials):,} evaluations in {time.monotonic() - began:.1f} s, {resident():.0f} MiB resident"
+    )
+
+
+if __name__ == "__main__":
+    main()

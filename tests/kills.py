@@ -1,0 +1,277 @@
+"""Kill a search anywhere, go on with it, and look: nothing lost, nothing done twice, the same answer.
+
+    python -m tests.kills --kills 200
+
+Evaluations are made up (tests/worlds.py); the study, its database, its files and its lock are real. A search is killed
+by SIGKILL after some records, at random moments, or inside a write, and started again until it ends. A journal outside
+the study, written at once, says what was begun and what was recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tabulate import tabulate
+
+from budget_search.errors import StudyError
+from budget_search.files import appearing, write_json, write_whole
+from budget_search.store import StudyFolder, StudyStore
+from budget_search.trial import Job, Trial, TrialKey
+from tests import tiny
+from tests.worlds import World, plan, search
+
+EFFECTS = (2.4, 1.6, 0.1, 0.3, 0.7, 0.2)
+# An undisturbed search takes about 1,500 steps of writes, opening the study about 130.
+WRITE_STEPS = 400
+KINDS = ("after records", "at random", "inside writes")
+Fate = Callable[[], None]
+
+
+@dataclass
+class Tally:
+    """What was counted over all searches that were killed; every figure but the first two must be 0."""
+
+    kills: int = 0
+    evaluations: int = 0
+    lost: int = 0
+    run_twice: int = 0
+    recorded_twice: int = 0
+    other_answers: int = 0
+    locks_left: int = 0
+    files_left: int = 0
+
+    @property
+    def faults(self) -> int:
+        return sum(asdict(self).values()) - self.kills - self.evaluations
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where one search happens: its study, and the journal that no kill can undo."""
+
+    place: Path
+    study: StudyFolder = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "study", StudyFolder(self.place / "study"))
+        self.place.mkdir(parents=True)
+        self.study.path.mkdir()
+
+    def note(self, what: str, key: TrialKey) -> None:
+        journal = os.open(self.place / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(journal, f"{what} {key}\n".encode())
+        os.close(journal)
+
+    def noted(self) -> list[tuple[str, str]]:
+        lines = (self.place / "journal").read_text().splitlines() if (self.place / "journal").exists() else []
+        return [(what, key) for what, _, key in (line.partition(" ") for line in lines)]
+
+    def recorded(self) -> list[str]:
+        """The rows of the database, duplicates too, read from outside."""
+        return [f"{kept} {rung:.4g} {seed}" for kept, rung, seed in tiny.recorded(self.study.path)]
+
+
+def run_search(scene: Scene) -> None:
+    """A search from where it was to its report, with files and weights as a real one writes them."""
+    world = World(effects=EFFECTS, seed_sd=0.2, screen_sd=0.2)
+
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        for job in jobs:
+            assert job is not None
+            scene.note("began", job.key)
+            write_whole(scene.study.outputs(job.key, job.split), b"outputs")
+            if job.keep_weights:
+                with appearing(scene.study.weights(job.key)) as folder:
+                    folder.mkdir()
+                    (folder / "model.safetensors").write_bytes(b"weights")
+            yield world.measure(job)
+
+    class Store(StudyStore):
+        def append(self, trial: Trial) -> None:
+            super().append(trial)
+            scene.note("recorded", trial.key)
+
+    with scene.study.locked():
+        scene.study.sweep()
+        store = Store.open("killed", len(EFFECTS), folder=scene.study)
+        wanted = plan(total=len(EFFECTS), seeds=(42, 43), evaluations=8, deltas=(1.0, 2.0))
+        found = search(world, store, wanted)
+        found._run_jobs = run_jobs
+        answers = found.run()
+        trials = [[str(trial.key), trial.state, trial.score] for trial in store.history]
+        write_json(scene.study.report, {"answers": {d: s.compact for d, s in answers.items()}, "trials": trials})
+
+
+# -- ways to die ----------------------------------------------------------------------------------------------------
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after_records(count: int) -> Fate:
+    def fate() -> None:
+        append = StudyStore.append
+        left = [count]
+
+        def counted(store: StudyStore, trial: Trial) -> None:
+            append(store, trial)
+            left[0] -= 1
+            if not left[0]:
+                die()
+
+        StudyStore.append = counted  # type: ignore[method-assign]
+
+    return fate
+
+
+def at_write(number: int) -> Fate:
+    return lambda: count_writes(lambda count: die() if count == number else None)
+
+
+def count_writes(told: Callable[[int], object]) -> None:
+    """Have every step of every write in this process counted from 1: opening, renaming and removing files, and each
+    statement and commit of a database."""
+    import sqlalchemy
+
+    count = [0]
+
+    def step(*_: object) -> None:
+        count[0] += 1
+        told(count[0])
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if writes or event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            step()
+
+    sys.addaudithook(hook)
+    for event in ("after_cursor_execute", "commit"):
+        sqlalchemy.event.listen(sqlalchemy.engine.Engine, event, step)
+
+
+# -- killing and looking --------------------------------------------------------------------------------------------
+
+
+def in_child(scene: Scene, fate: Fate | None, patience: float | None = None) -> int:
+    """Run the search in a process of its own, killed after ``patience`` seconds; gives its exit code."""
+
+    def live() -> None:
+        if fate is not None:
+            fate()
+        run_search(scene)
+
+    child = multiprocessing.get_context("fork").Process(target=live)
+    child.start()
+    child.join(patience)
+    child.kill()
+    child.join()
+    assert child.exitcode is not None
+    return child.exitcode
+
+
+def killed_again_and_again(scene: Scene, kind: str, draw: random.Random, seconds: float, tally: Tally) -> None:
+    """One search, killed in one way until it ends by itself."""
+    for attempt in range(100):
+        fate, patience = None, None
+        if kind == "after records":
+            fate = after_records(draw.randint(1, 4))
+        elif kind == "inside writes":
+            fate = at_write(draw.randint(1, WRITE_STEPS))
+        else:
+            # Longer each time, or a busy machine would never let it get anywhere.
+            patience = draw.uniform(0, seconds / 3 * 1.1**attempt)
+        code = in_child(scene, fate, patience)
+        look(scene, tally)
+        if code == 0:
+            return
+        assert code == -signal.SIGKILL, f"the search failed: {code}"
+        tally.kills += 1
+    raise AssertionError("a search that is killed again and again makes no headway")
+
+
+def look(scene: Scene, tally: Tally) -> None:
+    """What must hold after every kill."""
+    noted = scene.noted()
+    rows = scene.recorded()
+    done = [key for what, key in noted if what == "recorded"]
+    tally.lost += max(0, len(set(done)) - len(set(rows)))
+    tally.recorded_twice += len(rows) - len(set(rows))
+    finished: set[str] = set()
+    for what, key in noted:
+        tally.run_twice += what == "began" and key in finished
+        if what == "recorded":
+            finished.add(key)
+    try:
+        with scene.study.locked():
+            pass
+    except StudyError:
+        tally.locks_left += 1
+
+
+def compare(scene: Scene, undisturbed: Scene, tally: Tally) -> None:
+    """What must hold in the end."""
+    tally.evaluations += len(scene.recorded())
+    tally.lost += len(set(undisturbed.recorded()) - set(scene.recorded()))
+    tally.other_answers += scene.study.report.read_bytes() != undisturbed.study.report.read_bytes()
+    tally.files_left += len(list(scene.study.path.rglob(".*")))
+    kinds = ("outputs", "weights")
+    missing = Counter({kind: len(contents(undisturbed, kind) - contents(scene, kind)) for kind in kinds})
+    tally.lost += missing.total()
+
+
+def contents(scene: Scene, what: str) -> set[str]:
+    """The names of the files that hold these very bytes."""
+    files = (path for path in scene.study.path.rglob("*") if path.is_file() and not path.name.startswith("study"))
+    return {str(path.relative_to(scene.study.path)) for path in files if path.read_bytes() == what.encode()}
+
+
+def play(kills: int, seed: int, place: Path) -> dict[str, Tally]:
+    """Kill until every kind has its share of the kills; gives what was counted, by kind."""
+    undisturbed = Scene(place / "undisturbed")
+    began = time.monotonic()
+    assert in_child(undisturbed, None) == 0
+    seconds = time.monotonic() - began
+    tallies = {kind: Tally() for kind in KINDS}
+    for position, (kind, tally) in enumerate(tallies.items()):
+        draw = random.Random(f"{seed} {kind}")
+        share = kills // len(KINDS) + (position < kills % len(KINDS))
+        while tally.kills < share:
+            scene = Scene(place / f"{kind} {tally.kills}")
+            killed_again_and_again(scene, kind, draw, seconds, tally)
+            compare(scene, undisturbed, tally)
+            shutil.rmtree(scene.place)
+    return tallies
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="figures for a program")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        tallies = play(arguments.kills, arguments.seed, Path(place))
+    if arguments.json:
+        print(json.dumps({kind: asdict(tally) for kind, tally in tallies.items()}))
+    else:
+        rows = [{"killed": kind, **asdict(tally)} for kind, tally in tallies.items()]
+        print(tabulate(rows, headers="keys"))
+    return int(any(tally.faults for tally in tallies.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
