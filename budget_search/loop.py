@@ -8,96 +8,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from budget_search.allowance import Allowance
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
 from budget_search.ladder import Confirming, choose
 from budget_search.layers import LayerSet
-from budget_search.limits import Limits
+from budget_search.plan import History, Observer, Plan
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
 from budget_search.strategies.question import unmeasured
-from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.verdict import Judgement, share_of_error
-
-if TYPE_CHECKING:
-    from budget_search.config import SearchConfig
-    from budget_search.device import Device
-    from budget_search.encode import EncodedTask
-
-Criterion = Literal["observed", "certified"]
 
 # Candidates confirmed for one delta at the most, and of one depth.
 CANDIDATES_PER_DELTA = 5
 CANDIDATES_PER_DEPTH = 2
-
-
-class History(Protocol):
-    """Where finished trials are kept, and what was decided before the first confirmation."""
-
-    @property
-    def history(self) -> list[Trial]: ...
-
-    def find(self, key: TrialKey) -> Trial | None: ...
-
-    def append(self, trial: Trial) -> None: ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
-
-    def note(self, **facts: Any) -> None: ...
-
-
-class Observer(Protocol):
-    """Who is told how the search goes."""
-
-    def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
-    ) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finished(self, trial: Trial) -> None: ...
-
-    def answered(self, delta: float, layers: LayerSet) -> None: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
-    those to ``start`` from are screened first."""
-
-    total: int
-    deltas: tuple[float, ...]
-    strategy: str
-    seeds: tuple[int, ...]
-    screen_seed: int
-    screen_rung: float
-    evaluations: int
-    sampler: str = "tpe"
-    criterion: Criterion = "observed"
-    confidence: float = 0.95
-    width: int = 1
-    fixed: frozenset[int] = frozenset()
-    limits: Limits = field(default_factory=Limits)
-    similarities: tuple[float, ...] | None = None
-    named: tuple[LayerSet, ...] = ()
-    start: tuple[LayerSet, ...] = ()
-    budget: SearchBudget = field(default_factory=SearchBudget)
-
-    def evaluations_until(self, position: int) -> int:
-        """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
-
-        The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
-        all deltas at once, has everything.
-        """
-        if self.strategy == "auto" or len(self.deltas) == 1:
-            return self.evaluations
-        return round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
 
 
 class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
