@@ -51,17 +51,30 @@ class Allowance:
         """How many more are allowed beside so many confirmations; against the clock, no more than run at a time."""
         allowed = math.inf
         if self.budget.max_hours is not None:
-            run = Job(TrialKey(LayerSet.full(total), FULL_RUNG, 0), "certification")
-            held_back = confirmations * TYPICAL_SHARE * Pace.of(history).seconds([run] * self.seeds, self.width)
-            allowed = self.width if self._seconds_left() > held_back else 0
+            allowed = self.width if self._seconds_left() > self._held_back(history, total, confirmations) else 0
         if self.budget.max_trials is not None:
             allowed = min(allowed, self.budget.max_trials - len(history) - confirmations * self.seeds)
         return allowed
 
     def covers(self, jobs: Sequence[Job], history: Sequence[Trial], total: int) -> bool:
         """Whether these evaluations are allowed and will be finished in time, as far as the finished ones tell."""
-        in_time = Pace.of(history).seconds(jobs, self.width) <= self._seconds_left()
-        return in_time and len(jobs) <= self.fine_tunes(history, total)
+        if self.budget.max_trials is not None and len(jobs) > self.budget.max_trials - len(history):
+            return False
+        return Pace.of(history).seconds(jobs, self.width) <= self._seconds_left()
+
+    def confirmations(self, history: Sequence[Trial], total: int) -> float:
+        """How many more confirmations are allowed, with as many layers as is typical."""
+        allowed, seconds = math.inf, self._held_back(history, total, 1)
+        if self.budget.max_hours is not None and seconds:
+            allowed = self._seconds_left() / seconds
+        if self.budget.max_trials is not None:
+            allowed = min(allowed, (self.budget.max_trials - len(history)) / self.seeds)
+        return allowed
+
+    def _held_back(self, history: Sequence[Trial], total: int, confirmations: int) -> float:
+        """Seconds that so many confirmations take."""
+        run = Job(TrialKey(LayerSet.full(total), FULL_RUNG, 0), "certification")
+        return confirmations * TYPICAL_SHARE * Pace.of(history).seconds([run] * self.seeds, self.width)
 
     def _seconds_left(self) -> float:
         hours = self.budget.max_hours

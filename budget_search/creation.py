@@ -28,7 +28,7 @@ from budget_search.store import StudyFolder
 if TYPE_CHECKING:
     from budget_search.device import Device
     from budget_search.location import Found
-    from budget_search.loop import Observer
+    from budget_search.plan import Observer
 
 
 def create(found: Found, device: Device, observer: Observer) -> None:

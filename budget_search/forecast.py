@@ -26,7 +26,7 @@ from budget_search.dispatch import Workers
 from budget_search.encode import EncodedTask
 from budget_search.evaluate import Workplace
 from budget_search.location import Found
-from budget_search.loop import Observer, Plan
+from budget_search.plan import Observer, Plan
 from budget_search.planning import plan_for
 from budget_search.prices import EvaluationTime, Prices
 from budget_search.probe import mean_speed

@@ -71,9 +71,10 @@ def chances(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirmi
 
 
 def choose(
-    surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming, answer_depth: int
+    surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming, answer_depth: int, tries: int
 ) -> LayerSet | None:
-    """The set to run next of those with fewer layers than the answer so far; None when none is worth its price."""
+    """The set to run next of those with fewer layers than the answer so far, when so many may be tried; None when none
+    is worth its price."""
     ladder = _likeliest_by_depth(sets, chances(surrogate, sets, confirming))
     if not ladder:
         return None
@@ -81,7 +82,7 @@ def choose(
     prices = [confirming.runs_left(layers) * layers.depth / total for layers in ladder]
     holds = _draws(surrogate, ladder, confirming)
     worths = [LAYER_WORTH * (answer_depth - layers.depth) for layers in ladder]
-    best = _best_first(worths, prices, holds, 0.0 if answer_depth < total else ANSWER_WORTH)
+    best = _best_first(worths, prices, holds, 0.0 if answer_depth < total else ANSWER_WORTH, tries)
     return None if best is None else ladder[best]
 
 
@@ -104,35 +105,38 @@ def _draws(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirmin
     return np.asarray(lost <= np.array([[confirming.may_lose(layers)] for layers in sets]))
 
 
-def _best_first(worths: Sequence[float], prices: Sequence[float], holds: np.ndarray, any_answer: float) -> int | None:
+def _best_first(
+    worths: Sequence[float], prices: Sequence[float], holds: np.ndarray, any_answer: float, tries: int
+) -> int | None:
     """Which rung of the ladder to try first, so that what is won less what the tries cost is expected to be most.
 
     ``worths`` are of the rungs beside the answer so far, the shallowest first; ``any_answer`` is what the first rung
     that holds is worth beside that. State: ``low``, the deepest rung that failed (-1: none), and ``high``, the
-    shallowest that held (the number of rungs: the answer so far). Only rungs between them are still worth a try.
+    shallowest that held (the number of rungs: the answer so far), and the tries left. Only rungs between the two are
+    still worth one.
     """
     won = [*(worth + any_answer for worth in worths), 0.0]
 
     @cache
-    def value(low: int, high: int) -> tuple[float, int | None]:
+    def value(low: int, high: int, tries: int) -> tuple[float, int | None]:
         known = np.ones(holds.shape[1], dtype=bool)
         if low >= 0:
             known &= ~holds[low]
         if high < len(worths):
             known &= holds[high]
         best: tuple[float, int | None] = (0.0, None)
-        for rung in range(low + 1, high):
+        for rung in range(low + 1, high if tries else 0):
             chance = float(holds[rung][known].mean()) if known.any() else 0.0
             price = prices[rung] * (chance + FAILING_SHARE * (1 - chance))
             worth = -price
             if chance > 0:
-                worth += chance * (won[rung] - won[high] + value(low, rung)[0])
+                worth += chance * (won[rung] - won[high] + value(low, rung, tries - 1)[0])
             if chance < 1:
-                worth += (1 - chance) * value(rung, high)[0]
+                worth += (1 - chance) * value(rung, high, tries - 1)[0]
             best = max(best, (worth, rung), key=lambda pair: pair[0])
         return best
 
-    return value(-1, len(worths))[1]
+    return value(-1, len(worths), tries)[1]
 
 
 def all_sets(

@@ -8,96 +8,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from budget_search.allowance import Allowance
 from budget_search.confirmations import Confirmations
 from budget_search.errors import BudgetSearchError
 from budget_search.ladder import Confirming, choose
 from budget_search.layers import LayerSet
-from budget_search.limits import Limits
+from budget_search.plan import History, Observer, Plan
 from budget_search.screens import Screens
 from budget_search.strategies import Question, propose
 from budget_search.strategies.question import unmeasured
-from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.verdict import Judgement, share_of_error
-
-if TYPE_CHECKING:
-    from budget_search.config import SearchConfig
-    from budget_search.device import Device
-    from budget_search.encode import EncodedTask
-
-Criterion = Literal["observed", "certified"]
 
 # Candidates confirmed for one delta at the most, and of one depth.
 CANDIDATES_PER_DELTA = 5
 CANDIDATES_PER_DEPTH = 2
-
-
-class History(Protocol):
-    """Where finished trials are kept, and what was decided before the first confirmation."""
-
-    @property
-    def history(self) -> list[Trial]: ...
-
-    def find(self, key: TrialKey) -> Trial | None: ...
-
-    def append(self, trial: Trial) -> None: ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]: ...
-
-    def note(self, **facts: Any) -> None: ...
-
-
-class Observer(Protocol):
-    """Who is told how the search goes."""
-
-    def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
-    ) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def finished(self, trial: Trial) -> None: ...
-
-    def answered(self, delta: float, layers: LayerSet) -> None: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
-    those to ``start`` from are screened first."""
-
-    total: int
-    deltas: tuple[float, ...]
-    strategy: str
-    seeds: tuple[int, ...]
-    screen_seed: int
-    screen_rung: float
-    evaluations: int
-    sampler: str = "tpe"
-    criterion: Criterion = "observed"
-    confidence: float = 0.95
-    width: int = 1
-    fixed: frozenset[int] = frozenset()
-    limits: Limits = field(default_factory=Limits)
-    similarities: tuple[float, ...] | None = None
-    named: tuple[LayerSet, ...] = ()
-    start: tuple[LayerSet, ...] = ()
-    budget: SearchBudget = field(default_factory=SearchBudget)
-
-    def evaluations_until(self, position: int) -> int:
-        """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
-
-        The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
-        all deltas at once, has everything.
-        """
-        if self.strategy == "auto" or len(self.deltas) == 1:
-            return self.evaluations
-        return round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
 
 
 class OutOfBudget(Exception):  # noqa: N818 - a turn of events, not an error
@@ -308,16 +236,33 @@ class Search:
     # -- confirmations ------------------------------------------------------------------------------------------
 
     def _next_candidate(self, delta: float) -> LayerSet | None:
-        """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to."""
+        """The next set to confirm, written down before it is: a plan that a resumed search finds and keeps to.
+
+        None is begun that the search budget will not see to its end.
+        """
         planned = self._candidates(delta)
-        candidate = self._most_promising(delta, planned)
-        if candidate is not None and candidate not in planned:
+        candidate = self._most_promising(delta, planned, self._tries(delta, planned))
+        if candidate is None:
+            return None
+        runs = self._unknown(self._confirmation(candidate, seed) for seed in self.plan.seeds)
+        if not self._allowance.covers(runs, self._store.history, self.plan.total):
+            self.ended_early = True
+            return None
+        if candidate not in planned:
             self._store.note(**{self._plan_name(delta): [layers.compact for layers in (*planned, candidate)]})
         return candidate
 
-    def _most_promising(self, delta: float, planned: Sequence[LayerSet]) -> LayerSet | None:
+    def _tries(self, delta: float, planned: Sequence[LayerSet]) -> int:
+        """How many more sets may be tried for this delta: one in any case, further ones while the search budget leaves
+        one to each of the smaller deltas. What holds for them holds for this one."""
+        smaller = sum(other < delta for other in self.plan.deltas)
+        allowed = self._allowance.confirmations(self._store.history, self.plan.total) - smaller
+        left = min(CANDIDATES_PER_DELTA - len(planned), allowed)
+        return max(math.floor(left), 0 if planned else 1)
+
+    def _most_promising(self, delta: float, planned: Sequence[LayerSet], tries: int) -> LayerSet | None:
         """By the surrogate, of the sets with fewer layers than the answer so far: of those that were screened, or,
-        where the strategy is free to choose, of all."""
+        where the strategy is free to choose, of all; with so many tries, what was begun beside them."""
         screens, confirmations = self.screens(), self.confirmations()
         question = self._question(delta, screens, 0)
         screened = [trial.layers for trial in screens.judged if trial.state != "failed" and not trial.layers.is_full]
@@ -330,16 +275,13 @@ class Search:
             if layers.depth < answer.depth
             and question.allows(layers)
             and self._is_open(layers, delta, confirmations)
-            and (
-                layers in planned
-                or (tried.count(layers.depth) < CANDIDATES_PER_DEPTH and len(planned) < CANDIDATES_PER_DELTA)
-            )
+            and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
         ]
         if not pool:
             return None
         allowed = delta - self._bound_width() if self.plan.criterion == "certified" else delta
         confirming = Confirming(allowed, question.seed_sd, question.seeds, question.in_full)
-        return choose(question.surrogate(screens.judged), pool, confirming, answer.depth)
+        return choose(question.surrogate(screens.judged), pool, confirming, answer.depth, max(1, tries))
 
     def _question(self, delta: float, screens: Screens, evaluations: int) -> Question:
         confirmations = self.confirmations()

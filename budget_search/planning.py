@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from budget_search.encode import EncodedTask
     from budget_search.limits import Limits
     from budget_search.location import Found
-    from budget_search.loop import Plan
+    from budget_search.plan import Plan
 
 # Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe. On a recorded 6-layer table 31
 # steps ranked sets alike whatever the seed, and wrongly; 125 steps ranked them well.
@@ -25,7 +25,7 @@ SCREENS = (12, 60)
 def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: Limits, width: int) -> Plan:
     """Everything the search decides beforehand. Raises UsageError for named layer sets the model does not have."""
     from budget_search.layers import LayerSet
-    from budget_search.loop import Plan
+    from budget_search.plan import Plan
     from budget_search.trial import SearchBudget
 
     request, recipe, total = found.request, found.config.recipe, int(facts["layers_total"])

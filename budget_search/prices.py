@@ -13,7 +13,7 @@ from budget_search.cost import parameters
 from budget_search.encode import EncodedTask
 from budget_search.evaluate import Workplace, loaded
 from budget_search.finish import TIMED_BATCHES, TIMED_SECONDS
-from budget_search.loop import Plan
+from budget_search.plan import Plan
 from budget_search.probe import Speed, padded_tokens
 from budget_search.summary import EVALUATION_SHARE
 from budget_search.trial import FULL_RUNG, Job

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from budget_search.config import SearchConfig
     from budget_search.device import Device
     from budget_search.encode import EncodedTask
-    from budget_search.loop import Plan
+    from budget_search.plan import Plan
 
 # A screened or confirmed set keeps about this share of the layers; only for guessing how long a search will take.
 TYPICAL_SHARE = 0.6

@@ -14,7 +14,8 @@ from joblib import Parallel, delayed
 from budget_search.generated import GeneratedModel, Noise
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.replay import Memory, Silent
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Judgement

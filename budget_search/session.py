@@ -26,7 +26,7 @@ from budget_search.store import StudyFolder, StudyStore, require_storage
 if TYPE_CHECKING:
     from budget_search.device import Device
     from budget_search.layers import LayerSet
-    from budget_search.loop import Observer
+    from budget_search.plan import Observer
     from budget_search.trial import Job, Trial
     from budget_search.verdict import Judgement
 

@@ -26,7 +26,8 @@ from scipy import special
 from tabulate import tabulate
 
 from budget_search.layers import LayerSet
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.replay import Memory, Silent
 from budget_search.trial import FULL_RUNG, Job, Trial
 from budget_search.verdict import Criterion, Judgement, judge, verdict_word

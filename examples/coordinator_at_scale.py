@@ -18,7 +18,8 @@ from tabulate import tabulate
 
 from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.replay import Table, play
 from budget_search.trial import Trial, TrialKey
 from budget_search.verdict import Judgement

@@ -12,7 +12,7 @@ import argparse
 
 from tabulate import tabulate
 
-from budget_search.loop import Plan
+from budget_search.plan import Plan
 from budget_search.planning import screen_rung, screens_for
 from budget_search.rehearsal import REHEARSALS, Rehearsal, rehearse
 

@@ -24,7 +24,8 @@ from tabulate import tabulate
 
 from budget_search.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.layers import LayerSet
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.planning import MEAN_SHARE_OF_LAYERS, SCREEN_EQUIVALENTS, SCREENS
 from budget_search.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
 from budget_search.strategies import STRATEGIES

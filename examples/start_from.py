@@ -20,7 +20,8 @@ from tabulate import tabulate
 from budget_search.generated import GeneratedModel
 from budget_search.heritage import MOST_SETS
 from budget_search.layers import LayerSet
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.replay import Memory, Silent
 from budget_search.trial import Job, Trial
 from budget_search.verdict import Judgement

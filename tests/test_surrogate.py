@@ -130,19 +130,26 @@ def test_runs_already_there_count_towards_the_chance() -> None:
     assert chances(surrogate, [layers], lucky)[0] > chances(surrogate, [layers], unlucky)[0]
 
 
-def best_first(chance: dict[int, float], answer: int, total: int = 12) -> int | None:
+def best_first(chance: dict[int, float], answer: int, total: int = 12, tries: int = 5) -> int | None:
     """The depth to try first, when a ladder's rungs hold with these chances, a deeper one whenever a shallower does; a
     layer is worth two fine-tunes, and any answer as much again."""
     draws = np.linspace(0.0005, 0.9995, 1000)
     holds = np.array([draws < each for each in chance.values()])
     worths = [2.0 * (answer - depth) for depth in chance]
-    rung = _best_first(worths, [3 * depth / total for depth in chance], holds, 2.0 if answer == total else 0.0)
+    rung = _best_first(worths, [3 * depth / total for depth in chance], holds, 2.0 if answer == total else 0.0, tries)
     return None if rung is None else list(chance)[rung]
 
 
 def test_the_ladder_is_entered_where_layers_saved_are_worth_the_tries() -> None:
     assert best_first({3: 0.02, 5: 0.6, 7: 0.95, 9: 1.0}, answer=12) == 5
     assert best_first({3: 0.02, 5: 0.1, 7: 0.9, 9: 1.0}, answer=12) == 7
+
+
+def test_the_last_try_is_a_safer_one() -> None:
+    chance = {3: 0.02, 5: 0.5, 7: 0.95, 9: 1.0}
+    assert best_first(chance, answer=12) == 5
+    assert best_first(chance, answer=12, tries=1) == 7
+    assert best_first(chance, answer=12, tries=0) is None
 
 
 def test_an_answer_is_left_alone_unless_a_better_one_is_likely_enough_for_its_price() -> None:
@@ -162,8 +169,8 @@ def test_choosing_takes_the_likeliest_set_of_a_depth_and_nothing_from_nothing() 
     surrogate = fitted()
     worse, better = LayerSet.dropping({0, 1}, 12), LayerSet.dropping({10, 11}, 12)
     confirming = Confirming(2.0, 0.3, 3, {})
-    assert choose(surrogate, [worse, better], confirming, 12) == better
-    assert choose(surrogate, [], confirming, 12) is None
+    assert choose(surrogate, [worse, better], confirming, 12, 5) == better
+    assert choose(surrogate, [], confirming, 12, 5) is None
 
 
 def test_a_full_run_that_broke_does_not_bend_the_rest() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from zlib import crc32
 
 from budget_search.layers import LayerSet
-from budget_search.loop import Plan, Search
+from budget_search.loop import Search
+from budget_search.plan import Plan
 from budget_search.replay import Memory, Silent
 from budget_search.trial import FULL_RUNG, Job, Trial
 from budget_search.verdict import Judgement

@@ -1,0 +1,81 @@
+"""What a search is given: everything decided beforehand, where it keeps what it finds, and whom it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from budget_search.layers import LayerSet
+from budget_search.limits import Limits
+from budget_search.trial import SearchBudget, Trial, TrialKey
+from budget_search.verdict import Criterion
+
+if TYPE_CHECKING:
+    from budget_search.config import SearchConfig
+    from budget_search.device import Device
+    from budget_search.encode import EncodedTask
+
+
+class History(Protocol):
+    """Where finished trials are kept, and what was decided before the first confirmation."""
+
+    @property
+    def history(self) -> list[Trial]: ...
+
+    def find(self, key: TrialKey) -> Trial | None: ...
+
+    def append(self, trial: Trial) -> None: ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]: ...
+
+    def note(self, **facts: Any) -> None: ...
+
+
+class Observer(Protocol):
+    """Who is told how the search goes."""
+
+    def planned(
+        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
+    ) -> None: ...
+
+    def stage(self, text: str) -> None: ...
+
+    def finished(self, trial: Trial) -> None: ...
+
+    def answered(self, delta: float, layers: LayerSet) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
+    those to ``start`` from are screened first."""
+
+    total: int
+    deltas: tuple[float, ...]
+    strategy: str
+    seeds: tuple[int, ...]
+    screen_seed: int
+    screen_rung: float
+    evaluations: int
+    sampler: str = "tpe"
+    criterion: Criterion = "observed"
+    confidence: float = 0.95
+    width: int = 1
+    fixed: frozenset[int] = frozenset()
+    limits: Limits = field(default_factory=Limits)
+    similarities: tuple[float, ...] | None = None
+    named: tuple[LayerSet, ...] = ()
+    start: tuple[LayerSet, ...] = ()
+    budget: SearchBudget = field(default_factory=SearchBudget)
+
+    def evaluations_until(self, position: int) -> int:
+        """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
+
+        The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
+        all deltas at once, has everything.
+        """
+        if self.strategy == "auto" or len(self.deltas) == 1:
+            return self.evaluations
+        return round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
