@@ -126,8 +126,10 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.listing import find_study
     from budget_search.render import render
 
-    for place in (*arguments.studies, arguments.output, arguments.plots):
-        require_place("report", place)
+    for name in arguments.studies:
+        require_place("STUDY", name)
+    require_place("--output", arguments.output)
+    require_place("--plots", arguments.plots)
     if arguments.plots and len(arguments.studies) > 1:
         raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]

@@ -364,7 +364,7 @@ def test_configurations_come_back_and_only_equal_ones_share_a_study(one: SearchC
             "delta": st.lists(st.floats(0.001, 0.99), min_size=1, max_size=3),
             "seeds": st.integers(1, 100),
             "lr": st.floats(1e-9, 0.9),
-            "max_trials": st.integers(1, 10**6),
+            "max_trials": st.integers(200, 10**6),
             "offline": st.booleans(),
             "study": st.from_regex(r"[A-Za-z0-9]{1,20}", fullmatch=True),
         },

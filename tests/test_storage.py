@@ -76,7 +76,7 @@ def test_a_search_in_postgresql_killed_and_resumed(
         assert process.stderr is not None
         for line in iter(process.stderr.readline, ""):
             told.append(line)
-            if sum("seed" in line for line in told) >= 5:
+            if sum("full run, seed" in line for line in told) >= 2:
                 break
         assert PASSWORD not in titles(process.pid)
         process.send_signal(signal.SIGKILL)
