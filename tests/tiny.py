@@ -217,7 +217,9 @@ def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
 
 def _trial_rows(path: Path) -> list[tuple[tuple[int, ...], float, int]]:
     # Not read-only: whoever reads after a kill in the middle of a transaction must undo it first.
-    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True)) as database:
+    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None)) as database:
+        # One transaction: a trial that is recorded meanwhile is in all of the answers or in none.
+        database.execute("begin")
         trials = [row[0] for row in database.execute("select trial_id from trials order by trial_id")]
         attributes: dict[int, dict[str, float]] = {trial: {} for trial in trials}
         for trial, key, value in database.execute("select trial_id, key, value_json from trial_user_attributes"):
