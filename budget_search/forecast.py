@@ -31,6 +31,7 @@ from budget_search.planning import plan_for
 from budget_search.prices import EvaluationTime, Prices
 from budget_search.probe import mean_speed
 from budget_search.rehearsal import Rehearsal, rehearse
+from budget_search.report import Resolution
 from budget_search.store import StudyFolder, StudyStore
 from budget_search.trial import Job, Trial
 from budget_search.verdict import resolution
@@ -61,14 +62,6 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Certifiable:
-    """The smallest delta (a fraction) that these splits and seeds can certify, None with one seed."""
-
-    smallest_certifiable_delta: float | None
-    explanation: str
-
-
-@dataclass(frozen=True)
 class Forecast:
     """What ``plan`` tells. Ranges are of what is still to run; equivalents are full fine-tunes of the full model."""
 
@@ -91,7 +84,7 @@ class Forecast:
     disk_bytes: int
     disk_free_bytes: int
     known: Known
-    resolution: Certifiable
+    resolution: Resolution
     rehearsals: int
 
 
@@ -149,7 +142,7 @@ def forecast(found: Found, observer: Observer) -> Forecast:
             disk_bytes=max(round(sum(map(prices.disk_bytes, each))) for each in jobs) + _size(folder, found),
             disk_free_bytes=shutil.disk_usage(_there(found.folder.path)).free,
             known=Known(len(history), sum(map(_equivalents_of, history)), answered),
-            resolution=Certifiable(None if smallest is None else smallest / 100, known.explanation),
+            resolution=Resolution(None if smallest is None else smallest / 100, known.explanation),
             rehearsals=len(rehearsals),
         )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -127,15 +127,11 @@ class GeneratedModel:
         return float(np.mean([self._truth[depths == depth].std() for depth in middle]))
 
 
+@cache
 def every_set(total: int) -> tuple[LayerSet, ...]:
     """All sets of a model, the full one last."""
-    if total not in _EVERY_SET:
-        kept = itertools.chain.from_iterable(itertools.combinations(range(total), n) for n in range(1, total + 1))
-        _EVERY_SET[total] = tuple(LayerSet(layers, total) for layers in kept)
-    return _EVERY_SET[total]
-
-
-_EVERY_SET: dict[int, tuple[LayerSet, ...]] = {}
+    kept = itertools.chain.from_iterable(itertools.combinations(range(total), n) for n in range(1, total + 1))
+    return tuple(LayerSet(layers, total) for layers in kept)
 
 
 def _effects(draws: np.random.Generator, total: int) -> np.ndarray:
@@ -163,10 +159,6 @@ def _losses(effects: np.ndarray, turn: float, steepness: float, total: int) -> n
     return np.asarray(_columns_of_all(total) @ effects + steepness * np.maximum(0.0, dropped - turn) ** 2)
 
 
+@cache
 def _columns_of_all(total: int) -> np.ndarray:
-    if total not in _COLUMNS:
-        _COLUMNS[total] = columns(every_set(total), total)
-    return _COLUMNS[total]
-
-
-_COLUMNS: dict[int, np.ndarray] = {}
+    return columns(every_set(total), total)

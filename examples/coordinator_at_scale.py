@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
-from budget_search.replay import Table, play
+from budget_search.replay import Memory, Silent, Table, play
 from budget_search.trial import Trial, TrialKey
 from budget_search.verdict import Judgement
 
@@ -45,42 +43,17 @@ class Effects(dict[TrialKey, Trial]):
         return self[key]
 
 
-class Told:
-    """A store in memory and an observer that prints a line every thousand evaluations."""
+class Told(Silent):
+    """Remembers how it stands at every thousandth evaluation."""
 
     def __init__(self) -> None:
-        self._trials = TrialsByKey()
-        self._facts: dict[str, Any] = {}
-        self._began = time.monotonic()
+        self._began, self._count = time.monotonic(), 0
         self.lines: list[tuple[int, float, float]] = []
 
-    @property
-    def history(self) -> list[Trial]:
-        return self._trials.in_order()
-
-    def find(self, key: TrialKey) -> Trial | None:
-        return self._trials.find(key)
-
-    def append(self, trial: Trial) -> None:
-        self._trials.add(trial)
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        return self._facts
-
-    def note(self, **facts: Any) -> None:
-        self._facts.update(facts)
-
     def finished(self, trial: Trial) -> None:
-        count = len(self.history)
-        if count % 1000 == 0:
-            self.lines.append((count, time.monotonic() - self._began, resident()))
-
-    def planned(self, *_: object) -> None: ...
-
-    def stage(self, text: str) -> None: ...
-
-    def answered(self, delta: float, layers: LayerSet) -> None: ...
+        self._count += 1
+        if self._count % 1000 == 0:
+            self.lines.append((self._count, time.monotonic() - self._began, resident()))
 
 
 def resident() -> float:
@@ -95,18 +68,20 @@ def main() -> None:
     while len(sets) < NAMED:
         sets.add(LayerSet.dropping(draw.choice(TOTAL, draw.integers(1, 60), replace=False).tolist(), TOTAL))
     plan = Plan(TOTAL, (DELTA,), "auto", SEEDS, 7, 0.5, 40, named=tuple(sorted(sets)))
-    told = Told()
+    memory, told = Memory(), Told()
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         lost = search.confirmations().lost(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
 
-    search = Search(plan, told, table.run_jobs, judge, told)
+    search = Search(plan, memory, table.run_jobs, judge, told)
     began = time.monotonic()
     answer = search.run()[DELTA]
     seconds = time.monotonic() - began
     print(tabulate(told.lines, headers=("evaluations", "seconds", "MiB resident"), floatfmt=".1f"))
-    print(f"\nnamed sets: {len(told.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold")
+    print(
+        f"\nnamed sets: {len(memory.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold"
+    )
     began = time.monotonic()
     played = play("greedy", Table("made up", TOTAL, "accuracy", frozenset(), Effects()), 100.0)
     print(
