@@ -78,17 +78,6 @@ def flops(model: PreTrainedModel, batch: Batch) -> int:
     return round(total / len(batch["input_ids"]))
 
 
-def synthetic_batch(model: PreTrainedModel, examples: int, length: int) -> dict[str, torch.Tensor]:
-    """Random tokens without padding, for where time and arithmetic depend on the shape alone."""
-    generator = torch.Generator().manual_seed(0)
-    vocabulary: int = model.config.get_text_config().vocab_size
-    input_ids = torch.randint(0, vocabulary, (examples, length), generator=generator)
-    padding = getattr(model.config, "pad_token_id", None)
-    if padding is not None:
-        input_ids[input_ids == padding] = (padding + 1) % vocabulary
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-
-
 def measure_inference(
     models: Mapping[str, PreTrainedModel],
     batches: Sequence[Batch],

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from budget_search.errors import UnsupportedModelError, UsageError
 from budget_search.layer_match import differences, unsaved_tensors
@@ -37,14 +37,6 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     _load(model, smaller, stack, layers)
     _take_over_state(model, smaller, stack, layers)
     return smaller
-
-
-def depth_of(model: PreTrainedModel | PreTrainedConfig) -> int:
-    """How many layers the model has. Raises UnsupportedModelError when it has no single stack of layers."""
-    if isinstance(model, PreTrainedConfig):
-        with torch.device("meta"):
-            model = AutoModel.from_config(model)
-    return _stack_of(model).depth
 
 
 def find_layers(model: PreTrainedModel) -> list[tuple[nn.Module, ...]]:

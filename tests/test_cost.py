@@ -20,6 +20,17 @@ from budget_search.report import InferencePoint
 HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
 
 
+def synthetic_batch(model: PreTrainedModel, examples: int, length: int) -> dict[str, torch.Tensor]:
+    """Random tokens without padding, for where time and arithmetic depend on the shape alone."""
+    generator = torch.Generator().manual_seed(0)
+    vocabulary: int = model.config.get_text_config().vocab_size
+    input_ids = torch.randint(0, vocabulary, (examples, length), generator=generator)
+    padding = getattr(model.config, "pad_token_id", None)
+    if padding is not None:
+        input_ids[input_ids == padding] = (padding + 1) % vocabulary
+    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+
 def bert(depth: int) -> PreTrainedModel:
     config = BertConfig(
         vocab_size=VOCABULARY,
@@ -56,13 +67,13 @@ def test_flops_are_those_of_the_arithmetic_attention_included() -> None:
     head = 2 * HIDDEN * HIDDEN + 2 * HIDDEN * LABELS
     model = bert(3)
     for examples in (1, 4):
-        batch = cost.synthetic_batch(model, examples, LENGTH)
+        batch = synthetic_batch(model, examples, LENGTH)
         assert cost.flops(model, batch) == 3 * (projections + attention) + head
 
 
 def test_measuring_leaves_the_mode_and_the_attention_as_they_were() -> None:
     model = bert(2).train()
-    batch = cost.synthetic_batch(model, 2, LENGTH)
+    batch = synthetic_batch(model, 2, LENGTH)
     cost.flops(model, batch)
     cost.measure_inference({"only": model}, [batch], rounds=6)
     assert model.training
@@ -71,7 +82,7 @@ def test_measuring_leaves_the_mode_and_the_attention_as_they_were() -> None:
 
 def test_synthetic_tokens_are_never_padding() -> None:
     model = bert(1)
-    batch = cost.synthetic_batch(model, 32, 40)
+    batch = synthetic_batch(model, 32, 40)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (32, 40)
     assert (batch["input_ids"] != model.config.pad_token_id).all()
     assert batch["input_ids"].max() < VOCABULARY
@@ -81,7 +92,7 @@ def test_xlnet_is_run_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     model = xlnet()
     outputs = []
     monkeypatch.setattr(model, "forward", _recording(model, outputs))
-    cost.measure_inference({"xlnet": model}, [cost.synthetic_batch(model, 2, LENGTH)], rounds=6)
+    cost.measure_inference({"xlnet": model}, [synthetic_batch(model, 2, LENGTH)], rounds=6)
     assert outputs
     assert all(output.mems is None for output in outputs)
     assert all(not output.logits.requires_grad for output in outputs)
@@ -115,7 +126,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 def test_models_take_turns_and_savings_are_against_the_first(clock: list[str]) -> None:
     models = {"full": bert(4), "half": bert(2), "quarter": bert(1)}
-    batches = [cost.synthetic_batch(models["full"], examples, LENGTH) for examples in (1, 3)]
+    batches = [synthetic_batch(models["full"], examples, LENGTH) for examples in (1, 3)]
     timings = cost.measure_inference(models, batches, rounds=8, budget_seconds=math.inf)
     assert clock[6:12] == ["4", "2", "1", "1", "2", "4"]  # after two passes each to warm up
     assert [timing.saved for timing in timings["full"]] == [None, None]
@@ -130,7 +141,7 @@ def test_models_take_turns_and_savings_are_against_the_first(clock: list[str]) -
 
 def test_the_budget_ends_the_rounds_but_not_before_an_interval_exists(clock: list[str]) -> None:
     models = {"full": bert(4)}
-    batch = cost.synthetic_batch(models["full"], 1, LENGTH)
+    batch = synthetic_batch(models["full"], 1, LENGTH)
     assert cost.measure_inference(models, [batch], rounds=100, budget_seconds=30)["full"][0].rounds == 8
     assert cost.measure_inference(models, [batch], rounds=100, budget_seconds=0)["full"][0].rounds == 6
     assert cost.measure_inference(models, [batch], rounds=1, budget_seconds=30)["full"][0].rounds == 6
@@ -138,7 +149,7 @@ def test_the_budget_ends_the_rounds_but_not_before_an_interval_exists(clock: lis
 
 def test_reading_a_data_set_takes_turns_batch_by_batch(clock: list[str]) -> None:
     models = {"full": bert(4), "half": bert(2)}
-    batches = [cost.synthetic_batch(models["full"], 3 if last else 8, LENGTH) for last in (0, 0, 0, 0, 0, 0, 1)]
+    batches = [synthetic_batch(models["full"], 3 if last else 8, LENGTH) for last in (0, 0, 0, 0, 0, 0, 1)]
     read = cost.measure_throughput(models, batches, budget_seconds=math.inf)
     assert clock[4:10] == ["4", "2", "2", "4", "4", "2"]  # after two passes each to warm up
     assert read["full"] == cost.Throughput(batch=8, examples=51, seconds=28.0, saved=None)
@@ -147,7 +158,7 @@ def test_reading_a_data_set_takes_turns_batch_by_batch(clock: list[str]) -> None
 
 def test_reading_ends_with_the_budget_and_says_nothing_of_too_few_batches(clock: list[str]) -> None:
     models = {"full": bert(4)}
-    batch = cost.synthetic_batch(models["full"], 8, LENGTH)
+    batch = synthetic_batch(models["full"], 8, LENGTH)
     assert cost.measure_throughput(models, [batch] * 100, budget_seconds=30)["full"].examples == 6 * 8
     assert cost.measure_throughput(models, [batch] * 100, budget_seconds=0)["full"].examples == 6 * 8
     assert cost.measure_throughput(models, [batch] * 5, budget_seconds=30) == {}
@@ -193,7 +204,7 @@ def test_a_timing_becomes_a_point_of_the_report() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_device_is_named_and_memory_counted() -> None:
     models = {"full": bert(4).cuda(), "half": bert(2).cuda()}
-    timings = cost.measure_inference(models, [cost.synthetic_batch(models["full"], 8, LENGTH)], rounds=6)
+    timings = cost.measure_inference(models, [synthetic_batch(models["full"], 8, LENGTH)], rounds=6)
     full, half = timings["full"][0], timings["half"][0]
     assert full.device == torch.cuda.get_device_name()
     assert full.threads is None

@@ -52,7 +52,7 @@ from transformers import (
 )
 
 from budget_search.errors import UnsupportedModelError
-from budget_search.model import depth_of, find_layers, keep_layers, undroppable
+from budget_search.model import find_layers, keep_layers, undroppable
 
 IDS = torch.arange(10, 26).reshape(2, 8)
 SMALL_PART: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -101,7 +101,7 @@ def test_the_kept_layers_compute_what_they_did() -> None:
     model = bert()
     smaller = keep_layers(model, [1, 3])
     assert torch.equal(output(smaller), output(cut_down(model, "bert.encoder.layer", [1, 3])))
-    assert depth_of(smaller) == smaller.config.num_hidden_layers == 2
+    assert len(find_layers(smaller)) == smaller.config.num_hidden_layers == 2
 
 
 def test_the_smaller_model_holds_fewer_parameters() -> None:
@@ -290,7 +290,7 @@ def test_token_ids_are_not_mistaken_for_layers() -> None:
 
 def test_a_scale_by_layer_number_is_refused_unless_the_numbers_stay() -> None:
     model = gpt2(scale_attn_by_inverse_layer_idx=True)
-    assert depth_of(keep_layers(model, [0, 1])) == 2
+    assert len(find_layers(keep_layers(model, [0, 1]))) == 2
     with pytest.raises(UnsupportedModelError, match="scaling"):
         keep_layers(model, [0, 2])
 
@@ -308,12 +308,6 @@ def test_only_decoder_or_only_encoder_of_a_pair_has_one_stack(tmp_path: Path) ->
 def test_layers_found_are_the_layers_run() -> None:
     model = bert()
     assert [layer for (layer,) in find_layers(model)] == list(model.bert.encoder.layer)
-
-
-def test_depth_of_a_config() -> None:
-    assert depth_of(BertConfig(num_hidden_layers=5, **SMALL)) == 5
-    with pytest.raises(UnsupportedModelError, match="share their weights"):
-        depth_of(AlbertConfig(**SMALL, embedding_size=8))
 
 
 def test_undroppable_layers() -> None:
@@ -386,7 +380,7 @@ def test_a_hybrid_keeps_a_layer_that_attends() -> None:
         expert_layer_period=8, expert_layer_offset=7, mamba_d_state=4, use_mamba_kernels=False,
     )  # fmt: skip
     model = made(JambaForCausalLM, config)
-    assert depth_of(keep_layers(model, [0, 1, 2])) == 3
+    assert len(find_layers(keep_layers(model, [0, 1, 2]))) == 3
     with pytest.raises(UnsupportedModelError, match="none of the layers that attend would be left"):
         keep_layers(model, [0, 1])
 
