@@ -1,10 +1,13 @@
-"""What the search budget still allows: fine-tunes by their number, and hours by how long they take here."""
+"""What the search budget still allows: fine-tunes by their number, and hours by how long they take here.
+
+``running`` are the evaluations under way, which count as if they had just begun.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from budget_search.layers import LayerSet
@@ -47,29 +50,29 @@ class Allowance:
     width: int
     began: float = field(default_factory=lambda: time.monotonic())
 
-    def fine_tunes(self, history: Sequence[Trial], total: int, confirmations: int = 0) -> float:
+    def fine_tunes(self, history: Sequence[Trial], running: Collection[Job], total: int, confirmations: int) -> float:
         """How many more are allowed beside so many confirmations; against the clock, no more than run at a time."""
         allowed = math.inf
         if self.budget.max_hours is not None:
-            allowed = self.width if self._seconds_left() > self._held_back(history, total, confirmations) else 0
-        if self.budget.max_trials is not None:
-            allowed = min(allowed, self.budget.max_trials - len(history) - confirmations * self.seeds)
-        return allowed
+            in_time = self._seconds_left() > self._held_back(history, total, confirmations)
+            allowed = self.width - len(running) if in_time else 0
+        return min(allowed, self._trials_left(history, running) - confirmations * self.seeds)
 
-    def covers(self, jobs: Sequence[Job], history: Sequence[Trial], total: int) -> bool:
+    def covers(self, jobs: Sequence[Job], history: Sequence[Trial], running: Collection[Job]) -> bool:
         """Whether these evaluations are allowed and will be finished in time, as far as the finished ones tell."""
-        if self.budget.max_trials is not None and len(jobs) > self.budget.max_trials - len(history):
+        if len(jobs) > self._trials_left(history, running):
             return False
-        return Pace.of(history).seconds(jobs, self.width) <= self._seconds_left()
+        return Pace.of(history).seconds([*running, *jobs], self.width) <= self._seconds_left()
 
-    def confirmations(self, history: Sequence[Trial], total: int) -> float:
+    def confirmations(self, history: Sequence[Trial], running: Collection[Job], total: int) -> float:
         """How many more confirmations are allowed, with as many layers as is typical."""
-        allowed, seconds = math.inf, self._held_back(history, total, 1)
-        if self.budget.max_hours is not None and seconds:
-            allowed = self._seconds_left() / seconds
-        if self.budget.max_trials is not None:
-            allowed = min(allowed, (self.budget.max_trials - len(history)) / self.seeds)
-        return allowed
+        seconds = self._held_back(history, total, 1)
+        in_time = self._seconds_left() / seconds if self.budget.max_hours is not None and seconds else math.inf
+        return min(in_time, self._trials_left(history, running) / self.seeds)
+
+    def _trials_left(self, history: Sequence[Trial], running: Collection[Job]) -> float:
+        limit = self.budget.max_trials
+        return math.inf if limit is None else limit - len(history) - len(running)
 
     def _held_back(self, history: Sequence[Trial], total: int, confirmations: int) -> float:
         """Seconds that so many confirmations take."""

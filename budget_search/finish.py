@@ -23,7 +23,7 @@ from budget_search.trial import FULL_RUNG, TrialKey
 if TYPE_CHECKING:
     from budget_search.dispatch import Workers
     from budget_search.encode import EncodedTask
-    from budget_search.loop import Search
+    from budget_search.findings import Findings
     from budget_search.store import StudyFolder
 
 # Batch sizes that inference is timed with; 32 is the paper's (Table 3).
@@ -32,15 +32,17 @@ READING_BATCH = 32
 TIMED_SECONDS = 20.0
 
 
-def measure_answers(workers: Workers, search: Search, answers: Mapping[float, LayerSet]) -> dict[LayerSet, Measured]:
+def measure_answers(
+    workers: Workers, findings: Findings, answers: Mapping[float, LayerSet]
+) -> dict[LayerSet, Measured]:
     """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
     quiet_transformers()
-    workplace, full = workers.workplace, LayerSet.full(search.plan.total)
+    workplace, full = workers.workplace, LayerSet.full(findings.plan.total)
     sets = [full, *sorted({*answers.values()} - {full})]
-    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in search.plan.seeds])
+    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in findings.plan.seeds])
     if workplace.device.kind == "cpu":
         torch.set_num_threads(1)
-    seeds = {layers: search.confirmations().median_seed(layers) for layers in sets}
+    seeds = {layers: findings.confirmations.median_seed(layers) for layers in sets}
     models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
     split = split_of(workplace, "held_out")
     batches = [timed_batch(split, size) for size in TIMED_BATCHES]
@@ -57,9 +59,9 @@ def measure_answers(workers: Workers, search: Search, answers: Mapping[float, La
     }
 
 
-def prune_weights(folder: StudyFolder, search: Search, answers: Iterable[LayerSet]) -> None:
+def prune_weights(folder: StudyFolder, findings: Findings, answers: Iterable[LayerSet]) -> None:
     """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
-    confirmations = search.confirmations()
+    confirmations = findings.confirmations
     lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
     useful = [
         layers
@@ -72,7 +74,7 @@ def prune_weights(folder: StudyFolder, search: Search, answers: Iterable[LayerSe
     keep = {
         folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
         for layers in (confirmations.full, *useful, *answers)
-        for seed in search.plan.seeds
+        for seed in findings.plan.seeds
     }
     for path in folder.path.glob("weights/*"):
         if path.name not in keep:

@@ -13,7 +13,7 @@ from budget_search.listing import find_study
 from budget_search.wording import plural, points, printable
 
 if TYPE_CHECKING:
-    from budget_search.loop import Search
+    from budget_search.findings import Findings
     from budget_search.report import Report
 
 MOST_SETS = 6
@@ -56,22 +56,21 @@ def good_sets(report: Report) -> tuple[LayerSet, ...]:
     return tuple(LayerSet(kept, total) for kept in dict.fromkeys(found))[:MOST_SETS]
 
 
-def whether_it_helped(search: Search, study: str) -> str:
+def whether_it_helped(findings: Findings, study: str) -> str:
     """A sentence for the report: which answers are among the sets that were handed over, how good the others were."""
-    return (
-        f"Started from {plural(len(search.plan.start), 'layer set')} of {printable(study)}: {'; '.join(_told(search))}."
-    )
+    sets = plural(len(findings.plan.start), "layer set")
+    return f"Started from {sets} of {printable(study)}: {'; '.join(_told(findings))}."
 
 
-def _told(search: Search) -> Iterator[str]:
-    screens = search.screens()
+def _told(findings: Findings) -> Iterator[str]:
+    screens = findings.screens
     tolerance = screens.tolerance(0.0)
     lost = {trial.layers: tolerance.degradation(trial) for trial in screens.judged if not trial.layers.is_full}
-    for delta, answer in sorted(search.answers().items()):
+    for delta, answer in sorted(findings.answers().items()):
         within = f"within {points(delta)} points"
         same_depth = sorted((lost[layers], layers) for layers in lost if layers.depth == answer.depth)
-        ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in search.plan.start]
-        if answer in search.plan.start:
+        ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in findings.plan.start]
+        if answer in findings.plan.start:
             yield f"the answer {within} is one of them"
         elif answer.is_full:
             yield f"none holds {within}"

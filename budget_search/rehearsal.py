@@ -11,6 +11,7 @@ from statistics import fmean
 
 from joblib import Parallel, delayed
 
+from budget_search.findings import Findings
 from budget_search.generated import GeneratedModel, Noise
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
@@ -76,11 +77,12 @@ def _play(plan: Plan, number: int) -> Rehearsal:
             yield from model.run_jobs(together)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = search.confirmations().lost(layers)
+        lost = findings.confirmations.lost(layers)
         # As with many certification examples: seeds alone blur.
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 
     started = time.perf_counter()
-    search = Search(plan, memory, run_jobs, judge, Silent())
+    findings = Findings(plan, memory, judge)
+    search = Search(findings, run_jobs, Silent())
     answers = {layers for layers in search.run().values() if not layers.is_full}
     return Rehearsal(plan.total, tuple(rounds), len(answers), time.perf_counter() - started)

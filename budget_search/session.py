@@ -74,6 +74,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     from budget_search.encode import EncodedTask
     from budget_search.evaluate import Workplace
     from budget_search.evidence import Evidence
+    from budget_search.findings import Findings
     from budget_search.finish import build_report, measure_answers, prune_weights
     from budget_search.loop import Search
     from budget_search.summary import Summary
@@ -106,22 +107,23 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     earlier = float(store.facts.get("wall_seconds", 0.0))
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return evidence.compare(layers, "certification", confidence, among=search.confirmations().steady)
+        return evidence.compare(layers, "certification", confidence, among=findings.confirmations.steady)
 
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in workers.run(jobs):
             yield trial
             store.note(wall_seconds=earlier + time.monotonic() - began)
 
-    search = Search(plan, store, run_jobs, judge, observer)
+    findings = Findings(plan, store, judge)
+    search = Search(findings, run_jobs, observer)
     observer.planned(plan, found.config, task, device, workers.count, store.history)
     search.run()
     # The report keeps the answers that were given before.
-    answers = search.answers(in_points(delta) for delta in sorted({*request.deltas, *earlier_deltas(found)}))
-    heritage_note = [whether_it_helped(search, found.heritage.study)] if found.heritage else []
+    answers = findings.answers(in_points(delta) for delta in sorted({*request.deltas, *earlier_deltas(found)}))
+    heritage_note = [whether_it_helped(findings, found.heritage.study)] if found.heritage else []
     observer.stage("scoring the answers on held_out and timing them")
-    measured = measure_answers(workers, search, answers)
-    summary = Summary(search, store.history, evidence, measured, facts["layer_parameters"])
+    measured = measure_answers(workers, findings, answers)
+    summary = Summary(findings, search.fine_tuned, evidence, measured, facts["layer_parameters"])
     report = build_report(
         summary=summary,
         task=task,
@@ -132,7 +134,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     )
     write_report(found.folder, report)
     store.note(answer=[report.answer_sentence(result) for result in report.results])
-    prune_weights(found.folder, search, answers.values())
+    prune_weights(found.folder, findings, answers.values())
     return report
 
 

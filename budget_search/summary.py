@@ -11,8 +11,8 @@ from budget_search import wording
 from budget_search.binding import binding
 from budget_search.confirmations import Confirmations
 from budget_search.evidence import Evidence
+from budget_search.findings import Findings
 from budget_search.layers import LayerSet
-from budget_search.loop import Search
 from budget_search.report import (
     Baseline,
     Cost,
@@ -23,7 +23,7 @@ from budget_search.report import (
     ThroughputPoint,
     TrialRow,
 )
-from budget_search.trial import FULL_RUNG, Trial
+from budget_search.trial import FULL_RUNG
 from budget_search.verdict import Resolution, resolution, verdict_word
 
 # An evaluation reads a token once, a training step the equivalent of three times.
@@ -42,17 +42,17 @@ class Measured:
 
 @dataclass(frozen=True)
 class Summary:
-    """Everything the numbers of a report are made of."""
+    """Everything the numbers of a report are made of; ``fine_tuned`` evaluations were run for this report."""
 
-    search: Search
-    trials: Sequence[Trial]
+    findings: Findings
+    fine_tuned: int
     evidence: Evidence
     measured: Mapping[LayerSet, Measured]
     layer_parameters: Sequence[int]
 
     @property
     def total(self) -> int:
-        return self.search.plan.total
+        return self.findings.plan.total
 
     @property
     def full(self) -> LayerSet:
@@ -60,12 +60,12 @@ class Summary:
 
     @cached_property
     def confirmations(self) -> Confirmations:
-        return self.search.confirmations()
+        return self.findings.confirmations
 
     @cached_property
     def resolution(self) -> Resolution:
         """What these splits and seeds can tell apart, in points."""
-        plan = self.search.plan
+        plan = self.findings.plan
         sets = (self.full, *self.confirmations.steady)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
         return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
@@ -90,10 +90,10 @@ class Summary:
 
     def result(self, delta: float, layers: LayerSet) -> Result:
         """The answer for a delta, in points."""
-        plan, baseline = self.search.plan, self.measured[self.full]
+        plan, baseline = self.findings.plan, self.measured[self.full]
         scores = list(self.confirmations.scores(layers).values())
         held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
-        certification = None if layers.is_full else self.search.judge(layers, delta)
+        certification = None if layers.is_full else self.findings.judge(layers, delta)
         on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
         word = verdict_word(
             layers,
@@ -105,7 +105,7 @@ class Summary:
         )
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
-        bound = binding(self.search, delta)
+        bound = binding(self.findings, delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=plan.criterion,
@@ -165,26 +165,26 @@ class Summary:
                 train_seconds=trial.train_seconds,
                 error=trial.error,
             )
-            for trial in self.trials
+            for trial in self.findings.history
         ]
 
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
         """What the study took, in arithmetic relative to one full fine-tune of the full model."""
         unit = statistics.fmean(trial.train_tokens for trial in self.confirmations.runs(self.full)) * self.total
-        training = sum(trial.train_tokens * trial.layers.depth for trial in self.trials) / unit
-        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.trials) / unit
+        training = sum(trial.train_tokens * trial.layers.depth for trial in self.findings.history) / unit
+        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.findings.history) / unit
         distinct = {self.full, *answers}
         unavoidable = sum(
             trial.train_tokens * layers.depth for layers in distinct for trial in self.confirmations.runs(layers)
         )
         return Cost(
-            fine_tunes=len(self.trials),
+            fine_tunes=len(self.findings.history),
             full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
             training_equivalents=training,
             unavoidable_equivalents=unavoidable / unit,
             wall_seconds=wall_seconds,
-            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.trials),
-            reused=len(self.trials) - self.search.fine_tuned,
+            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.findings.history),
+            reused=len(self.findings.history) - self.fine_tuned,
         )
 
     def parameters(self, layers: LayerSet) -> int:
@@ -203,7 +203,7 @@ class Summary:
         )  # fmt: skip
 
     def _screened_best(self, depth: int) -> FrontierPoint | None:
-        screens = self.search.screens()
+        screens = self.findings.screens
         tolerance = screens.tolerance(0.0)
         scored = [trial for trial in screens.judged if trial.layers.depth == depth and trial.score is not None]
         if not scored:
@@ -228,11 +228,11 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        allow = self.search.plan.limits.allow
+        allow = self.findings.plan.limits.allow
         tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
-        screens = self.search.screens()
+        screens = self.findings.screens
         tolerance = screens.tolerance(delta)
         screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
         if not screened:
@@ -251,9 +251,9 @@ class Summary:
 
     def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
         lost = self.confirmations.lost(layers)
-        upper = self.search.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
+        upper = self.findings.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
         degradation = statistics.fmean(lost) if lost else None
-        counted = upper if self.search.plan.criterion == "certified" and upper is not None else degradation
+        counted = upper if self.findings.plan.criterion == "certified" and upper is not None else degradation
         return Rejected(
             kept=layers.kept,
             depth=layers.depth,
@@ -261,7 +261,7 @@ class Summary:
             degradation=degradation,
             degradation_upper=upper,
             missed_by=None if counted is None else counted - delta,
-            would_settle=_remedy(len(lost), len(self.search.plan.seeds), counted, delta),
+            would_settle=_remedy(len(lost), len(self.findings.plan.seeds), counted, delta),
         )
 
 

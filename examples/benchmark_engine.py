@@ -28,7 +28,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def by_engine(setting: Setting, seed: int, workers: int) -> Measured:
     device = Device(setting.device, resolve_device(setting.device, "auto").precision)
     workplace = Workplace(setting.folder, setting.parent, setting.shape, setting.recipe, device)
     started = time.perf_counter()
-    trials = list(Workers(workplace, workers).run(jobs))
+    trials = list(_lasting_workers(workplace, workers).run(jobs))
     wall = time.perf_counter() - started
     if failed := [trial.error for trial in trials if trial.score is None]:
         raise RuntimeError(failed[0])
@@ -167,6 +167,12 @@ def by_engine(setting: Setting, seed: int, workers: int) -> Measured:
         evaluation_seconds=statistics.fmean(trial.evaluation_seconds for trial in trials),
         score=statistics.fmean(trial.score for trial in trials if trial.score is not None),
     )
+
+
+@lru_cache(maxsize=1)
+def _lasting_workers(workplace: Workplace, workers: int) -> Workers:
+    """The same through all rounds of a setting, as they are through a search."""
+    return Workers(workplace, workers)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from joblib import Parallel, delayed
 from scipy import special
 from tabulate import tabulate
 
+from budget_search.findings import Findings
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
@@ -166,21 +167,22 @@ def search_in(world: World, rule: Judge = judge) -> list[Answer]:
     memory = Memory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
-        return world.judge(layers, search.confirmations().steady, confidence, rule)
+        return world.judge(layers, findings.confirmations.steady, confidence, rule)
 
-    search = Search(world.question.plan, memory, world.run_jobs, judged, Silent())
+    findings = Findings(world.question.plan, memory, judged)
+    search = Search(findings, world.run_jobs, Silent())
     answers = search.run()
     tried = {trial.layers for trial in memory.history if not trial.layers.is_full}
-    chosen = [(word_for(search, layers, delta), delta, layers) for delta, layers in answers.items()]
+    chosen = [(word_for(findings, layers, delta), delta, layers) for delta, layers in answers.items()]
     chosen += [("one seed", delta, one_seed(world, tried, delta)) for delta in answers]
     return [
         Answer(name, world.number, not layers.is_full, world.lost(layers) - delta) for name, delta, layers in chosen
     ]
 
 
-def word_for(search: Search, layers: LayerSet, delta: float) -> str:
-    judgement = None if layers.is_full else search.judge(layers, delta)
-    return verdict_word(layers, delta, judgement, criterion=search.plan.criterion)
+def word_for(findings: Findings, layers: LayerSet, delta: float) -> str:
+    judgement = None if layers.is_full else findings.judge(layers, delta)
+    return verdict_word(layers, delta, judgement, criterion=findings.plan.criterion)
 
 
 def one_seed(world: World, tried: Iterable[LayerSet], delta: float) -> LayerSet:

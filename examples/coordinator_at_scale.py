@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from budget_search.findings import Findings
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
@@ -71,10 +72,11 @@ def main() -> None:
     memory, told = Memory(), Told()
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = search.confirmations().lost(layers)
+        lost = findings.confirmations.lost(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
 
-    search = Search(plan, memory, table.run_jobs, judge, told)
+    findings = Findings(plan, memory, judge)
+    search = Search(findings, table.run_jobs, told)
     began = time.monotonic()
     answer = search.run()[DELTA]
     seconds = time.monotonic() - began

@@ -23,6 +23,7 @@ import numpy as np
 from tabulate import tabulate
 
 from budget_search.errors import BudgetSearchError, StudyError, UsageError
+from budget_search.findings import Findings
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
@@ -82,10 +83,11 @@ def within_deltas(
         return (answer(seen, job, screened_seed) for job in jobs if job)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = search.confirmations().lost(layers)
+        lost = findings.confirmations.lost(layers)
         return Judgement(fmean(lost), None, 0.0, 0, len(lost), 0, confidence)
 
-    search = Search(plan, memory, run_jobs, judge, Silent())
+    findings = Findings(plan, memory, judge)
+    search = Search(findings, run_jobs, Silent())
     answers = search.run()
     read = [trial for trial in memory.history if trial.error != UNRECORDED]
     full = seen.trials[TrialKey(LayerSet.full(table.total), FULL_RUNG, plan.seeds[0])].train_tokens * table.total

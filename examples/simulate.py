@@ -18,6 +18,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
+from budget_search.findings import Findings
 from budget_search.generated import GeneratedModel, Noise
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
@@ -44,10 +45,11 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, la
     plan = Plan(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens)
 
     def judge(candidate: LayerSet, confidence: float) -> Judgement:
-        lost = search.confirmations().lost(candidate)
+        lost = findings.confirmations.lost(candidate)
         return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
 
-    search = Search(plan, memory, model.run_jobs, judge, Silent())
+    findings = Findings(plan, memory, judge)
+    search = Search(findings, model.run_jobs, Silent())
     answers = search.run()
     return Outcome(
         equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),

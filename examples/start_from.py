@@ -17,6 +17,7 @@ from statistics import fmean
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
+from budget_search.findings import Findings
 from budget_search.generated import GeneratedModel
 from budget_search.heritage import MOST_SETS
 from budget_search.layers import LayerSet
@@ -38,7 +39,7 @@ class Relative(GeneratedModel):
         self._truth = share * GeneratedModel(other, TOTAL)._truth + (1 - share) * self._truth
 
 
-def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Search, Memory]:
+def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Findings, Memory]:
     memory = Memory()
     plan = Plan(TOTAL, DELTAS, "auto", SEEDS, 7, 1 / 6, 21, start=tuple(start))
 
@@ -46,19 +47,19 @@ def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Sea
         return model.run_jobs(jobs)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = search.confirmations().lost(layers)
+        lost = findings.confirmations.lost(layers)
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 
-    search = Search(plan, memory, run_jobs, judge, Silent())
-    search.run()
-    return search, memory
+    findings = Findings(plan, memory, judge)
+    Search(findings, run_jobs, Silent()).run()
+    return findings, memory
 
 
-def handed_over(search: Search) -> list[LayerSet]:
+def handed_over(findings: Findings) -> list[LayerSet]:
     """As ``heritage.good_sets`` picks them from a report: the answers, then the best screens of depths near theirs."""
-    answers = [layers for layers in search.answers().values() if not layers.is_full]
+    answers = [layers for layers in findings.answers().values() if not layers.is_full]
     depths = [layers.depth for layers in answers] or [TOTAL]
-    screens = search.screens()
+    screens = findings.screens
     lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.judged}
     best = {layers.depth: layers for layers in sorted(lost, key=lost.__getitem__, reverse=True) if not layers.is_full}
     frontier = sorted(best.values(), key=lambda layers: min(abs(layers.depth - depth) for depth in depths))
@@ -71,8 +72,8 @@ def outcome(number: int, share: float | None) -> tuple[float, float, float, floa
     start: list[LayerSet] = []
     if share is not None:
         start = handed_over(searched(Relative(OTHERS + number, number, share))[0])
-    search, memory = searched(model, start)
-    answers = search.answers()
+    findings, memory = searched(model, start)
+    answers = findings.answers()
     excess = [layers.depth - model.fewest(delta) for delta, layers in answers.items()]
     spent = sum(trial.rung * trial.layers.depth / TOTAL for trial in memory.history)
     return spent, fmean(excess), fmean(e <= 0 for e in excess), fmean(layers in start for layers in answers.values())

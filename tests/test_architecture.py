@@ -18,7 +18,8 @@ ROOT = Path(budget_search.__file__).parent
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
     "say": "errors layers limits config trial history request records wording digests environment passwords changes",
-    "decide": "verdict surrogate ladder confirmations screens plan allowance loop binding generated strategies",
+    "decide": "verdict surrogate ladder confirmations screens plan findings allowance loop binding generated "
+    "strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
     "layer_stack layer_match model parent",
     "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "

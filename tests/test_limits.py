@@ -123,7 +123,7 @@ def test_which_limit_binds_and_by_how_much() -> None:
     world, memory = World(), Memory()
     found = search(world, memory, plan(deltas=(1.0,), limits=Limits(max_layers=5)))
     assert found.run()[1.0].is_full
-    bound = binding(found, 1.0)
+    bound = binding(found.findings, 1.0)
     assert bound is not None and bound.within is not None and bound.beyond is not None
     cheapest = sum(sorted(EFFECTS)[:7])
     assert bound.within.depth == 5
@@ -140,7 +140,7 @@ def test_a_binding_pin_is_named_with_what_is_confirmed_beyond_it() -> None:
     free = search(world, memory, plan(deltas=(1.0,))).run()[1.0]
     pinned = search(world, memory, plan(deltas=(1.0,), limits=Limits(drop=frozenset({0}))))
     assert pinned.run()[1.0].is_full
-    bound = binding(pinned, 1.0)
+    bound = binding(pinned.findings, 1.0)
     assert bound is not None and bound.beyond is not None
     assert (bound.beyond.kept, bound.beyond.source) == (free.kept, "confirmation")
     assert [str(breach) for breach in bound.breaches] == ["with layer 0 (--drop-layers 0)"]
@@ -155,10 +155,10 @@ def test_nothing_binds_where_there_is_an_answer_or_no_limit() -> None:
     within, without = Memory(), Memory()
     found = search(World(), within, plan(deltas=(3.0,), limits=Limits(max_layers=9)))
     assert not found.run()[3.0].is_full
-    assert binding(found, 3.0) is None
+    assert binding(found.findings, 3.0) is None
     free = search(World(effects=(20.0,) * 4), without, plan(total=4, deltas=(1.0,)))
     assert free.run()[1.0].is_full
-    assert binding(free, 1.0) is None
+    assert binding(free.findings, 1.0) is None
 
 
 # -- refused --------------------------------------------------------------------------------------------------------

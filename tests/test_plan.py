@@ -139,7 +139,7 @@ def test_what_is_handed_over_is_screened_first_and_judged_in_the_report() -> Non
     answers = found.run()
     screened = [job.key.layers for job in world.asked if job.split == "selection" and not job.key.layers.is_full]
     assert tuple(screened[:2]) == start
-    said = whether_it_helped(found, "elsewhere")
+    said = whether_it_helped(found.findings, "elsewhere")
     assert "2 layer sets of elsewhere" in said
     for delta, layers in answers.items():
         assert (f"the answer within {delta:.2f} points is one of them" in said) == (layers in start)

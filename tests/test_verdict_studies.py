@@ -114,7 +114,7 @@ def test_a_baseline_that_collapsed_once_certifies_nothing_and_is_reported() -> N
     sound, stumbling = (search(world, Memory(), named) for world in (World(), StumblingBaseline()))
     assert sound.run()[1.0].is_full
     chosen = stumbling.run()[1.0]
-    judgement = stumbling.judge(chosen, 1.0)
+    judgement = stumbling.findings.judge(chosen, 1.0)
     assert judgement.upper < 1.0
     assert verdict_word(chosen, 1.0, judgement) == "observed"
     assert [note for note in stumbling.notes() if "1 of 3 seeds" in note]
@@ -126,5 +126,5 @@ def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
     world = World(collapses_below={collapsing: 2.0})
     found = search(world, Memory(), plan(named=(collapsing, steady), deltas=(1.0,)))
     found.run()
-    assert set(found.confirmations().sets) == {collapsing, steady}
-    assert found.confirmations().steady == [steady]
+    assert set(found.findings.confirmations.sets) == {collapsing, steady}
+    assert found.findings.confirmations.steady == [steady]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
+from budget_search.findings import Findings
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
@@ -79,7 +80,7 @@ def search(world: World, memory: Memory, wanted: Plan | None = None, half_width:
     wanted = wanted or plan(total=world.total)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = found.confirmations().lost(layers)
+        lost = findings.confirmations.lost(layers)
         return Judgement(
             degradation=math.fsum(lost) / len(lost),
             seed_part=(half_width / 1.645) ** 2,
@@ -90,8 +91,8 @@ def search(world: World, memory: Memory, wanted: Plan | None = None, half_width:
             confidence=confidence,
         )
 
-    found = Search(wanted, memory, world.run_jobs, judge, Silent())
-    return found
+    findings = Findings(wanted, memory, judge)
+    return Search(findings, world.run_jobs, Silent())
 
 
 def fewest_layers(world: World, delta: float) -> int:
