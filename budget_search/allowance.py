@@ -62,7 +62,8 @@ class Allowance:
         """Whether these evaluations are allowed and will be finished in time, as far as the finished ones tell."""
         if len(jobs) > self._trials_left(history, running):
             return False
-        return Pace.of(history).seconds([*running, *jobs], self.width) <= self._seconds_left()
+        in_time = self.budget.max_hours is None
+        return in_time or Pace.of(history).seconds([*running, *jobs], self.width) <= self._seconds_left()
 
     def confirmations(self, history: Sequence[Trial], running: Collection[Job], total: int) -> float:
         """How many more confirmations are allowed, with as many layers as is typical."""

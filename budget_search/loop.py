@@ -8,6 +8,7 @@ goes on as if nothing had happened.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from budget_search.allowance import Allowance
@@ -49,6 +50,8 @@ class Search:
         self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width)
         self._running: dict[Job, Trial | None] = {}
         self._proposed: list[Job] = []
+        self._named = deque(self.plan.named)
+        self._baseline_stands = False
         self._answered: set[float] = set()
         self._told: set[str] = set()
         self.fine_tuned = 0
@@ -118,7 +121,8 @@ class Search:
         self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
         if baseline := self._to_start(full):
             return baseline[0]
-        self._check_baseline()
+        if not self._baseline_stands:
+            self._check_baseline()
         if self.plan.named:
             return self._next_named()
         first = True
@@ -139,10 +143,11 @@ class Search:
 
     def _next_named(self) -> Job | None:
         self._stage("measuring the named layer sets")
-        for layers in self.plan.named:
-            if runs := self._to_start(layers):
+        while self._named:
+            if runs := self._to_start(self._named[0]):
                 self._afford(runs)
                 return runs[0]
+            self._named.popleft()
         if not self._running:
             for delta in sorted(set(self.plan.deltas) - self._answered, reverse=True):
                 self._answer(delta)
@@ -168,6 +173,7 @@ class Search:
                 f"the full model learnt nothing: with {collapsed} of {len(self.plan.seeds)} seeds it predicts a single "
                 "class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
             )
+        self._baseline_stands = confirmations.is_complete(confirmations.full)
 
     # -- screens ------------------------------------------------------------------------------------------------
 

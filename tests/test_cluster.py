@@ -19,8 +19,8 @@ OPTIONS = [*tiny.search_options("sst2"), "--layers", "0-1", "0", "--delta", "0.0
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
-    """The address of a scheduler, and the processes of its two workers; on the loopback interface only."""
+def cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of a scheduler with two workers, as users start them; on the loopback interface only."""
     pytest.importorskip("distributed", reason="the extra budget-search[dask] is not installed")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -35,27 +35,33 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[int]]]:
         return subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log, text=True)
 
     processes = [dask("scheduler", "--port", str(port))]
-    processes += [dask("worker", address, "--nthreads", "1", "--no-nanny", "--memory-limit", "0") for _ in range(2)]
+    processes += [dask("worker", address, "--nthreads", "1", "--memory-limit", "0") for _ in range(2)]
     try:
-        yield address, [process.pid for process in processes[1:]]
+        yield address
     finally:
         for process in reversed(processes):
-            process.kill()
-            process.wait()
+            # A nanny takes its worker along when it is asked to end, not when it is killed.
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=30)
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_done_without(
-    cluster: tuple[str, list[int]], tmp_path: Path, bert: Path, sst2: Path
+def test_a_worker_that_dies_is_replaced_and_its_evaluation_run_again(
+    cluster: str, tmp_path: Path, bert: Path, sst2: Path
 ) -> None:
-    address, workers = cluster
     tiny.workplace(tmp_path, sst2=sst2, bert=bert)
-    options = [*OPTIONS, "--backend", "dask", "--scheduler", address]
+    options = [*OPTIONS, "--backend", "dask", "--scheduler", cluster]
+    workers = processes_of(cluster)
+    assert len(workers) == 2
     with tiny.ended(tiny.start(options, tmp_path, tiny.environment(tmp_path))) as process:
         tiny.wait_for(lambda: recorded(tmp_path) >= 1, process)
-        os.kill(workers[0], signal.SIGKILL)
+        os.kill(min(workers), signal.SIGKILL)
         out, err = process.communicate()
     assert process.returncode == 0, err
+    replaced = processes_of(cluster)
+    assert len(replaced) == 2
+    assert len(replaced & workers) == 1
     assert "sst2 needs" in out
     study = tiny.only_study(tmp_path / "studies")
     beside = read_report(study)
@@ -68,6 +74,15 @@ def test_a_worker_that_dies_is_done_without(
     finally:
         os.chdir(before)
     assert scores(read_report(study.with_name("alone"))) == scores(beside)
+
+
+def processes_of(scheduler: str) -> set[int]:
+    """Of its workers, once there are two."""
+    from distributed import Client
+
+    with Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=60)
+        return set(client.run(os.getpid).values())
 
 
 def recorded(folder: Path) -> int:
