@@ -91,13 +91,17 @@ def default_workers(device: Device, asked: str) -> int:
     return len(slots(device, asked))
 
 
-def slots(device: Device, asked: str) -> tuple[str, ...]:
-    """The devices that evaluations may run on: ``auto`` and ``cuda`` mean every GPU like the one that was resolved."""
-    if device.kind != "cuda" or asked not in ("auto", "cuda"):
-        return (device.name,)
-    like = torch.cuda.get_device_name(device.name)
-    gpus = [name for name in available_devices() if name.startswith("cuda")]
-    return tuple(name for name in gpus if torch.cuda.get_device_name(name) == like)
+def slots(device: Device, asked: str, workers: int = 1) -> tuple[str, ...]:
+    """The devices that evaluations may run on, each as often as evaluations share it among so many workers.
+
+    ``auto`` and ``cuda`` mean every GPU like the one that was resolved.
+    """
+    devices = [device.name]
+    if device.kind == "cuda" and asked in ("auto", "cuda"):
+        like = torch.cuda.get_device_name(device.name)
+        gpus = [name for name in available_devices() if name.startswith("cuda")]
+        devices = [name for name in gpus if torch.cuda.get_device_name(name) == like]
+    return tuple(itertools.islice(itertools.cycle(devices), max(workers, len(devices))))
 
 
 _last_held: list[str] = []
@@ -105,18 +109,21 @@ _last_held: list[str] = []
 
 @contextlib.contextmanager
 def one_of(names: Sequence[str]) -> Iterator[str]:
-    """Hold the first of these devices that is free, waiting for one; of equals the one held last, whose data is loaded.
+    """Hold the first of these slots that is free, waiting for one; of equals the one held last, whose data is loaded.
 
-    A file per device, locked by the kernel: it is free again when its holder ends or dies, whoever that was. All
-    processes of a user on one machine share the devices this way. A CPU is not held: its cores are shared anyway.
+    A device that is named several times has as many slots. A file per slot, locked by the kernel: it is free again when
+    its holder ends or dies, whoever that was. All processes of a user on one machine share the devices this way. A CPU
+    is not held: its cores are shared anyway.
     """
     if "cpu" in names:
         yield "cpu"
         return
-    locks = {name: FileLock(_lock_folder() / f"{_identity(name)}.lock") for name in names}
-    for name in itertools.cycle(sorted(locks, key=lambda name: name not in _last_held)):
+    places = [(name, names[:index].count(name)) for index, name in enumerate(names)]
+    locks = {place: FileLock(_lock_folder() / f"{_identity(place[0])}.{place[1]}.lock") for place in places}
+    for name, nth in itertools.cycle(sorted(places, key=lambda place: place[0] not in _last_held)):
+        lock = locks[name, nth]
         try:
-            locks[name].acquire(timeout=0 if len(locks) > 1 else -1)
+            lock.acquire(timeout=0 if len(locks) > 1 else -1)
         except Timeout:
             time.sleep(POLL_SECONDS / len(locks))
             continue
@@ -124,7 +131,7 @@ def one_of(names: Sequence[str]) -> Iterator[str]:
         try:
             yield name
         finally:
-            locks[name].release()
+            lock.release()
         return
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -91,7 +92,7 @@ class Workers:
 
     def __init__(self, workplace: Workplace, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
         self.workplace = workplace
-        self._asked = asked
+        self._place = partial(_at_a_free_device, workplace, asked, 1 if cluster else count)
         self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
 
     @property
@@ -125,9 +126,7 @@ class Workers:
 
     def _each(self, function: Callable[[Workplace, Item], Outcome], items: Iterable[Item | None]) -> Iterator[Outcome]:
         if self._pool is None:
-            yield from (
-                _at_a_free_device(function, self.workplace, self._asked, item) for item in items if item is not None
-            )
+            yield from (self._place(function, item) for item in items if item is not None)
             return
         yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
 
@@ -138,7 +137,7 @@ class Workers:
         try:
             while True:
                 while len(running) < pool.count and (item := next(items, None)) is not None:
-                    running[pool.submit(_in_worker, function, self.workplace, self._asked, item)] = item
+                    running[pool.submit(_in_worker, self._place, function, item)] = item
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -149,17 +148,17 @@ class Workers:
 
 
 def _at_a_free_device(
-    function: Callable[[Workplace, Item], Outcome], workplace: Workplace, asked: str, item: Item
+    workplace: Workplace, asked: str, workers: int, function: Callable[[Workplace, Item], Outcome], item: Item
 ) -> Outcome:
     if workplace.device.kind == "cpu":
         torch.set_num_threads(1)
-    with one_of(slots(workplace.device, asked)) as name:
+    with one_of(slots(workplace.device, asked, workers)) as name:
         return function(replace(workplace, device=replace(workplace.device, name=name)), item)
 
 
-def _in_worker(function: Callable[[Workplace, Item], Outcome], workplace: Workplace, asked: str, item: Item) -> Outcome:
+def _in_worker(place: Callable[..., Outcome], function: Callable[[Workplace, Item], Outcome], item: Item) -> Outcome:
     try:
-        return _at_a_free_device(function, workplace, asked, item)
+        return place(function, item)
     finally:
         _give_memory_back()
 

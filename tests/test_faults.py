@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import random
+import select
 import shutil
 import subprocess
 import sys
@@ -212,5 +213,27 @@ def test_a_device_is_held_by_one_process_at_a_time_and_free_when_that_dies(tmp_p
             process.communicate()
 
 
-def start_script(script: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", script], env=env, stdout=subprocess.PIPE, text=True)
+def test_a_device_named_twice_is_shared_by_two(tmp_path: Path) -> None:
+    script = (
+        "import sys, time\nfrom budget_search.device import one_of\n"
+        "with one_of(('mps:0',) * int(sys.argv[1])) as name:\n    print(name, flush=True)\n    time.sleep(600)\n"
+    )
+    env = tiny.environment(tmp_path, TMPDIR=str(tmp_path), PYTHONPATH=str(Path(__file__).parent.parent))
+    processes = [start_script(script, env, "2") for _ in range(2)]
+    try:
+        assert [process.stdout.readline().strip() for process in processes if process.stdout] == ["mps:0"] * 2
+        # Somebody who shares with nobody waits until the device's first place is free.
+        processes.append(start_script(script, env, "1"))
+        assert processes[2].stdout is not None
+        assert not select.select([processes[2].stdout], [], [], 2.0)[0]
+        for process in processes[:2]:
+            process.kill()
+        assert processes[2].stdout.readline().strip() == "mps:0"
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def start_script(script: str, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", script, *arguments], env=env, stdout=subprocess.PIPE, text=True)
