@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import heapq
 import shutil
 import statistics
 import tempfile
@@ -25,15 +24,16 @@ from budget_search.device import default_workers, resolve_device
 from budget_search.dispatch import Workers
 from budget_search.encode import EncodedTask
 from budget_search.evaluate import Workplace
+from budget_search.layers import LayerSet
 from budget_search.location import Found
 from budget_search.plan import Observer, Plan
 from budget_search.planning import plan_for
 from budget_search.prices import EvaluationTime, Prices
 from budget_search.probe import mean_speed
-from budget_search.rehearsal import Rehearsal, rehearse
+from budget_search.rehearsal import rehearse
 from budget_search.report import Resolution
 from budget_search.store import StudyFolder, StudyStore
-from budget_search.trial import Job, Trial
+from budget_search.trial import Job, Trial, TrialKey
 from budget_search.verdict import resolution
 
 SCHEMA_VERSION = 1
@@ -107,16 +107,16 @@ def forecast(found: Found, observer: Observer) -> Forecast:
         starting_seconds = max(0.0, time.monotonic() - began - speed.spent)
         prices = Prices.of(plan, speed, task, workplace)
         observer.stage("rehearsing the search on made-up models")
-        rehearsals = [] if answered else rehearse(plan, default_workers(device, found.config.device))
-        ahead = [_ahead(each, history) for each in rehearsals]
+        ahead = Ahead.of(prices, history)
+        rehearsals = [] if answered else rehearse(plan, default_workers(device, found.config.device), ahead.seconds)
         seconds = [
             starting_seconds
             + each.deciding_seconds
-            + sum(_makespan([prices.seconds(job) for job in jobs], workers.count) for jobs in rounds)
+            + each.seconds
             + prices.finishing_seconds(each.answers, len(plan.seeds), workers.count)
-            for each, rounds in zip(rehearsals, ahead, strict=True)
+            for each in rehearsals
         ]
-        jobs = [[job for jobs in rounds for job in jobs] for rounds in ahead] or [[]]
+        jobs = [[job for job in each.jobs if not ahead.is_known(job)] for each in rehearsals] or [[]]
         hours = [each / 3600 for each in seconds] or [0.0]
         limit = request.max_hours
         certification = task.splits["certification"].examples
@@ -175,24 +175,29 @@ def _history(found: Found, total: int) -> list[Trial]:
     return StudyStore.open(name, total, folder=found.folder, storage=found.request.storage).history
 
 
-def _ahead(rehearsal: Rehearsal, history: Sequence[Trial]) -> list[list[Job]]:
-    """The jobs of a rehearsal, round by round, without those that the study holds already."""
-    known = {(trial.layers.kept if not trial.layers.is_full else (), trial.rung, trial.key.seed) for trial in history}
-    same_depth = {trial.layers.total for trial in history} == {rehearsal.total}
+@dataclass(frozen=True)
+class Ahead:
+    """What evaluations still take: those that the study holds already take nothing.
 
-    def is_known(job: Job) -> bool:
-        layers, key = job.key.layers, job.key
-        return (layers.is_full or same_depth) and (() if layers.is_full else layers.kept, key.rung, key.seed) in known
+    ``known``: layer set, rung and seed of each, the full model without its depth: a rehearsal may have another.
+    """
 
-    return [[job for job in jobs if not is_known(job)] for jobs in rehearsal.rounds]
+    prices: Prices
+    known: frozenset[tuple[LayerSet | None, float, int]]
+
+    @classmethod
+    def of(cls, prices: Prices, history: Sequence[Trial]) -> Ahead:
+        return cls(prices, frozenset(map(_depthless, (trial.key for trial in history))))
+
+    def is_known(self, job: Job) -> bool:
+        return _depthless(job.key) in self.known
+
+    def seconds(self, job: Job) -> float:
+        return 0.0 if self.is_known(job) else self.prices.seconds(job)
 
 
-def _makespan(seconds: Sequence[float], workers: int) -> float:
-    """How long these take, each begun as soon as a worker is free."""
-    free = [0.0] * workers
-    for each in seconds:
-        heapq.heappush(free, heapq.heappop(free) + each)
-    return max(free)
+def _depthless(key: TrialKey) -> tuple[LayerSet | None, float, int]:
+    return (None if key.layers.is_full else key.layers), key.rung, key.seed
 
 
 def _scores(history: Sequence[Trial], plan: Plan) -> list[list[float]]:

@@ -18,11 +18,11 @@ from budget_search.rehearsal import REHEARSALS, Rehearsal, rehearse
 
 
 def evaluations(rehearsal: Rehearsal) -> float:
-    return sum(map(len, rehearsal.rounds))
+    return len(rehearsal.jobs)
 
 
 def equivalents(rehearsal: Rehearsal) -> float:
-    return sum(job.key.rung * job.key.layers.depth / rehearsal.total for jobs in rehearsal.rounds for job in jobs)
+    return sum(job.key.rung * job.key.layers.depth / rehearsal.total for job in rehearsal.jobs)
 
 
 def main() -> None:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from budget_search import rehearsal
-from budget_search.forecast import _makespan
 from budget_search.generated import GeneratedModel
 from budget_search.heritage import whether_it_helped
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.rehearsal import rehearse
-from budget_search.trial import SearchBudget
+from budget_search.rehearsal import VirtualWorkers, layers_trained, rehearse
+from budget_search.trial import Job, SearchBudget, TrialKey
 from tests import tiny
 from tests.worlds import Memory, World, plan, search
 
@@ -33,22 +32,21 @@ def few_rehearsals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_same_plan_is_rehearsed_alike() -> None:
     asked = plan(total=5, evaluations=12)
     first, again = rehearse(asked, 1), rehearse(asked, 2)
-    assert [each.rounds for each in first] == [each.rounds for each in again]
-    assert len({each.rounds for each in first}) > 1
+    assert [each.jobs for each in first] == [each.jobs for each in again]
+    assert len({each.jobs for each in first}) > 1
 
 
 def test_rehearsals_keep_to_limits_and_budget() -> None:
     limits = Limits(keep=frozenset({4}), max_layers=3)
     for each in rehearse(plan(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11)), 1):
-        jobs = [job for jobs in each.rounds for job in jobs]
-        assert len(jobs) <= 11
-        assert all(job.key.layers.is_full or limits.allow(job.key.layers) for job in jobs)
+        assert len(each.jobs) <= 11
+        assert all(job.key.layers.is_full or limits.allow(job.key.layers) for job in each.jobs)
 
 
 @pytest.mark.parametrize("strategy", ["greedy", "top", "contribution"])
 def test_any_strategy_can_be_rehearsed(strategy: str) -> None:
     for each in rehearse(plan(total=4, strategy=strategy, deltas=(2.0,)), 1):
-        assert sum(map(len, each.rounds)) >= 4
+        assert len(each.jobs) >= 4
 
 
 def test_deep_models_are_rehearsed_with_fewer_layers() -> None:
@@ -59,13 +57,22 @@ def test_deep_models_are_rehearsed_with_fewer_layers() -> None:
 def test_what_named_sets_take_is_known() -> None:
     named = (LayerSet((0, 3, 20), 24), LayerSet((0, 5), 24))
     (only,) = rehearse(plan(total=24, named=named), 1)
-    assert [[job.key.layers.depth for job in jobs] for jobs in only.rounds] == [[24] * 3, [3] * 3, [2] * 3]
+    assert [job.key.layers.depth for job in only.jobs] == [24, 24, 24, 3, 3, 3, 2, 2, 2]
 
 
-def test_evaluations_run_as_soon_as_a_worker_is_free() -> None:
-    assert _makespan([3.0, 1.0, 1.0, 1.0], 2) == 3.0
-    assert _makespan([2.0, 2.0, 2.0], 2) == 4.0
-    assert _makespan([], 2) == 0.0
+@pytest.mark.parametrize(("depths", "seconds"), [((3, 1, 1, 1), 3.0), ((2, 2, 2), 4.0), ((), 0.0)])
+def test_evaluations_begin_as_soon_as_a_worker_is_free(depths: tuple[int, ...], seconds: float) -> None:
+    jobs = [
+        Job(TrialKey(LayerSet(tuple(range(depth)), 12), 1.0, seed), "selection") for seed, depth in enumerate(depths)
+    ]
+    workers = VirtualWorkers(2, layers_trained, World().measure)
+    assert len(list(workers.run(jobs))) == len(jobs)
+    assert workers.clock == seconds
+
+
+def test_two_workers_are_told_to_take_about_half_the_time() -> None:
+    one, two = ([each.seconds for each in rehearse(plan(total=6, width=width), 1)] for width in (1, 2))
+    assert 1.5 < sum(one) / sum(two) < 2
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from budget_search.errors import BudgetSearchError
 from budget_search.layers import LayerSet
+from budget_search.rehearsal import VirtualWorkers
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial
 from tests.worlds import EFFECTS, Memory, World, fewest_layers, plan, search, without_interruption
 
@@ -325,19 +326,11 @@ class Crowd(World):
     slots, busy, clock = 3, 0.0, 0.0
 
     def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
-        waiting, running = iter(jobs), {}
-        while True:
-            while len(running) < self.slots and (job := next(waiting, None)) is not None:
-                assert job not in running
-                seconds = (job.key.rung + 0.02) * job.key.layers.depth
-                self.busy += seconds
-                running[job] = self.clock + seconds
-            if not running:
-                return
-            first = min(running, key=lambda job: (running[job], job.key))
-            self.clock = running.pop(first)
-            self.asked.append(first)
-            yield self.measure(first)
+        workers = VirtualWorkers(self.slots, lambda job: (job.key.rung + 0.02) * job.key.layers.depth, self.measure)
+        for trial in workers.run(jobs):
+            self.asked.append(Job(trial.key, trial.split))
+            yield trial
+        self.clock, self.busy = workers.clock, sum(map(workers.seconds, workers.begun))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "optuna", "greedy", "top"])
