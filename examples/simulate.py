@@ -3,9 +3,9 @@
     python examples/simulate.py --models 100 --strategy auto optuna top
 
 Every search answers 1, 2 and 3 points with three seeds. Prints, per strategy: full fine-tune equivalents spent on
-training (mean; 10 and 90 % quantiles; share of searches with 12 at the most), answers as deep as the truth (exactly;
-or less deep), at most one layer deeper, mean layers too many, and the share of answers that truly lose more than
-delta.
+training (mean; 10 and 90 % quantiles; share of searches with 12 at the most), how many full fine-tunes long they took
+with so many evaluations at a time, answers as deep as the truth (exactly; or less deep), at most one layer deeper, mean
+layers too many, and the share of answers that truly lose more than delta.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from budget_search.generated import GeneratedModel, Noise
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
+from budget_search.rehearsal import VirtualWorkers, layers_trained
 from budget_search.replay import Memory, Silent
 from budget_search.verdict import Judgement
 
@@ -31,28 +32,32 @@ DELTAS = (1.0, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One search: equivalents spent, and per delta how many layers too many and the points truly lost."""
+    """One search: equivalents spent, the time that took in full fine-tunes of one after the other, and per delta how
+    many layers too many and the points truly lost."""
 
     equivalents: float
+    time: float
     excess: tuple[int, ...]
     lost: tuple[float, ...]
     screens: int
     confirmations: int
 
 
-def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, layers: int = 12) -> Outcome:
+def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, width: int, layers: int = 12) -> Outcome:
     model, memory = GeneratedModel(number, layers, noise), Memory()
-    plan = Plan(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens)
+    plan = Plan(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens, width=width)
+    workers = VirtualWorkers(width, layers_trained, model.measure)
 
     def judge(candidate: LayerSet, confidence: float) -> Judgement:
         lost = findings.confirmations.lost(candidate)
         return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
 
     findings = Findings(plan, memory, judge)
-    search = Search(findings, model.run_jobs, Silent())
+    search = Search(findings, workers.run, Silent())
     answers = search.run()
     return Outcome(
         equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),
+        time=workers.clock / layers,
         excess=tuple(answers[delta].depth - model.fewest(delta) for delta in DELTAS),
         lost=tuple(model.lost(answers[delta]) for delta in DELTAS),
         screens=sum(trial.split == "selection" for trial in memory.history),
@@ -70,6 +75,7 @@ def summary(strategy: str, outcomes: list[Outcome]) -> dict[str, object]:
         "10 %": round(float(np.quantile(spent, 0.1)), 1),
         "90 %": round(float(np.quantile(spent, 0.9)), 1),
         "12 at most": round(float((spent <= 12).mean()), 3),
+        "time": round(float(np.mean([outcome.time for outcome in outcomes])), 2),
         "equal": round(float((excess == 0).mean()), 3),
         "equal or less": round(float((excess <= 0).mean()), 3),
         "one more at most": round(float((excess <= 1).mean()), 3),
@@ -87,15 +93,17 @@ def main() -> None:
     parser.add_argument("--rung", type=float, default=1 / 24, help="length of a screen (default 1/24 of a fine-tune)")
     parser.add_argument("--seed-sd", type=float, default=0.6, help="spread of a score between seeds, in points")
     parser.add_argument("--bias", type=float, default=Noise.bias, help="how screens mislead (default 0.6)")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--at-a-time", type=int, default=1, help="evaluations at a time in each search (default 1)")
+    parser.add_argument("--workers", type=int, default=2, help="searches at a time")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     arguments = parser.parse_args()
     noise = Noise(seed_sd=arguments.seed_sd, bias=arguments.bias)
+    width = arguments.at_a_time
     numbers = range(arguments.first, arguments.first + arguments.models)
     with Parallel(n_jobs=arguments.workers) as parallel:
         rows = []
         for strategy in arguments.strategy:
-            tasks = (delayed(play)(strategy, n, arguments.screens, arguments.rung, noise) for n in numbers)
+            tasks = (delayed(play)(strategy, n, arguments.screens, arguments.rung, noise, width) for n in numbers)
             rows.append(summary(strategy, parallel(tasks)))
     if arguments.format == "json":
         print("\n".join(map(json.dumps, rows)))
