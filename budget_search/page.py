@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from budget_search import __version__, details, plots, sections
+from budget_search.canvas import COLOURS
 from budget_search.curves import distinct_answers
-from budget_search.pictures import COLOURS
 from budget_search.report import Report, Result
 from budget_search.wording import count, largest_batch, percent, points, printable, tolerance
 

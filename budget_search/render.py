@@ -14,6 +14,8 @@ from tabulate import tabulate
 from budget_search.comparison import DELTA, SAVED, comparison
 from budget_search.details import details
 from budget_search.errors import UsageError
+from budget_search.inspection import Inspection
+from budget_search.inspection import sections as inspection_sections
 from budget_search.layers import compact_indices
 from budget_search.records import plain
 from budget_search.report import Report, Result
@@ -47,6 +49,16 @@ def markdown(report: Report, exported: str | None = None) -> str:
     overview = Section("The setting", title.facts)
     head = f"# {markdown_text(title.title)}"
     return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest, *details(report)])])
+
+
+def inspected(inspection: Inspection, form: str) -> str:
+    """A study's inspection as ``table``, ``markdown`` or ``json``."""
+    if form == "json":
+        return json.dumps(inspection.to_json(), indent=2, allow_nan=False)
+    told = inspection_sections(inspection)
+    if form == "markdown":
+        return "\n\n".join(map(markdown_section, told))
+    return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told))
 
 
 def latex(reports: Sequence[Report]) -> str:
