@@ -227,7 +227,14 @@ def _add_report(commands: Any) -> None:
     report.add_argument("--delta", type=_delta, action="append", metavar="D", help="only these deltas")
     report.add_argument("--format", choices=FORMATS, default="table")
     report.add_argument("--output", metavar="FILE", help="write to a file instead")
-    report.add_argument("--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study")
+    report.add_argument(
+        "--curves",
+        action="store_true",
+        help="mean score over the studies' tasks by strategy and number of dropped layers, instead",
+    )
+    report.add_argument(
+        "--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study, or of --curves"
+    )
     _add_storage(report)
     report.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 

@@ -21,14 +21,16 @@ COLOURS = {
     "green": "#009e73",
     "purple": "#aa4499",
     "yellow": "#b8860b",
+    "sky": "#56b4e9",
 }
-INK, MUTED, FAINT, PAPER, BLUE, ORANGE, GREEN, PURPLE, YELLOW = COLOURS.values()
+INK, MUTED, FAINT, PAPER, BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = COLOURS.values()
 TIP = "tip: "
 # Inches: on a page half of a desk's width, on a phone all of it, and its text can be read on both.
 WIDTH = 5.2
 SHORTEST = 1.5
-MARKERS = ("^", "v", "s", "P", "X")
-FAMILY_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, MUTED)
+MARKERS = ("^", "v", "s", "P", "X", "D", "d", "o")
+STRATEGY_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, MUTED, SKY, INK, BLUE)
+"""For the families of the paper, contribution, greedy, and what is best."""
 
 
 def new_axes(height: float, space: float = 0) -> Axes:

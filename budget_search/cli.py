@@ -124,21 +124,22 @@ def _plan(request: Request, arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.archive import report_for
     from budget_search.listing import find_study
-    from budget_search.render import render
+    from budget_search.render import averaged, render
 
     for name in arguments.studies:
         require_place("STUDY", name)
     require_place("--output", arguments.output)
     require_place("--plots", arguments.plots)
-    if arguments.plots and len(arguments.studies) > 1:
-        raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
+    if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
+        raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
     reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
-    text = render(reports, arguments.format).rstrip("\n")
+    text = (averaged if arguments.curves else render)(reports, arguments.format).rstrip("\n")
     if arguments.plots:
-        from budget_search.plots import draw
+        from budget_search.plots import draw, draw_averages
 
-        _save_plots(draw(reports[0]), Path(arguments.plots), "--plots")
+        figures = draw_averages(reports) if arguments.curves else draw(reports[0])
+        _save_plots(figures, Path(arguments.plots), "--plots")
     if arguments.output is None:
         print(text, flush=True)
         return 0

@@ -164,7 +164,7 @@ def _suggestions(report: Report, layerwise: Layerwise) -> Iterator[Suggestion]:
 def _lowest(depth: int, report: Report, known: dict[tuple[int, ...], MeasuredSet]) -> MeasuredSet | None:
     kept = tuple(range(depth))
     if depth == report.layers_total:
-        return MeasuredSet(kept, 1.0, 0.0, None, confirmed=True)
+        return MeasuredSet(kept, 1.0, report.baseline.score, 0.0, None, confirmed=True)
     return known.get(kept)
 
 

@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from budget_search.canvas import (
     BLUE,
     FAINT,
-    FAMILY_COLOURS,
     GREEN,
     INK,
     MARKERS,
@@ -20,6 +19,7 @@ from budget_search.canvas import (
     ORANGE,
     PAPER,
     PURPLE,
+    STRATEGY_COLOURS,
     TIP,
     YELLOW,
     legend,
@@ -119,7 +119,7 @@ def _depth(report: Report) -> Figure | None:
     best = best_by_depth(sets)
     _line(axes, best, BLUE, "o", "best measured")
     mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
-    for (name, members), marker, colour in zip(found.items(), MARKERS, FAMILY_COLOURS, strict=False):
+    for (name, members), marker, colour in zip(found.items(), MARKERS, STRATEGY_COLOURS, strict=False):
         _line(axes, members, colour, marker, name)
     axes.legend(loc="best")
     axes.invert_yaxis()  # what loses less is higher

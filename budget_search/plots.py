@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from xml.etree import ElementTree
@@ -13,9 +13,12 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from budget_search.averages import averages
 from budget_search.canvas import COLOURS, FAINT, INK, MUTED, PAPER, TIP
+from budget_search.config import slug
 from budget_search.pictures import PICTURES
 from budget_search.report import Report
+from budget_search.strategy_pictures import STRATEGY_PICTURES
 
 Subject = TypeVar("Subject")
 
@@ -55,6 +58,17 @@ LINK = "{http://www.w3.org/1999/xlink}href"
 def draw(report: Report) -> dict[str, Figure]:
     """Every picture that this report has something for, by name."""
     return drawn(PICTURES, report)
+
+
+def draw_averages(reports: Sequence[Report]) -> dict[str, Figure]:
+    """Mean losses by strategy over the tasks of these reports: ``strategies``, with the model's name where there are
+    several."""
+    all_means = averages(reports)
+    return {
+        name if len(all_means) == 1 else f"{name}-{slug(means.model)}": figure
+        for means in all_means
+        for name, figure in drawn(STRATEGY_PICTURES, means).items()
+    }
 
 
 def drawn(pictures: Mapping[str, Callable[[Subject], Figure | None]], subject: Subject) -> dict[str, Figure]:

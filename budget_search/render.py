@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
+from budget_search.averages import averages, averages_sections, flat_rows
 from budget_search.comparison import DELTA, SAVED, comparison
 from budget_search.details import details
 from budget_search.errors import UsageError
@@ -59,6 +60,21 @@ def inspected(inspection: Inspection, form: str) -> str:
     if form == "markdown":
         return "\n\n".join(map(markdown_section, told))
     return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told))
+
+
+def averaged(reports: Sequence[Report], form: str) -> str:
+    """Mean scores by strategy and number of dropped layers; raises UsageError for latex and html."""
+    means = averages(reports)
+    if form == "json":
+        return json.dumps(plain(means), indent=2, allow_nan=False)
+    if form == "csv":
+        return _csv([row for each in means for row in flat_rows(each)])
+    told = averages_sections(means)
+    if form == "markdown":
+        return "\n\n".join(map(markdown_section, told))
+    if form != "table":
+        raise UsageError(f"--curves has no --format {form}; allowed: table markdown json csv")
+    return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told, start=1))
 
 
 def latex(reports: Sequence[Report]) -> str:
@@ -171,7 +187,10 @@ def json_text(reports: Sequence[Report]) -> str:
 
 def csv_text(reports: Sequence[Report]) -> str:
     """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
-    rows = [flat_row(report, result) for report in reports for result in report.results]
+    return _csv([flat_row(report, result) for report in reports for result in report.results])
+
+
+def _csv(rows: list[dict[str, object]]) -> str:
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
