@@ -14,6 +14,14 @@ from budget_search.wording import NOTHING, plural, points
 
 BEST = "best measured"
 STRATEGIES = (*FAMILIES, "contribution", "greedy", BEST)
+# A terminal has room for all of them side by side when they are short.
+HEADINGS = {
+    "odd-alternate": "odd alt.",
+    "even-alternate": "even alt.",
+    "symmetric": "symm.",
+    "contribution": "contrib.",
+    BEST: "best",
+}
 
 
 @dataclass(frozen=True)
@@ -105,9 +113,10 @@ def _sections(means: Averages) -> list[Section]:
     def grid(which: str, full: float) -> Grid:
         first = ("0", *(points(full) for _ in columns))
         body = [(str(k), *(_cell(cells.get((name, k)), which, means) for name in columns)) for k in rows]
-        return Grid(("dropped", *columns), (first, *body), dict.fromkeys(columns, 9), ("dropped", *columns))
+        headers = ("dropped", *(HEADINGS.get(name, name) for name in columns))
+        return Grid(headers, (first, *body), {header: max(7, len(header.split()[-1])) for header in headers}, headers)
 
-    marks = tuple(_marks(means))
+    marks = tuple(_marks(means, columns))
     return [
         Section(
             f"Mean score of {title}",
@@ -118,7 +127,9 @@ def _sections(means: Averages) -> list[Section]:
     ]
 
 
-def _marks(means: Averages) -> Iterator[str]:
+def _marks(means: Averages, columns: Sequence[str]) -> Iterator[str]:
+    if shortened := [f"{HEADINGS[name]}: {name}" for name in columns if name in HEADINGS]:
+        yield f"{', '.join(shortened)}."
     if any(len(each.tasks) < len(means.tasks) for each in means.means):
         yield f"(n): measured for so many of the {len(means.tasks)} tasks only; its mean is over these."
     if any(each.short for each in means.means):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
@@ -9,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
-from budget_search.encode import EncodedSplit, EncodedTask
+from budget_search.encode import EncodedSplit
 from budget_search.errors import UnsupportedModelError
 from budget_search.evaluate import Workplace, load_weights, loaded, split_of
 from budget_search.inspection import Layerwise
@@ -45,9 +47,9 @@ def measure_layers(workplace: Workplace, key: TrialKey) -> Layerwise:
             f"{workplace.parent_name} gives {len(states)} states for {key.layers.total} layers; "
             "only models that give one before the first and one after every layer can be inspected"
         )
-    labels = task.splits["selection"].labels[scored]
+    known, labels = task.splits["train"].labels[train], task.splits["selection"].labels[scored]
     outputs = [
-        _probed(task, low.numpy(), task.splits["train"].labels[train], high.numpy())
+        fitted_probe(low.numpy(), known, len(task.label_names))(high.numpy())
         for low, high in zip(fitted_on, states, strict=True)
     ]
     values = [contributions(task.metric, each, labels) for each in outputs]
@@ -69,21 +71,28 @@ def _some(split: EncodedSplit) -> np.ndarray:
 
 
 def _states(workplace: Workplace, model: PreTrainedModel, name: str, examples: np.ndarray) -> torch.Tensor:
-    """The classification tokens of these examples of a split, in order: (layers + 1, examples, hidden), on the host."""
-    batches = list(sentence_states(model, split_of(workplace, name), examples, workplace.device))
-    states = torch.cat([batch.cpu() for _, batch in batches], dim=1)
+    return _in_order(sentence_states(model, split_of(workplace, name), examples, workplace.device))
+
+
+def _in_order(batches: Iterable[tuple[np.ndarray, torch.Tensor]]) -> torch.Tensor:
+    """All examples' classification tokens, on the host: (layers + 1, examples, hidden)."""
+    places, parts = zip(*((places, states.cpu()) for places, states in batches), strict=True)
+    states = torch.cat(parts, dim=1)
     in_order = torch.empty_like(states)
-    in_order[:, torch.from_numpy(np.concatenate([places for places, _ in batches]))] = states
+    in_order[:, torch.from_numpy(np.concatenate(places))] = states
     return in_order
 
 
-def _probed(task: EncodedTask, known: np.ndarray, labels: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """A linear probe's outputs (examples, classes or 1) for ``states``, fitted on ``known``: (examples, hidden) both.
+def fitted_probe(states: np.ndarray, labels: np.ndarray, classes: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A linear probe fitted on states (examples, hidden): it turns states into outputs (examples, classes or 1).
 
-    Least squares on the score, or on one column of zeros and ones per class, with a ridge penalty.
+    Least squares with a ridge penalty, on the scores where there are no classes, else on a column of zeros and ones
+    for each. ``labels`` are float scores or class numbers (examples,).
     """
-    classes = len(task.label_names)
     targets = np.eye(classes)[labels] if classes else labels[:, None].astype(np.float64)
-    probe = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(known, targets)
-    outputs: np.ndarray = probe.predict(states).reshape(len(states), -1)
+    probe = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(states, targets)
+
+    def outputs(states: np.ndarray) -> np.ndarray:
+        return np.asarray(probe.predict(states)).reshape(len(states), -1)
+
     return outputs
