@@ -147,8 +147,8 @@ def beside_the_papers(report: Report) -> Iterator[Section]:
         grid=Grid(("protocol", "fine-tunes", "equivalents", *columns), rows, {}, ("fine-tunes", "equivalents")),
         legend=(
             "equivalents: the work of so many full fine-tunes of the full model. The first two rows are arithmetic, "
-            "the full recipe and one seed for every set, nothing confirmed; the last was measured, all losses "
-            f"together, {plural(seeds, 'seed')} for the baseline and every answer.",
+            "the full recipe and one seed for every set, nothing confirmed; the last was measured, for all allowed "
+            f"losses together, with {plural(seeds, 'seed')} for the baseline and every answer.",
             "every depth from the top: the scan of Poor Man's BERT (Sajjad et al., 2020). greedy: greedy-layer pruning "
             "(Peer et al., 2021).",
             "for ...: the layers it would have kept and the points they lost, with one seed in the first two rows. ~ "

@@ -23,6 +23,7 @@ from budget_search.layers import compact_indices
 from budget_search.protocols import protocols
 from budget_search.report import Report
 from budget_search.request import Request
+from budget_search.wording import points
 
 
 def searched(request: Request) -> Iterator[tuple[str, Report]]:
@@ -38,8 +39,8 @@ def row(strategy: str, report: Report) -> tuple[str, ...]:
     scan, greedy, _ = protocols(report)
     papers = {"top": scan, "greedy": greedy}.get(strategy)
     answers = (
-        f"{result.depth} ({compact_indices(result.kept)})\n{result.degradation:.2f} lost, "
-        f"at most {result.degradation_upper:.2f}"
+        f"{result.depth} ({compact_indices(result.kept)})\n{points(result.degradation)} lost, "
+        f"at most {points(result.degradation_upper)}"
         for result in report.results
     )
     price = f"{papers.equivalents:.1f}" if papers else "-"
