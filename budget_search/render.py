@@ -16,7 +16,7 @@ from budget_search.comparison import DELTA, SAVED, comparison
 from budget_search.details import details
 from budget_search.errors import UsageError
 from budget_search.inspection import Inspection
-from budget_search.inspection import sections as inspection_sections
+from budget_search.layer_sections import layer_sections
 from budget_search.layers import compact_indices
 from budget_search.records import plain
 from budget_search.report import Report, Result
@@ -56,7 +56,7 @@ def inspected(inspection: Inspection, form: str) -> str:
     """A study's inspection as ``table``, ``markdown`` or ``json``."""
     if form == "json":
         return json.dumps(inspection.to_json(), indent=2, allow_nan=False)
-    told = inspection_sections(inspection)
+    told = layer_sections(inspection)
     if form == "markdown":
         return "\n\n".join(map(markdown_section, told))
     return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told))
