@@ -35,8 +35,8 @@ ORDER = list(BANDS)
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
     "curves sections details comparison protocols averages inspection layer_sections canvas pictures "
-    "layer_pictures strategy_pictures plots page churn render card destination summary progress outlook heritage location archive "
-    "planning interim session examine listing arguments cli"
+    "layer_pictures strategy_pictures plots page churn render card destination summary progress outlook "
+    "heritage location archive planning interim session examine listing arguments cli"
 )
 
 
