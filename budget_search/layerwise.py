@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from transformers import PreTrainedModel
 
 from budget_search.encode import EncodedSplit
@@ -24,6 +22,8 @@ from budget_search.trial import TrialKey
 MOST_EXAMPLES = 1_000
 # Of the least-squares fit; the best is chosen for every layer by leaving out one training example at a time.
 PENALTIES = tuple(10.0**power for power in range(-1, 6))
+# Relative to the largest value; single precision, summed in another order.
+ROUNDING = 1e-5
 
 
 def measure_layers(workplace: Workplace, key: TrialKey) -> Layerwise:
@@ -90,9 +90,12 @@ def fitted_probe(states: np.ndarray, labels: np.ndarray, classes: int) -> Callab
     for each. ``labels`` are float scores or class numbers (examples,).
     """
     targets = np.eye(classes)[labels] if classes else labels[:, None].astype(np.float64)
-    probe = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(states, targets)
+    mean, spread = states.mean(axis=0), states.std(axis=0)
+    # Before the first layer the token is the same in every text: what differs is rounding, and must not be blown up.
+    spread[spread <= ROUNDING * np.abs(states).max()] = np.inf
+    probe = RidgeCV(PENALTIES).fit((states - mean) / spread, targets)
 
     def outputs(states: np.ndarray) -> np.ndarray:
-        return np.asarray(probe.predict(states)).reshape(len(states), -1)
+        return np.asarray(probe.predict((states - mean) / spread)).reshape(len(states), -1)
 
     return outputs

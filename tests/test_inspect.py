@@ -17,6 +17,7 @@ from budget_search import plots
 from budget_search.inspection import Inspection, Layerwise, inspection, layer_costs, probed_depth
 from budget_search.layer_pictures import LAYER_PICTURES
 from budget_search.layers import LayerSet
+from budget_search.layerwise import fitted_probe
 from budget_search.render import COLUMNS, inspected
 from budget_search.report import Report, TrialRow
 from budget_search.similarity import similarity_to, similarity_to_input
@@ -163,8 +164,6 @@ def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) 
 
 @pytest.mark.parametrize("regression", [False, True])
 def test_a_probe_finds_what_is_linear(regression: bool) -> None:
-    from budget_search.layerwise import fitted_probe
-
     random = np.random.default_rng(0)
     states = random.normal(size=(400, 6))
     score = states @ np.array([1.0, -2.0, 0.5, 0.0, 0.0, 0.0])
@@ -176,6 +175,19 @@ def test_a_probe_finds_what_is_linear(regression: bool) -> None:
     else:
         assert outputs.shape == (100, 3)
         assert (outputs.argmax(axis=1) == labels[300:]).mean() > 0.75
+
+
+@pytest.mark.parametrize("classes", [0, 2])
+def test_what_differs_by_rounding_alone_tells_nothing(classes: int) -> None:
+    """The noise here gives the labels away; a probe that blew it up would know them all."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 200)
+    token = random.normal(size=6)
+    states = (token + 1e-7 * labels[:, None] * np.ones(6)).astype(np.float32)
+    outputs = fitted_probe(states[:150], labels[:150].astype(np.int64 if classes else np.float32), classes)(
+        states[150:]
+    )
+    assert np.unique(outputs, axis=0).shape == (1, max(1, classes))
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
