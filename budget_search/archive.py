@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget_search.errors import StudyError
@@ -12,6 +13,7 @@ from budget_search.files import write_json, write_whole
 from budget_search.planning import in_points
 from budget_search.report import Report
 from budget_search.store import StudyFolder
+from budget_search.trial import TrialKey
 
 if TYPE_CHECKING:
     from budget_search.location import Found
@@ -105,3 +107,14 @@ def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
     """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
     report = dataclasses.replace(read_report(folder), folder=folder.path)
     return reduced(report, deltas) if deltas else report
+
+
+def confirmed_weights(folder: StudyFolder, report: Report, key: TrialKey) -> Path:
+    """The folder of a confirmed model's weights. Raises StudyError when they are gone."""
+    weights = folder.weights(key)
+    if not weights.is_dir():
+        raise StudyError(
+            f"the weights of {key} are gone from the study {folder.path.name}; delete its report.json and run the "
+            f"search again to restore them: {report.command}"
+        )
+    return weights

@@ -26,8 +26,9 @@ from budget_search.request import (
 )
 
 _VERBOSE = "show a traceback when something fails"
-COMMANDS = ("run", "plan", "report", "export", "ls", "tasks", "doctor")
+COMMANDS = ("run", "plan", "report", "inspect", "export", "ls", "tasks", "doctor")
 FORMATS = ("table", "markdown", "latex", "html", "json", "csv")
+INSPECT_FORMATS = ("table", "markdown", "json")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
@@ -111,6 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
         "tells how many evaluations, hours and bytes it will take. Trains nothing, keeps nothing.",
     )
     _add_report(commands)
+    _add_inspect(commands)
     _add_export(commands)
     for name, help_text in (
         ("ls", "the studies: task, model, trials, state, best answer"),
@@ -225,9 +227,33 @@ def _add_report(commands: Any) -> None:
     report.add_argument("--delta", type=_delta, action="append", metavar="D", help="only these deltas")
     report.add_argument("--format", choices=FORMATS, default="table")
     report.add_argument("--output", metavar="FILE", help="write to a file instead")
-    report.add_argument("--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study")
+    report.add_argument(
+        "--curves",
+        action="store_true",
+        help="mean score over the studies' tasks by strategy and number of dropped layers, instead",
+    )
+    report.add_argument(
+        "--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study, or of --curves"
+    )
     _add_storage(report)
     report.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
+
+
+def _add_inspect(commands: Any) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="what every layer of a study's fine-tuned model knows, and how far fine-tuning moved it",
+        description="Layer-wise probes and similarities of a finished study's full model, and whether they predict "
+        "what its search found. STUDY is a study's name, the unique beginning of one, or a path.",
+        allow_abbrev=False,
+    )
+    inspect.add_argument("study", metavar="STUDY")
+    inspect.add_argument("--model", help="the pre-trained model, where the study's name for it does not find it")
+    inspect.add_argument("--format", choices=INSPECT_FORMATS, default="table")
+    inspect.add_argument("--output", metavar="DIR", help="also write text, JSON and pictures (PNG, SVG) there")
+    inspect.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
+    _add_storage(inspect)
+    inspect.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 
 
 def _add_export(commands: Any) -> None:

@@ -124,37 +124,65 @@ def _plan(request: Request, arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.archive import report_for
     from budget_search.listing import find_study
-    from budget_search.render import render
+    from budget_search.render import averaged, render
 
     for name in arguments.studies:
         require_place("STUDY", name)
     require_place("--output", arguments.output)
     require_place("--plots", arguments.plots)
-    if arguments.plots and len(arguments.studies) > 1:
-        raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
+    if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
+        raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
     reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
-    text = render(reports, arguments.format).rstrip("\n")
+    text = (averaged if arguments.curves else render)(reports, arguments.format).rstrip("\n")
     if arguments.plots:
-        _save_plots(reports[0], Path(arguments.plots))
+        from budget_search.plots import draw, draw_averages
+
+        figures = draw_averages(reports) if arguments.curves else draw(reports[0])
+        _save_plots(figures, Path(arguments.plots), "--plots")
     if arguments.output is None:
         print(text, flush=True)
         return 0
-    try:
-        Path(arguments.output).write_text(text + "\n", encoding="utf8")
-    except OSError as error:
-        raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
+    _write(Path(arguments.output), text, "--output")
     return 0
 
 
-def _save_plots(report: Any, folder: Path) -> None:
+def _write(path: Path, text: str, option: str) -> None:
+    try:
+        path.write_text(text + "\n", encoding="utf8")
+    except OSError as error:
+        raise UsageError(f"{option} {path} cannot be written: {error.strerror}") from error
+
+
+def _save_plots(figures: Any, folder: Path, option: str) -> None:
     from budget_search.plots import save
 
     try:
-        written = save(report, folder)
+        written = save(figures, folder)
     except OSError as error:
-        raise UsageError(f"--plots {folder} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{option} {folder} cannot be written: {error.strerror}") from error
     print(f"wrote {len(written)} pictures to {folder}", file=sys.stderr)
+
+
+def _inspect(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.examine import inspect_study
+    from budget_search.listing import find_study
+    from budget_search.render import inspected
+
+    require_place("STUDY", arguments.study)
+    require_place("--output", arguments.output)
+    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
+    found = inspect_study(folder, model=arguments.model, trust_remote_code=arguments.trust_remote_code)
+    if arguments.output:
+        from budget_search.layer_pictures import LAYER_PICTURES
+        from budget_search.plots import drawn
+
+        output = Path(arguments.output)
+        _save_plots(drawn(LAYER_PICTURES, found), output, "--output")
+        for form, name in (("markdown", "inspection.md"), ("json", "inspection.json")):
+            _write(output / name, inspected(found, form), "--output")
+    print(inspected(found, arguments.format), flush=True)
+    return 0
 
 
 def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
@@ -209,6 +237,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "run": _run,
     "plan": _run,
     "report": _report,
+    "inspect": _inspect,
     "export": _export,
     "ls": _ls,
     "tasks": _tasks,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from budget_search.layers import FAMILIES
+from budget_search.layers import FAMILIES, LayerSet
 from budget_search.report import Report, Result
+from budget_search.strategies import Question
+from budget_search.strategies.fixed import contribution
+from budget_search.trial import Tolerance
 
 READ_OFF = tuple(step / 200 for step in range(1, 11))
 """The deltas, 0.5 to 5 points, that are read off the frontier."""
@@ -14,7 +17,7 @@ READ_OFF = tuple(step / 200 for step in range(1, 11))
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """A layer set and what it lost against the full model with the same recipe and seeds, in points.
+    """A layer set, its mean score and what it lost against the full model with the same recipe and seeds, in points.
 
     ``std`` is over the seeds, of the paired losses; None with one seed. ``confirmed``: the full recipe with all of
     the baseline's seeds.
@@ -22,6 +25,7 @@ class MeasuredSet:
 
     kept: tuple[int, ...]
     rung: float
+    score: float
     lost: float
     std: float | None
     confirmed: bool
@@ -50,7 +54,8 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
             if lost:
                 std = statistics.stdev(lost) if len(lost) > 1 else None
                 confirmed = certification and by_seed.keys() >= baseline.keys()
-                found[kept] = MeasuredSet(kept, rung, statistics.fmean(lost), std, confirmed)
+                score = statistics.fmean(by_seed.values())
+                found[kept] = MeasuredSet(kept, rung, score, statistics.fmean(lost), std, confirmed)
     return sorted(found.values(), key=lambda measured: (measured.depth, measured.kept))
 
 
@@ -72,6 +77,65 @@ def families(report: Report, sets: list[MeasuredSet]) -> dict[str, list[Measured
         if len(members) > 1:
             found[name] = members
     return found
+
+
+def strategy_sets(report: Report) -> dict[str, list[MeasuredSet]]:
+    """What every strategy would have proposed, by strategy, deepest first, as far as it was measured.
+
+    The families of the paper, contribution-based dropping where the layers' similarities are known, and greedy
+    elimination as far as every step of it was measured.
+    """
+    sets = measured_sets(report)
+    known = {measured.kept: measured for measured in sets}
+    found = families(report, sets)
+    proposed = {"contribution": _by_contribution(report), "greedy": greedy_chain(report)}
+    for name, chain in proposed.items():
+        if members := [known[layers.kept] for layers in chain if layers.kept in known]:
+            found[name] = sorted(members, key=lambda measured: -measured.depth)
+    return found
+
+
+def _by_contribution(report: Report) -> list[LayerSet]:
+    if report.similarities is None:
+        return []
+    question = Question(report.layers_total, Tolerance(0.0, {}), similarities=report.similarities)
+    return contribution([], question)
+
+
+def one_seed(report: Report) -> tuple[dict[LayerSet, float], dict[LayerSet, float]]:
+    """Points that sets lost in one run each: those run in full, with the baseline's first seed, and those screened.
+
+    A screened set counts by its longest screen. The full model is in neither.
+    """
+    total, full = report.layers_total, tuple(range(report.layers_total))
+    scores = {(row.split, row.rung, row.seed, row.kept): row.score for row in report.trials if row.score is not None}
+    first = min((seed for split, _, seed, kept in scores if split == "certification" and kept == full), default=None)
+    in_full: dict[LayerSet, float] = {}
+    screened: dict[LayerSet, float] = {}
+    for (split, rung, seed, kept), score in sorted(scores.items()):
+        baseline = scores.get((split, rung, seed, full))
+        if kept != full and baseline is not None:
+            if split == "selection":
+                screened[LayerSet(kept, total)] = baseline - score
+            elif seed == first:
+                in_full[LayerSet(kept, total)] = baseline - score
+    return in_full, screened
+
+
+def greedy_chain(report: Report) -> list[LayerSet]:
+    """The sets that greedy elimination steps through, one layer less each, as far as every choice was measured.
+
+    A step compares runs of one kind: all in full, or else all screens.
+    """
+    chain: list[LayerSet] = []
+    layers = LayerSet.full(report.layers_total)
+    while children := list(layers.smaller()):
+        kind = next((lost for lost in one_seed(report) if all(child in lost for child in children)), None)
+        if kind is None:
+            break
+        layers = min(children, key=lambda child: (kind[child], child))
+        chain.append(layers)
+    return chain
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from budget_search.changes import Changes, Slice
 from budget_search.curves import MeasuredSet, Reading, distinct_answers, readings
 from budget_search.layers import compact_indices
+from budget_search.protocols import beside_the_papers
 from budget_search.report import Report, Result
 from budget_search.sections import Grid, Section
 from budget_search.wording import NOTHING, pairs, plural, points, share, tolerance
@@ -18,6 +19,7 @@ WHICH_SCORES = "Those that moved farthest from the right score, then towards it;
 def details(report: Report) -> list[Section]:
     """These sections, without those that a report has nothing for."""
     found = [any_loss(report)] if report.trials else []
+    found += beside_the_papers(report)
     for result in distinct_answers(report):
         found += where_worse(result)
     return [*found, reproduce(report)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from budget_search.archive import stored_config
+from budget_search.archive import confirmed_weights, stored_config
 from budget_search.batches import DeviceSplit
 from budget_search.card import model_card, provenance
 from budget_search.device import Device
@@ -39,12 +39,7 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
     if result.exported_seed is None:
         raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")
     key = TrialKey(LayerSet(result.kept, report.layers_total), FULL_RUNG, result.exported_seed)
-    weights = folder.weights(key)
-    if not weights.is_dir():
-        raise StudyError(
-            f"the weights of {key} are gone from the study {folder.path.name}; delete its report.json and run the "
-            f"search again to restore them: {report.command}"
-        )
+    weights = confirmed_weights(folder, report, key)
     task = EncodedTask.load(folder.examples)
     recorded = folder.outputs(key, "held_out")
     own = _own_loss(folder, task, report, key, result.confidence)

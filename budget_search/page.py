@@ -9,9 +9,9 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from budget_search import __version__, details, plots, sections
+from budget_search import __version__, details, plots, protocols, sections
+from budget_search.canvas import COLOURS
 from budget_search.curves import distinct_answers
-from budget_search.pictures import COLOURS
 from budget_search.report import Report, Result
 from budget_search.wording import count, largest_batch, percent, points, printable, tolerance
 
@@ -51,6 +51,7 @@ def page(report: Report, exported: str | None = None) -> str:
         cards=_cards(report),
         pictures={name: Markup(plots.inline(drawn[name], name, CAPTIONS[name])) for name in drawn},
         captions=CAPTIONS,
+        protocols=list(protocols.beside_the_papers(report)),
         worse=[list(details.where_worse(result)) for result in distinct_answers(report)],
         loading=sections.loading(report, exported) if report.results else "",
         colours=COLOURS,

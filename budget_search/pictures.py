@@ -1,7 +1,4 @@
-"""What a report's pictures show: axes with units, every mark with a tooltip, colours told apart by the colour-blind.
-
-Colours are those of Okabe and Ito; shapes differ as well. A mark's ``gid`` is ``TIP`` and its tooltip.
-"""
+"""What a report's pictures show: axes with units, every mark with a tooltip."""
 
 from __future__ import annotations
 
@@ -12,30 +9,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from budget_search.canvas import (
+    BLUE,
+    FAINT,
+    GREEN,
+    INK,
+    MARKERS,
+    MUTED,
+    ORANGE,
+    PAPER,
+    PURPLE,
+    STRATEGY_COLOURS,
+    TIP,
+    YELLOW,
+    legend,
+    mark,
+    new_axes,
+    whole,
+)
 from budget_search.curves import MeasuredSet, best_by_depth, distinct_answers, families, measured_sets
 from budget_search.layers import compact_indices
 from budget_search.report import InferencePoint, Report, Result
 from budget_search.wording import plural, points, printable, tolerance
 
-# The role of a colour on a page, and the colour in a file.
-COLOURS = {
-    "ink": "#1c2430",
-    "muted": "#667085",
-    "faint": "#d5dae2",
-    "paper": "#fefefe",
-    "blue": "#0072b2",
-    "orange": "#d55e00",
-    "green": "#009e73",
-    "purple": "#aa4499",
-    "yellow": "#b8860b",
-}
-INK, MUTED, FAINT, PAPER, BLUE, ORANGE, GREEN, PURPLE, YELLOW = COLOURS.values()
-TIP = "tip: "
-# Inches: on a page half of a desk's width, on a phone all of it, and its text can be read on both.
-WIDTH = 5.2
-SHORTEST = 1.5
-MARKERS = ("^", "v", "s", "P", "X")
-FAMILY_COLOURS = (ORANGE, GREEN, PURPLE, YELLOW, MUTED)
 # Losses beyond this many times the largest delta are drawn at the edge.
 WINDOW = 3.5
 
@@ -45,7 +41,7 @@ def _frontier(report: Report) -> Figure | None:
     sets = measured_sets(report)
     if not sets:
         return None
-    axes = _axes(3.9)
+    axes = new_axes(3.9)
     deltas = sorted(100 * result.delta for result in report.results)
     top = _window(sets, deltas)
     for delta in deltas:
@@ -63,14 +59,14 @@ def _frontier(report: Report) -> Figure | None:
         if each.std is not None:
             axes.plot([each.depth] * 2, [each.lost - each.std, each.lost + each.std], color=BLUE, zorder=3)
     _marks(axes, confirmed, top, "o", color=BLUE, markersize=7.5, markeredgecolor=PAPER)
-    _mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
+    mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
     answers = {result.kept for result in report.results if not result.is_full}
     for each in confirmed:
         if each.kept in answers:
             axes.plot(
                 [each.depth], [each.lost], "o", color=ORANGE, markersize=13, fillstyle="none", markeredgewidth=1.8
             )
-    _legend(axes, {
+    legend(axes, {
         "all layers": {"marker": "D", "color": INK, "linestyle": ""},
         "confirmed, +- 1 sd": {"marker": "o", "color": BLUE},
         "short fine-tune": {"marker": "o", "color": MUTED, "alpha": 0.5, "linestyle": ""},
@@ -80,7 +76,7 @@ def _frontier(report: Report) -> Figure | None:
     axes.set_ylim(top * 1.04, low - 0.06 * (top - low))  # what loses less is higher
     _depths(axes, report, sets)
     axes.set_ylabel("points lost")
-    return _figure(axes)
+    return whole(axes)
 
 
 def _layers(report: Report) -> Figure | None:
@@ -89,7 +85,7 @@ def _layers(report: Report) -> Figure | None:
     if not best:
         return None
     total = report.layers_total
-    axes = _axes(min(0.55 + 0.27 * len(best), 9), 0.6)
+    axes = new_axes(min(0.55 + 0.27 * len(best), 9), 0.6)
     for row, each in enumerate(best):
         for index in range(total):
             kept = index in each.kept
@@ -109,7 +105,7 @@ def _layers(report: Report) -> Figure | None:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel("layer, from 0 at the input side", loc="left")
-    return _figure(axes)
+    return whole(axes)
 
 
 def _depth(report: Report) -> Figure | None:
@@ -118,18 +114,18 @@ def _depth(report: Report) -> Figure | None:
     found = families(report, sets)
     if not found:
         return None
-    axes = _axes(3.6)
+    axes = new_axes(3.6)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     best = best_by_depth(sets)
     _line(axes, best, BLUE, "o", "best measured")
-    _mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
-    for (name, members), marker, colour in zip(found.items(), MARKERS, FAMILY_COLOURS, strict=False):
+    mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
+    for (name, members), marker, colour in zip(found.items(), MARKERS, STRATEGY_COLOURS, strict=False):
         _line(axes, members, colour, marker, name)
     axes.legend(loc="best")
     axes.invert_yaxis()  # what loses less is higher
     _depths(axes, report, sets)
     axes.set_ylabel("points lost")
-    return _figure(axes)
+    return whole(axes)
 
 
 def _savings(report: Report) -> Figure | None:
@@ -138,7 +134,7 @@ def _savings(report: Report) -> Figure | None:
     rows = [(result, bars) for result in answers if (bars := _bars(result))]
     if not rows:
         return None
-    axes = _axes(0.75 + sum(0.24 * len(bars) + 0.34 for _, bars in rows))
+    axes = new_axes(0.75 + sum(0.24 * len(bars) + 0.34 for _, bars in rows))
     at, ticks = 0.0, []
     for result, bars in rows:
         name = f"{plural(result.depth, 'layer')} ({compact_indices(result.kept)})"
@@ -159,7 +155,7 @@ def _savings(report: Report) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("saved, in % of the full model's")
-    return _figure(axes)
+    return whole(axes)
 
 
 def _bars(result: Result) -> list[tuple[str, str, float, float | None, float | None]]:
@@ -186,7 +182,7 @@ def _evidence(report: Report) -> Figure | None:
     answers = [result for result in report.results if not result.is_full]
     if not answers:
         return None
-    axes = _axes(0.85 + 0.62 * len(answers))
+    axes = new_axes(0.85 + 0.62 * len(answers))
     highest = 0.0
     for row, result in enumerate(answers):
         delta = 100 * result.delta
@@ -201,7 +197,7 @@ def _evidence(report: Report) -> Figure | None:
                 axes.plot([value, upper], [row + offset] * 2, color=colour, linewidth=1.5)
                 axes.plot([upper], [row + offset], "|", color=colour, markersize=8)
             bound = "" if upper is None else f", at most {points(upper)}"
-            _mark(
+            mark(
                 axes, value, row + offset, marker, f"{name}: {points(value)} lost{bound}", color=colour, markersize=6.5
             )
             highest = max(highest, value, upper or value, delta)
@@ -212,12 +208,12 @@ def _evidence(report: Report) -> Figure | None:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("points lost, and no more than (bar)")
-    _legend(axes, {
+    legend(axes, {
         "allowed": {"marker": "|", "color": GREEN, "linestyle": "", "markersize": 10, "markeredgewidth": 2},
         "certification": {"marker": "o", "color": BLUE},
         "held_out": {"marker": "s", "color": ORANGE},
     })  # fmt: skip
-    return _figure(axes)
+    return whole(axes)
 
 
 def _slices(report: Report) -> Figure | None:
@@ -226,12 +222,12 @@ def _slices(report: Report) -> Figure | None:
     if result is None or result.changes is None:
         return None
     slices, regression = result.changes.slices, result.changes.regression
-    axes = _axes(0.75 + 0.34 * len(slices))
+    axes = new_axes(0.75 + 0.34 * len(slices))
     for row, each in enumerate(slices):
         if each.low is not None and each.high is not None:
             axes.plot([each.low, each.high], [row, row], color=BLUE, linewidth=1.5)
         tip = f"{printable(each.title)}: {points(each.worse)} worse, of {each.examples} examples"
-        _mark(axes, each.worse, row, "o" if each.by == "label" else "s", tip, color=BLUE, markersize=6.5)
+        mark(axes, each.worse, row, "o" if each.by == "label" else "s", tip, color=BLUE, markersize=6.5)
     axes.axvline(0, color=INK, linewidth=1)
     axes.axvline(_mean_worse(result), color=ORANGE, linewidth=1.2, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(slices)), [_shortened(each.title) for each in slices])
@@ -241,7 +237,7 @@ def _slices(report: Report) -> Figure | None:
     axes.spines["left"].set_visible(False)
     unit = "mean absolute error added" if regression else "points of accuracy lost"
     axes.set_xlabel(f"{unit}, with 95 % interval (dashed: over all examples)")
-    return _figure(axes)
+    return whole(axes)
 
 
 def _mean_worse(result: Result) -> float:
@@ -265,17 +261,6 @@ PICTURES: Mapping[str, Callable[[Report], Figure | None]] = {
 # -- what they share ------------------------------------------------------------------------------------------------
 
 
-def _axes(height: float, space: float = 0) -> Axes:
-    figure = Figure(figsize=(WIDTH, max(height + space, SHORTEST)), layout="constrained")
-    return figure.add_subplot()
-
-
-def _figure(axes: Axes) -> Figure:
-    figure = axes.figure
-    assert isinstance(figure, Figure)
-    return figure
-
-
 def _window(sets: list[MeasuredSet], deltas: list[float]) -> float:
     """The largest loss to draw: so much that the deltas can still be told apart."""
     worst = max(each.lost + (each.std or 0) for each in sets)
@@ -286,7 +271,7 @@ def _window(sets: list[MeasuredSet], deltas: list[float]) -> float:
 def _marks(axes: Axes, sets: list[MeasuredSet], top: float, marker: str, **style: object) -> None:
     for each in sets:
         shape = "v" if each.lost > top else marker
-        _mark(axes, each.depth, min(each.lost, top), shape, _told(each), **style)
+        mark(axes, each.depth, min(each.lost, top), shape, _told(each), **style)
 
 
 def _told(each: MeasuredSet) -> str:
@@ -294,16 +279,12 @@ def _told(each: MeasuredSet) -> str:
     return f"{plural(each.depth, 'layer')} ({compact_indices(each.kept)}): {points(each.lost)} points lost, {said}"
 
 
-def _mark(axes: Axes, x: float, y: float, marker: str, tip: str, **style: object) -> None:
-    axes.plot([x], [y], marker, gid=TIP + tip, zorder=4, **style)  # type: ignore[arg-type]
-
-
 def _line(axes: Axes, sets: list[MeasuredSet], colour: str, marker: str, name: str) -> None:
     axes.plot([each.depth for each in sets], [each.lost for each in sets], color=colour, alpha=0.8, zorder=2)
     axes.plot([], [], label=name, color=colour, marker=marker, markersize=5.5)
     for each in sets:
         face = colour if each.confirmed else PAPER
-        _mark(axes, each.depth, each.lost, marker, _told(each), color=colour, markerfacecolor=face, markersize=5.5)
+        mark(axes, each.depth, each.lost, marker, _told(each), color=colour, markerfacecolor=face, markersize=5.5)
 
 
 def _depths(axes: Axes, report: Report, sets: list[MeasuredSet]) -> None:
@@ -311,13 +292,6 @@ def _depths(axes: Axes, report: Report, sets: list[MeasuredSet]) -> None:
     axes.set_xlim(report.layers_total + 0.5, fewest - 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"layers kept, of {report.layers_total}")
-
-
-def _legend(axes: Axes, entries: Mapping[str, Mapping[str, object]]) -> None:
-    for label, style in entries.items():
-        axes.plot([], [], label=label, **style)  # type: ignore[arg-type]
-    axes.figure.legend(loc="outside upper center", ncols=len(entries), columnspacing=1.1, handletextpad=0.4,
-                       handlelength=1.6)  # fmt: skip
 
 
 def _shortened(name: str, length: int = 24) -> str:

@@ -1,18 +1,26 @@
-"""A report's pictures as PNG and SVG files, and as SVG that takes a page's colours; drawn once, by matplotlib."""
+"""Pictures as PNG and SVG files, and as SVG that takes a page's colours; drawn once, by matplotlib."""
 
 from __future__ import annotations
 
 import io
 import logging
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 from xml.etree import ElementTree
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from budget_search.pictures import COLOURS, FAINT, INK, MUTED, PAPER, PICTURES, TIP
+from budget_search.averages import averages
+from budget_search.canvas import COLOURS, FAINT, INK, MUTED, PAPER, TIP
+from budget_search.config import slug
+from budget_search.pictures import PICTURES
 from budget_search.report import Report
+from budget_search.strategy_pictures import STRATEGY_PICTURES
+
+Subject = TypeVar("Subject")
 
 STYLE = {
     "font.size": 10,
@@ -49,24 +57,40 @@ LINK = "{http://www.w3.org/1999/xlink}href"
 
 def draw(report: Report) -> dict[str, Figure]:
     """Every picture that this report has something for, by name."""
+    return drawn(PICTURES, report)
+
+
+def draw_averages(reports: Sequence[Report]) -> dict[str, Figure]:
+    """Mean losses by strategy over the tasks of these reports: ``strategies``, with the model's name where there are
+    several."""
+    all_means = averages(reports)
+    return {
+        name if len(all_means) == 1 else f"{name}-{slug(means.model)}": figure
+        for means in all_means
+        for name, figure in drawn(STRATEGY_PICTURES, means).items()
+    }
+
+
+def drawn(pictures: Mapping[str, Callable[[Subject], Figure | None]], subject: Subject) -> dict[str, Figure]:
+    """Of these pictures those that the subject has something for, in the style of all, by name."""
     # matplotlib tells of caches that it builds.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    drawn = {}
+    figures = {}
     with rc_context(STYLE):  # type: ignore[arg-type]
-        for name, picture in PICTURES.items():
-            if (figure := picture(report)) is not None:
+        for name, picture in pictures.items():
+            if (figure := picture(subject)) is not None:
                 # Laid out once: else every file would move things a little.
                 figure.draw_without_rendering()
                 figure.set_layout_engine("none")
-                drawn[name] = figure
-    return drawn
+                figures[name] = figure
+    return figures
 
 
-def save(report: Report, folder: Path) -> list[Path]:
+def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Every picture as PNG and as SVG. Raises OSError where that cannot be written."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in draw(report).items():
+    for name, figure in figures.items():
         for ending in ("png", "svg"):
             path = folder / f"{name}.{ending}"
             path.write_bytes(content(figure, ending))

@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 
 from tabulate import tabulate
 
+from budget_search.averages import averages, averages_sections, flat_rows
 from budget_search.comparison import DELTA, SAVED, comparison
 from budget_search.details import details
 from budget_search.errors import UsageError
+from budget_search.inspection import Inspection
+from budget_search.layer_sections import layer_sections
 from budget_search.layers import compact_indices
 from budget_search.records import plain
 from budget_search.report import Report, Result
@@ -47,6 +50,31 @@ def markdown(report: Report, exported: str | None = None) -> str:
     overview = Section("The setting", title.facts)
     head = f"# {markdown_text(title.title)}"
     return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest, *details(report)])])
+
+
+def inspected(inspection: Inspection, form: str) -> str:
+    """A study's inspection as ``table``, ``markdown`` or ``json``."""
+    if form == "json":
+        return json.dumps(inspection.to_json(), indent=2, allow_nan=False)
+    told = layer_sections(inspection)
+    if form == "markdown":
+        return "\n\n".join(map(markdown_section, told))
+    return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told))
+
+
+def averaged(reports: Sequence[Report], form: str) -> str:
+    """Mean scores by strategy and number of dropped layers; raises UsageError for latex and html."""
+    means = averages(reports)
+    if form == "json":
+        return json.dumps(plain(means), indent=2, allow_nan=False)
+    if form == "csv":
+        return _csv([row for each in means for row in flat_rows(each)])
+    told = averages_sections(means)
+    if form == "markdown":
+        return "\n\n".join(map(markdown_section, told))
+    if form != "table":
+        raise UsageError(f"--curves has no --format {form}; allowed: table markdown json csv")
+    return "\n\n".join(_terminal_section(section, index) for index, section in enumerate(told, start=1))
 
 
 def latex(reports: Sequence[Report]) -> str:
@@ -159,7 +187,10 @@ def json_text(reports: Sequence[Report]) -> str:
 
 def csv_text(reports: Sequence[Report]) -> str:
     """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
-    rows = [flat_row(report, result) for report in reports for result in report.results]
+    return _csv([flat_row(report, result) for report in reports for result in report.results])
+
+
+def _csv(rows: list[dict[str, object]]) -> str:
     file = io.StringIO()
     if rows:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -238,7 +238,8 @@ class Cost:
     """What the study took. One equivalent is the arithmetic of one full fine-tune of the full-depth model.
 
     ``unavoidable_equivalents``: the baseline and each distinct answer, over all seeds. ``reused`` counts evaluations
-    that were taken from an earlier search instead of being run.
+    that were taken from an earlier search instead of being run. ``equivalents_per_fine_tune``: one full fine-tune of
+    the full model with its scoring, which is a little more than 1.
     """
 
     fine_tunes: int
@@ -248,6 +249,7 @@ class Cost:
     wall_seconds: float
     device_seconds: float
     reused: int
+    equivalents_per_fine_tune: float | None = field(default=None, metadata=ABSENT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -263,7 +265,9 @@ class Report:
     """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
     ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
-    reader of the numbers must know. ``folder`` is where the study lies, for a report that was read from there.
+    reader of the numbers must know. ``similarities`` are the cosines between every layer's output and its input,
+    where a search by contribution measured them. ``folder`` is where the study lies, for a report that was read
+    from there.
     """
 
     schema_version: int
@@ -288,6 +292,7 @@ class Report:
     resolution: Resolution
     notes: tuple[str, ...] = ()
     question: Mapping[str, Any] = field(default_factory=dict)
+    similarities: tuple[float, ...] | None = field(default=None, metadata=ABSENT_IF_NONE)
     folder: Path | None = field(default=None, compare=False, repr=False, metadata=NEVER_WRITTEN)
 
     def result(self, delta: float) -> Result:

@@ -128,7 +128,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
         summary=summary,
         task=task,
         answers=answers,
-        identity=_identity(found, facts, command),
+        identity={**_identity(found, facts, command), "similarities": store.facts.get("similarities")},
         wall_seconds=earlier + time.monotonic() - began,
         notes=[*search.notes(), *heritage_note],
     )

@@ -80,6 +80,11 @@ class StudyFolder:
         return self.path / "latency.json"
 
     @property
+    def layerwise(self) -> Path:
+        """What ``inspect`` measured of every layer."""
+        return self.path / "layerwise.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 

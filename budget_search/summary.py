@@ -170,9 +170,11 @@ class Summary:
 
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
         """What the study took, in arithmetic relative to one full fine-tune of the full model."""
-        unit = statistics.fmean(trial.train_tokens for trial in self.confirmations.runs(self.full)) * self.total
+        baseline = self.confirmations.runs(self.full)
+        unit = statistics.fmean(trial.train_tokens for trial in baseline) * self.total
         training = sum(trial.train_tokens * trial.layers.depth for trial in self.findings.history) / unit
         reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.findings.history) / unit
+        scoring = statistics.fmean(trial.evaluation_tokens for trial in baseline) * self.total / unit
         distinct = {self.full, *answers}
         unavoidable = sum(
             trial.train_tokens * layers.depth for layers in distinct for trial in self.confirmations.runs(layers)
@@ -185,6 +187,7 @@ class Summary:
             wall_seconds=wall_seconds,
             device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.findings.history),
             reused=len(self.findings.history) - self.fine_tuned,
+            equivalents_per_fine_tune=1 + scoring * EVALUATION_SHARE,
         )
 
     def parameters(self, layers: LayerSet) -> int:

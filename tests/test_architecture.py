@@ -24,19 +24,19 @@ BANDS = {
     "layer_stack layer_match model parent",
     "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
     "evidence replay rehearsal",
-    "tell": "report curves sections details comparison pictures plots page render card destination export summary "
-    "progress outlook",
+    "tell": "report curves sections details comparison protocols averages inspection layer_sections canvas pictures "
+    "layer_pictures strategy_pictures plots page render card destination export summary progress outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
-    "listing arguments cli __main__",
+    "layerwise examine listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "curves sections details comparison pictures plots page churn render card destination summary progress outlook "
-    "heritage location archive planning interim session "
-    "listing arguments cli"
+    "curves sections details comparison protocols averages inspection layer_sections canvas pictures "
+    "layer_pictures strategy_pictures plots page churn render card destination summary progress outlook "
+    "heritage location archive planning interim session examine listing arguments cli"
 )
 
 

@@ -106,6 +106,25 @@ def test_decoder(here: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert all("tiny-llama's 3 layers" in line for line in lines)
 
 
+@pytest.mark.slow
+def test_protocols(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.workplace(here, sst2=sst2, bert=bert)
+    command = [*tiny.search_options("sst2"), "--delta", "0.05", "--seeds", "1", "--max-trials", "6"]
+    example("protocols").main(*command)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["strategy", "the", "paper's", "price", "price", "here", "within", "5"]
+    top, greedy, auto = (line.split() for line in lines if line.startswith(("top", "greedy", "auto")))
+    # Of four layers: (4 + 3 + 2 + 1) / 4 and its scoring, and what greedy-layer pruning takes down to its answer.
+    assert 2.5 < float(top[1]) < 4
+    assert float(greedy[1]) > 3.25
+    assert auto[1] == "-"
+    assert {path.name for path in (here / "studies").iterdir()} == {
+        f"sst2__bert__{s}" for s in ("top", "greedy", "auto")
+    }
+    example("protocols").main(*command)  # goes on where it was: nothing is run again
+    assert capsys.readouterr().out.splitlines() == lines
+
+
 def test_optuna_study(sst2_study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trials = example("optuna_study").main(str(sst2_study))
     report = bs.read_report(sst2_study)

@@ -171,7 +171,7 @@ def test_a_page_can_choose_the_colours(report: Report) -> None:
 
 
 def test_pictures_as_files(report: Report, tmp_path: Path) -> None:
-    written = plots.save(report, tmp_path / "pictures")
+    written = plots.save(plots.draw(report), tmp_path / "pictures")
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written if path.suffix == ".png")
     for path in written:
