@@ -7,9 +7,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.render import markdown_section, markdown_text
 from budget_search.report import Report, Result
-from budget_search.sections import Grid, Section
 from budget_search.verdict import Judgement
 from budget_search.wording import count, pairs, percent, plural, points, with_spread
 

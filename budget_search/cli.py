@@ -128,11 +128,15 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     for name in arguments.studies:
         require_place("STUDY", name)
+    for model in arguments.reference or ():
+        require_place("--reference", model)
     require_place("--output", arguments.output)
     require_place("--plots", arguments.plots)
     if arguments.plots and len(arguments.studies) > 1:
         raise UsageError(f"--plots draws one study, received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
+    if arguments.reference:
+        _set_beside(folders, arguments)
     reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
     text = render(reports, arguments.format).rstrip("\n")
     if arguments.plots:
@@ -145,6 +149,18 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     except OSError as error:
         raise UsageError(f"--output {arguments.output} cannot be written: {error.strerror}") from error
     return 0
+
+
+def _set_beside(folders: Sequence[Any], arguments: argparse.Namespace) -> None:
+    from budget_search.location import references_of
+    from budget_search.progress import Console
+    from budget_search.reference import Means, with_references
+
+    parents = references_of(arguments.reference, arguments.offline)
+    means = Means(trust_remote_code=arguments.trust_remote_code, wait=arguments.wait)
+    console = Console()
+    for folder in folders:
+        with_references(folder, parents, means, console)
 
 
 def _save_plots(report: Any, folder: Path) -> None:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from budget_search import __version__, details, plots, sections
+from budget_search.beside import beside
 from budget_search.curves import distinct_answers
 from budget_search.pictures import COLOURS
 from budget_search.report import Report, Result
@@ -56,6 +57,7 @@ def page(report: Report, exported: str | None = None) -> str:
         colours=COLOURS,
         sections=sections,
         details=details,
+        beside=beside,
     )
 
 
