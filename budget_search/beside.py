@@ -11,14 +11,14 @@ from budget_search.report import Reference, Report, Result
 from budget_search.wording import NOTHING, count, percent, points, with_spread
 
 # Characters of a name on one line of a terminal.
-LONGEST_MODEL, LONGEST_TASK = 16, 10
+LONGEST_MODEL, LONGEST_TASK = 14, 10
 
 
 def beside(reports: Sequence[Report]) -> Section:
     """The baseline, the answers and the reference models of every report that has any, the best score first."""
     headers = ("task", "model", "layers", "param.", "saved", "score", "loss (at most)", "seeds")
     rows = tuple(row for report in reports if report.references for row in _rows(report))
-    widths = {"task": LONGEST_TASK, "model": LONGEST_MODEL, "layers": 10, "score": 8, "loss (at most)": 8}
+    widths = {"task": LONGEST_TASK, "model": LONGEST_MODEL, "layers": 8, "score": 8, "loss (at most)": 8}
     return Section(
         "Beside other models",
         grid=Grid(headers, rows, widths, ("param.", "saved", "score", "loss (at most)", "seeds")),

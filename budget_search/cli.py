@@ -177,22 +177,31 @@ def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.archive import report_for
     from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
+    from budget_search.push import push, require_pushable
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
     require_place("STUDY", arguments.study)
     require_place("--output", arguments.output)
     refuse_foreign(Path(arguments.output))
+    repository = arguments.push_to_hub
+    if repository is not None:
+        require_pushable(repository)
+    elif arguments.private:
+        raise UsageError("--private says who sees what --push-to-hub uploads; name that too")
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
-    _export_answer(folder, report, arguments.delta[0], Path(arguments.output))
+    _export_answer(folder, report, arguments.delta[0], Path(arguments.output), name=repository)
+    if repository is not None:
+        address = push(Path(arguments.output), repository, private=arguments.private)
+        print(f"uploaded to {address}", file=sys.stderr)
     return 0
 
 
-def _export_answer(folder: Any, report: Any, delta: float, output: Path) -> None:
+def _export_answer(folder: Any, report: Any, delta: float, output: Path, name: str | None = None) -> None:
     from budget_search.handover import hand_over
 
-    exported = hand_over(folder, report, delta, output)
+    exported = hand_over(folder, report, delta, output, name)
     print(
         f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
         f"held-out score {exported.held_out_score:.2f}",

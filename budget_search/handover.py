@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from budget_search.store import StudyFolder
 
 
-def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -> Export:
+def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path, name: str | None = None) -> Export:
     """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
 
+    ``name`` is what others will load it by; the folder's own unless given.
     Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
     gone or damaged.
     """
@@ -54,7 +55,7 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
         tokenizer_dir=folder.tokenizer,
         held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
-        card=lambda score: model_card(report, result, score, name=output.name, own=own),
+        card=lambda score: model_card(report, result, score, name=name or output.name, own=own),
     )
 
 

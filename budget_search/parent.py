@@ -22,6 +22,9 @@ MOST_LAYERS = 9_999
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Weights of other frameworks and duplicates in other precisions stay on the hub.
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
+# Not asked of the cache: without it a snapshot is complete.
+_CARD = "README.md"
+_LICENCE_FIELDS = ("license", "license_name", "license_link")
 # Folder names that say nothing about the model in them.
 _UNTELLING = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9a-f]{40}|[.]*", re.IGNORECASE)
 
@@ -76,9 +79,9 @@ def _snapshot(model: str, offline: bool, option: str) -> Path:
             "run once without --offline, or give a folder"
         )
     try:
-        folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[0]]))
+        folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _CARD, _WEIGHTS[0]]))
         if not _has_weights(folder):
-            folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[1]]))
+            folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _CARD, _WEIGHTS[1]]))
     except RepositoryNotFoundError as error:
         raise UsageError(
             f"there is no model {model!r} on the hub (nor a folder of that name here); "
@@ -126,6 +129,20 @@ def _telling_name(folder: Path) -> str:
             return part
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
+
+
+def licence_of(parent: Parent) -> dict[str, str]:
+    """What the model's own card says of its licence, in the hub's words: ``license``, and for others than the usual
+    ``license_name`` and ``license_link``. Empty where it says nothing."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        told = metadata_load(parent.folder / _CARD) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+    found = {name: told[name] for name in _LICENCE_FIELDS if isinstance(told.get(name), str)}
+    return found if "license" in found else {}
 
 
 def quiet_transformers() -> None:

@@ -288,7 +288,8 @@ class Report:
     """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
     ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
-    reader of the numbers must know; ``references`` are other models, set beside the answers. ``folder`` is where the
+    reader of the numbers must know; ``references`` are other models, set beside the answers; ``license`` is
+    the model's own, in the words of its card on the hub, empty where that says nothing. ``folder`` is where the
     study lies, for a report that was read from there.
     """
 
@@ -315,6 +316,7 @@ class Report:
     notes: tuple[str, ...] = ()
     question: Mapping[str, Any] = field(default_factory=dict)
     references: tuple[Reference, ...] = ()
+    license: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False, repr=False, metadata=NEVER_WRITTEN)
 
     def result(self, delta: float) -> Result:

@@ -19,6 +19,7 @@ from budget_search.environment import versions
 from budget_search.errors import StudyError
 from budget_search.heritage import whether_it_helped
 from budget_search.location import Found
+from budget_search.parent import licence_of
 from budget_search.planning import in_points, plan_for
 from budget_search.reference import Means, require_readable, with_references
 from budget_search.report import Report
@@ -157,6 +158,7 @@ def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, An
         "device": facts["device"],
         "recipe": dataclasses.asdict(found.config.recipe),
         "question": found.request.question,
+        "license": licence_of(found.parent),
     }
 
 

@@ -24,7 +24,7 @@ BANDS = {
     "demo_language layer_stack layer_match model parent",
     "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
     "evidence replay rehearsal",
-    "tell": "report curves layout beside sections details comparison pictures plots page render card destination "
+    "tell": "report curves layout beside sections details comparison pictures plots page render card push destination "
     "export summary progress outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
     "reference listing arguments cli __main__",
@@ -34,8 +34,8 @@ ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "curves layout beside sections details comparison pictures plots page churn render card destination summary "
-    "progress outlook heritage location archive planning interim session reference listing arguments cli"
+    "curves layout beside sections details comparison pictures plots page churn render card push destination "
+    "summary progress outlook heritage location archive planning interim session reference listing arguments cli"
 )
 
 

@@ -236,7 +236,8 @@ def test_every_format_shows_it(report: Report, form: str) -> None:
         text = render(reports, form)
         assert "distilbert" in text
         if form == "table":
-            assert max(map(len, text.splitlines())) <= COLUMNS
+            # Only code may be longer.
+            assert max(len(line) for line in text.splitlines() if not line.startswith("    ")) <= COLUMNS
 
 
 def test_it_survives_the_report_file(report: Report) -> None:
