@@ -19,6 +19,7 @@ from budget_search.export import Export, HeldOut, export_checkpoint
 from budget_search.finetune import predict
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
+from budget_search.parent import quiet_transformers
 from budget_search.report import Report
 from budget_search.trial import FULL_RUNG, TrialKey
 from budget_search.verdict import Judgement
@@ -36,6 +37,7 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path, n
     Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
     gone or damaged.
     """
+    quiet_transformers()
     result = report.result(delta)
     if result.exported_seed is None:
         raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 
+from budget_search.errors import BudgetSearchError
+from budget_search.push import push
 from tests import standin, tiny
 
-Push = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
@@ -21,8 +23,8 @@ def hub() -> Iterator[standin.Hub]:
 
 
 @pytest.fixture
-def push(hub: standin.Hub, sst2_study: Path, tmp_path: Path) -> Push:
-    """Export the study's answer into ``out`` and push it, with a token unless another environment is given."""
+def exporting(hub: standin.Hub, sst2_study: Path, tmp_path: Path) -> Command:
+    """Export the study's answer into ``out`` with these options, by a process of its own that knows this hub alone."""
 
     def run(*options: str, **env: str) -> subprocess.CompletedProcess[str]:
         command = ["export", str(sst2_study), "--delta", "0.05", "--output", "out", *options]
@@ -31,8 +33,8 @@ def push(hub: standin.Hub, sst2_study: Path, tmp_path: Path) -> Push:
     return run
 
 
-def test_the_folder_arrives_whole(push: Push, hub: standin.Hub, tmp_path: Path) -> None:
-    done = push("--push-to-hub", "me/smaller", "--private", HF_TOKEN=standin.TOKEN)
+def test_the_folder_arrives_whole(exporting: Command, hub: standin.Hub, tmp_path: Path) -> None:
+    done = exporting("--push-to-hub", "me/smaller", "--private", HF_TOKEN=standin.TOKEN)
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == f"uploaded to {hub.url}/me/smaller"
     assert hub.private == {"me/smaller": True}
@@ -44,36 +46,35 @@ def test_the_folder_arrives_whole(push: Push, hub: standin.Hub, tmp_path: Path) 
     assert all(standin.TOKEN.encode() not in content for content in hub.uploaded["me/smaller"].values())
 
 
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: mit\n---\n# Smaller\n")
+    return tmp_path / "out"
+
+
 @pytest.mark.parametrize(
     ("repository", "token", "message"),
     [
         ("me/smaller", "hf_aTokenThatNobodyKnows", "the hub does not know the token"),
         ("they/smaller", standin.TOKEN, "the token may not write to they/smaller"),
         ("me/public", standin.TOKEN, "me/public is there already and public"),
+        ("me/smaller", "", "the hub cannot be reached"),
     ],
 )
 def test_what_the_hub_refuses_stays_here(
-    repository: str, token: str, message: str, push: Push, hub: standin.Hub, tmp_path: Path
+    repository: str, token: str, message: str, hub: standin.Hub, export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.private["me/public"] = False
-    done = push("--push-to-hub", repository, "--private", HF_TOKEN=token)
-    assert done.returncode == 1
-    [exported, line] = done.stderr.splitlines()
-    assert exported.startswith("exported to out")
-    assert message in line
-    assert "the export in out is whole" in line
-    assert token not in done.stderr
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url if token else "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_TOKEN", token or standin.TOKEN)
+    before = tiny.tree(export)
+    with pytest.raises(BudgetSearchError, match=message) as caught:
+        push(export, repository, private=True)
+    assert f"the export in {export} is whole" in str(caught.value)
+    assert (token or standin.TOKEN) not in str(caught.value)
+    assert tiny.tree(export) == before
     assert hub.uploaded == {}
-
-
-def test_without_a_network_it_stays_here(push: Push, tmp_path: Path) -> None:
-    done = push("--push-to-hub", "me/smaller", HF_TOKEN=standin.TOKEN, HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 1
-    line = done.stderr.splitlines()[-1]
-    assert "the hub cannot be reached" in line
-    assert "`hf upload me/smaller out` sends it later" in line
-    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -86,9 +87,9 @@ def test_without_a_network_it_stays_here(push: Push, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_pushed_is_said_before_anything_is_exported(
-    options: list[str], env: dict[str, str], message: str, push: Push, hub: standin.Hub, tmp_path: Path
+    options: list[str], env: dict[str, str], message: str, exporting: Command, hub: standin.Hub, tmp_path: Path
 ) -> None:
-    done = push(*options, **env)
+    done = exporting(*options, **env)
     assert (done.returncode, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     assert message in line
