@@ -23,6 +23,7 @@ from budget_search.errors import StudyError
 from budget_search.location import references_of
 from budget_search.reference import Means, with_references
 from budget_search.render import COLUMNS, render
+from budget_search.replay import Silent
 from budget_search.report import Reference, Report
 from budget_search.splits import SplitTask
 from budget_search.store import StudyFolder, StudyStore
@@ -32,7 +33,7 @@ from tests import tiny
 from tests.test_report import load
 
 
-class Listener:
+class Listener(Silent):
     """Hears what is told, and may be interrupted as somebody's Ctrl-C would."""
 
     def __init__(self, interrupt_at: str = "") -> None:
@@ -43,12 +44,6 @@ class Listener:
         self.heard.append(text.strip())
         if self._interrupt_at and text.strip().startswith(self._interrupt_at):
             raise KeyboardInterrupt
-
-    def planned(self, *_: object) -> None: ...
-
-    def finished(self, trial: Trial) -> None: ...
-
-    def answered(self, *_: object) -> None: ...
 
 
 @pytest.fixture
