@@ -52,6 +52,27 @@ def test_the_best_of_a_depth_is_a_confirmed_one(report: Report) -> None:
     assert best[0].kept == (0, 1, 2, 3, 4, 5, 7, 9, 11)
 
 
+def test_a_collapsed_run_is_the_best_of_no_depth_and_equals_come_by_their_layers(report: Report) -> None:
+    def row(kept: tuple[int, ...], seed: int, score: float, state: str = "complete") -> TrialRow:
+        return TrialRow(kept, 1.0, seed, "certification", state, score, 1.0)
+
+    full = tuple(range(12))
+    trials = (
+        row(full, 42, 90.0),
+        row(full, 43, 90.0),
+        row((0, 1), 42, 60.0),
+        row((0, 2), 42, 60.0),
+        # Given up after one seed: one class for every example.
+        row((0,), 42, 51.0, "collapsed"),
+        row((1,), 42, 51.0, "collapsed"),
+        row((0, 1, 2), 42, 51.0, "collapsed"),
+        row((0, 1, 2), 43, 51.0, "collapsed"),
+    )
+    sets = measured_sets(dataclasses.replace(report, trials=trials))
+    assert [each.kept for each in best_by_depth(sets)] == [(0, 1, 2), (0, 1)]
+    assert {each.kept for each in sets if each.collapsed} == {(0,), (1,), (0, 1, 2)}
+
+
 def test_families_of_the_paper_are_recognised(report: Report) -> None:
     found = families(report, measured_sets(report))
     assert list(found) == ["top"]
