@@ -62,20 +62,21 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
 
 
 def best_by_depth(sets: list[MeasuredSet]) -> list[MeasuredSet]:
-    """Of each depth the set that lost least, of confirmed ones where there are any; deepest first.
-
-    A collapsed run that nobody confirmed says that it was too short, not what its layers are worth.
-    """
+    """Of each depth the set that lost least, of confirmed ones where there are any; deepest first."""
     best: dict[int, MeasuredSet] = {}
-    telling = (each for each in sets if each.confirmed or not each.collapsed)
-    for measured in sorted(telling, key=lambda each: (not each.confirmed, each.lost, each.kept)):
+    for measured in sorted(_telling(sets), key=lambda each: (not each.confirmed, each.lost, each.kept)):
         best.setdefault(measured.depth, measured)
     return [best[depth] for depth in sorted(best, reverse=True)]
 
 
+def _telling(sets: list[MeasuredSet]) -> list[MeasuredSet]:
+    """A collapsed run that nobody confirmed says that it was too short, not what its layers are worth."""
+    return [each for each in sets if each.confirmed or not each.collapsed]
+
+
 def families(report: Report, sets: list[MeasuredSet]) -> dict[str, list[MeasuredSet]]:
     """The sets that a family of the paper would have named, by family, deepest first; a family of one is none."""
-    known = {measured.kept: measured for measured in sets}
+    known = {measured.kept: measured for measured in _telling(sets)}
     found = {}
     for name, family in FAMILIES.items():
         layers = (family(report.layers_total, dropped) for dropped in range(1, report.layers_total))

@@ -52,7 +52,7 @@ def test_the_best_of_a_depth_is_a_confirmed_one(report: Report) -> None:
     assert best[0].kept == (0, 1, 2, 3, 4, 5, 7, 9, 11)
 
 
-def test_a_collapsed_run_is_the_best_of_no_depth_and_equals_come_by_their_layers(report: Report) -> None:
+def test_a_collapsed_run_is_on_no_curve_and_equals_come_by_their_layers(report: Report) -> None:
     def row(kept: tuple[int, ...], seed: int, score: float, state: str = "complete") -> TrialRow:
         return TrialRow(kept, 1.0, seed, "certification", state, score, 1.0)
 
@@ -65,11 +65,12 @@ def test_a_collapsed_run_is_the_best_of_no_depth_and_equals_come_by_their_layers
         # Given up after one seed: one class for every example.
         row((0,), 42, 51.0, "collapsed"),
         row((1,), 42, 51.0, "collapsed"),
-        row((0, 1, 2), 42, 51.0, "collapsed"),
+        row((0, 1, 2), 42, 51.0, "collapsed"),  # confirmed: it may be an answer
         row((0, 1, 2), 43, 51.0, "collapsed"),
     )
     sets = measured_sets(dataclasses.replace(report, trials=trials))
     assert [each.kept for each in best_by_depth(sets)] == [(0, 1, 2), (0, 1)]
+    assert [each.kept for each in families(report, sets)["top"]] == [(0, 1, 2), (0, 1)]
     assert {each.kept for each in sets if each.collapsed} == {(0,), (1,), (0, 1, 2)}
 
 
