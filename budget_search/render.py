@@ -22,6 +22,8 @@ from budget_search.sections import sections
 from budget_search.wording import largest_batch, printable
 
 COLUMNS = 80
+# The widest of these tables, with names of ordinary length, on a page of an article.
+_NARROW = r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}"
 NOT_IN_CSV = {
     "kept",
     "dropped",
@@ -60,9 +62,11 @@ def latex(reports: Sequence[Report]) -> str:
             colalign=_alignment(section.grid),
         )  # fmt: skip
         caption = " ".join(map(_latex_text, section.legend))
-        tables.append("\n".join((r"\begin{table}", r"\centering", body, rf"\caption{{{caption}}}", r"\end{table}")))
+        tables.append("\n".join((r"\begin{table}", _NARROW, body, rf"\caption{{{caption}}}", r"\end{table}")))
     text = "\n\n".join(tables)
-    return text.replace(DELTA, r"$\delta$").replace(SAVED, r"$\downarrow$")
+    for sign, code in ((DELTA, r"$\delta$"), (SAVED, r"$\downarrow$"), ("+-", r"$\pm$")):
+        text = text.replace(sign, code)
+    return text
 
 
 def _latex_text(text: str) -> str:

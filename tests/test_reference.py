@@ -24,12 +24,13 @@ from budget_search.location import references_of
 from budget_search.reference import Means, with_references
 from budget_search.render import COLUMNS, render
 from budget_search.replay import Silent
-from budget_search.report import Reference, Report
+from budget_search.report import Report
 from budget_search.splits import SplitTask
 from budget_search.store import StudyFolder, StudyStore
 from budget_search.texts import load_texts, save_texts
 from budget_search.trial import Trial
 from tests import tiny
+from tests.test_curves import REFERENCE
 from tests.test_report import load
 
 
@@ -189,23 +190,7 @@ def test_official_splits_are_one_and_the_same_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def report() -> Report:
-    reference = Reference(
-        model="distilbert-base-uncased",
-        revision="0" * 40,
-        layers_total=6,
-        score=88.9,
-        std=0.2,
-        seeds=3,
-        metrics={"accuracy": 88.9},
-        degradation=1.21,
-        degradation_upper=1.8,
-        confidence=0.95,
-        held_out_score=89.0,
-        held_out_degradation=1.3,
-        parameters=66_955_010,
-        parameters_saved=0.43,
-    )
-    return dataclasses.replace(load(), references=(reference,))
+    return dataclasses.replace(load(), references=(REFERENCE,))
 
 
 def test_answers_and_references_stand_in_the_order_of_their_scores(report: Report) -> None:
