@@ -24,7 +24,7 @@ def beside(reports: Sequence[Report]) -> Section:
         grid=Grid(headers, rows, widths, ("param.", "saved", "score", "loss (at most)", "seeds")),
         legend=(
             "Every model fine-tuned whole or with the layers named, by the same recipe, on the same examples, with the "
-            "same seeds; the best score first. score: the mean on certification.",
+            "same seeds: the full model, then the best score first. score: the mean on certification.",
             "saved, loss: against the first model's full depth; in brackets what the loss is at most, at the study's "
             "confidence.",
         ),
