@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from budget_search.archive import read_report
 from budget_search.beside import beside
@@ -152,6 +152,27 @@ def test_a_model_that_is_none_is_refused_at_once(
     assert tiny.command(*tiny.search_options("sst2"), "--study", "another", "--reference", model) == 2
     for line in capsys.readouterr().err.splitlines():
         assert message in line
+    assert tiny.tree(Path.cwd()) == before
+
+
+def test_a_model_whose_layers_nobody_finds_is_refused_before_a_search(
+    study: StudyFolder, bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AlbertConfig(
+        vocab_size=90,
+        embedding_size=16,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_hidden_layers=2,
+    )
+    AlbertForMaskedLM(config).save_pretrained("albert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(bert / name, Path("albert") / name)
+    before = tiny.tree(Path.cwd())
+    for command in (["report", study.path.name], [*tiny.search_options("sst2"), "--study", "another", "--quiet"]):
+        assert tiny.command(*command, "--reference", "albert") == 2
+        assert "Albert" in capsys.readouterr().err.splitlines()[-1]
     assert tiny.tree(Path.cwd()) == before
 
 
