@@ -89,13 +89,13 @@ def finished_report(found: Found) -> Report | None:
     return report if {in_points(delta) for delta in found.request.deltas} <= answered else None
 
 
-def earlier_deltas(found: Found) -> list[float]:
-    """What was asked of this study before, in the same way; nothing when the old report cannot be read."""
+def earlier_report(found: Found) -> Report | None:
+    """What the study answered before, for whatever deltas, to the same question; None where it cannot be read."""
     try:
         report = read_report(found.folder)
     except StudyError:
-        return []
-    return [result.delta for result in report.results] if report.question == found.request.question else []
+        return None
+    return report if report.question == found.request.question else None
 
 
 def reduced(report: Report, deltas: Iterable[float]) -> Report:

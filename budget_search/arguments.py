@@ -72,7 +72,7 @@ def request_from(arguments: argparse.Namespace) -> Request:
     fields: dict[str, Any] = {name: settings[name] for name in _SEARCH_FIELDS if name in settings}
     if "delta" in settings:
         fields["deltas"] = tuple(settings["delta"])
-    for name in ("text_columns", "layers"):
+    for name in ("text_columns", "layers", "reference"):
         if name in fields:
             fields[name] = tuple(fields[name])
     for name in ("keep_layers", "drop_layers"):
@@ -147,6 +147,9 @@ def _add_search(commands: Any, name: str, help_text: str, description: str) -> N
     how = run.add_argument_group("how to search")
     how.add_argument("--strategy", choices=STRATEGY_NAMES, help="what proposes layer sets (default auto)")
     how.add_argument("--start-from", metavar="STUDY", help="begin with what this study of another task or model found")
+    how.add_argument(
+        "--reference", action="append", metavar="MODEL", help="another model to set beside the answers; may be repeated"
+    )
     how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
     how.add_argument("--sampler", choices=SAMPLER_NAMES, help="for --strategy optuna (default tpe)")
     how.add_argument(
@@ -233,6 +236,16 @@ def _add_report(commands: Any) -> None:
         help="mean score over the studies' tasks by strategy and number of dropped layers, instead",
     )
     report.add_argument(
+        "--reference",
+        action="append",
+        metavar="MODEL",
+        help="first fine-tune another model once, by the same recipe on the same examples with the same seeds, and set "
+        "it beside the answers, now and from now on; may be repeated",
+    )
+    report.add_argument("--offline", action="store_true", help="find that model in local files and caches only")
+    report.add_argument("--trust-remote-code", action="store_true", help="run code that it brings")
+    report.add_argument("--wait", action="store_true", help="wait for another command that works on the same study")
+    report.add_argument(
         "--plots", metavar="DIR", help="also write the pictures there, as PNG and SVG; of one study, or of --curves"
     )
     _add_storage(report)
@@ -266,6 +279,8 @@ def _add_export(commands: Any) -> None:
     export.add_argument("study", metavar="STUDY")
     export.add_argument("--delta", type=_delta, action="append", metavar="D", required=True, help="which answer")
     export.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
+    export.add_argument("--push-to-hub", metavar="REPO", help="then upload it to the hub, as name or org/name")
+    export.add_argument("--private", action="store_true", help="for nobody else to see")
     _add_storage(export)
     export.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 
@@ -356,7 +371,7 @@ def _from_file(path: str | None) -> dict[str, Any]:
     return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
 
 
-_LISTS = ("delta", "layers", "keep_layers", "drop_layers", "text_columns")
+_LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns")
 _SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
 _DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from budget_search.curves import MeasuredSet, best_by_depth, measured_sets, strategy_sets
 from budget_search.layers import FAMILIES
+from budget_search.layout import Grid, Section
 from budget_search.report import Report
-from budget_search.sections import Grid, Section
 from budget_search.wording import NOTHING, plural, points
 
 BEST = "best measured"

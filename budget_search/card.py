@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.render import markdown_section, markdown_text
 from budget_search.report import Report, Result
-from budget_search.sections import Grid, Section
 from budget_search.verdict import Judgement
 from budget_search.wording import count, pairs, percent, plural, points, with_spread
 
@@ -71,10 +72,13 @@ def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardDa
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-classification",
-        # Only a parent with a revision is one that others can find on the hub.
-        base_model=report.model if report.revision else None,
+        # Only a parent with a commit is one that others can find on the hub.
+        base_model=report.model if re.fullmatch("[0-9a-f]{40}", report.revision or "") else None,
         tags=["budget-search", "layer-dropping"],
         eval_results=[measured],
+        license=report.license.get("license"),
+        license_name=report.license.get("license_name"),
+        license_link=report.license.get("license_link"),
     )
 
 
@@ -129,12 +133,21 @@ def _lost(degradation: float, upper: float | None, confidence: float) -> str:
     return f"{points(degradation)}{bound}"
 
 
+def _licence(report: Report) -> str:
+    if not report.license:
+        return f"{report.model} does not say which it has; find out before you pass this model on"
+    told = report.license.get("license_name", report.license["license"])
+    link = report.license.get("license_link")
+    return f"that of {report.model}, {told}{f' ({link})' if link else ''}; the task's data may have terms of their own"
+
+
 def _making(report: Report, result: Result) -> Section:
     dropped = compact_indices(result.dropped) or "none"
     return Section(
         "How it was made",
         facts=(
             ("parent", report.model if not report.revision else f"{report.model}, revision {report.revision}"),
+            ("licence", _licence(report)),
             ("layers kept", f"{compact_indices(result.kept)} (from 0 at the input side); dropped: {dropped}"),
             ("fine-tuned on", f"{report.task}, with {pairs(report.recipe)}"),
             ("why not fewer layers", result.why_not_smaller),

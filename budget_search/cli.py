@@ -128,11 +128,15 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     for name in arguments.studies:
         require_place("STUDY", name)
+    for model in arguments.reference or ():
+        require_place("--reference", model)
     require_place("--output", arguments.output)
     require_place("--plots", arguments.plots)
     if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
         raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
+    if arguments.reference:
+        _set_beside(folders, arguments)
     reports = [report_for(folder, tuple(arguments.delta or ())) for folder in folders]
     text = (averaged if arguments.curves else render)(reports, arguments.format).rstrip("\n")
     if arguments.plots:
@@ -145,6 +149,18 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         return 0
     _write(Path(arguments.output), text, "--output")
     return 0
+
+
+def _set_beside(folders: Sequence[Any], arguments: argparse.Namespace) -> None:
+    from budget_search.location import references_of
+    from budget_search.progress import Console
+    from budget_search.reference import Means, with_references
+
+    parents = references_of(arguments.reference, arguments.offline)
+    means = Means(trust_remote_code=arguments.trust_remote_code, wait=arguments.wait)
+    console = Console()
+    for folder in folders:
+        with_references(folder, parents, means, console)
 
 
 def _write(path: Path, text: str, option: str) -> None:
@@ -189,22 +205,31 @@ def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.archive import report_for
     from budget_search.destination import refuse_foreign
     from budget_search.listing import find_study
+    from budget_search.push import push, require_pushable
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
     require_place("STUDY", arguments.study)
     require_place("--output", arguments.output)
     refuse_foreign(Path(arguments.output))
+    repository = arguments.push_to_hub
+    if repository is not None:
+        require_pushable(repository)
+    elif arguments.private:
+        raise UsageError("--private says who sees what --push-to-hub uploads; name that too")
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
-    _export_answer(folder, report, arguments.delta[0], Path(arguments.output))
+    _export_answer(folder, report, arguments.delta[0], Path(arguments.output), name=repository)
+    if repository is not None:
+        address = push(Path(arguments.output), repository, private=arguments.private)
+        print(f"uploaded to {address}", file=sys.stderr)
     return 0
 
 
-def _export_answer(folder: Any, report: Any, delta: float, output: Path) -> None:
+def _export_answer(folder: Any, report: Any, delta: float, output: Path, name: str | None = None) -> None:
     from budget_search.handover import hand_over
 
-    exported = hand_over(folder, report, delta, output)
+    exported = hand_over(folder, report, delta, output, name)
     print(
         f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
         f"held-out score {exported.held_out_score:.2f}",

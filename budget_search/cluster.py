@@ -8,7 +8,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
+from budget_search.device import default_workers
+from budget_search.dispatch import Workers
 from budget_search.errors import BudgetSearchError, UsageError
+from budget_search.evaluate import Workplace
 
 Outcome = TypeVar("Outcome")
 
@@ -40,6 +43,13 @@ class ClusterPool:
 
     def abandon(self) -> None:
         self._executor.shutdown(wait=False)
+
+
+def workers_for(workplace: Workplace, asked: str, count: int | None = None, scheduler: str | None = None) -> Workers:
+    """Who works on a study: the cluster of ``scheduler``, else ``count`` processes here, as many as there are slots
+    unless given. ``asked`` is the device as the user named it. Raises UsageError where no cluster answers."""
+    cluster = connect(scheduler, workplace.folder.path) if scheduler else None
+    return Workers(workplace, count or default_workers(workplace.device, asked), asked=asked, cluster=cluster)
 
 
 def connect(scheduler: str, study: Path) -> ClusterPool:

@@ -1,13 +1,14 @@
-"""Several studies side by side, in the layout of Tables 2 and 3 of *Poor Man's BERT* (Sajjad et al., 2020)."""
+"""Several studies side by side, in the layout of Tables 2 to 4 of *Poor Man's BERT* (Sajjad et al., 2020)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from budget_search.beside import beside
 from budget_search.curves import distinct_answers
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.report import Report, Result
-from budget_search.sections import Grid, Section
 from budget_search.wording import NOTHING, count, largest_batch, percent, points
 
 DELTA = "δ"
@@ -18,8 +19,9 @@ LONGEST_NAME = 24
 
 
 def comparison(reports: Sequence[Report]) -> list[Section]:
-    """Table 2, how many layers can be dropped within each delta, and Table 3, what that saves."""
-    return [_dropped(reports), _saved(reports)]
+    """Table 2, how many layers can be dropped within each delta; Table 3, what that saves; Table 4, other models."""
+    others = [beside(reports)] if any(report.references for report in reports) else []
+    return [_dropped(reports), _saved(reports), *others]
 
 
 def _dropped(reports: Sequence[Report]) -> Section:

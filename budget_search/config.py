@@ -10,10 +10,12 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from budget_search.errors import UsageError
+from budget_search.records import read_record
 
 Splits = Literal["carved", "official"]
 
@@ -109,6 +111,11 @@ class SearchConfig:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:
+        """Read what ``to_json`` wrote. Raises StudyError."""
+        return read_record(cls, fields, "config")
 
 
 def slug(name: str) -> str:

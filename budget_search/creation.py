@@ -8,6 +8,7 @@ import datetime
 import platform
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,14 +22,46 @@ from budget_search.evaluate import Workplace
 from budget_search.files import write_json
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
-from budget_search.parent import load_tokenizer, outline
+from budget_search.parent import Parent, load_tokenizer, outline
 from budget_search.splits import SplitTask, carve
 from budget_search.store import StudyFolder
+from budget_search.texts import save_texts
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from budget_search.config import Recipe, SearchConfig
     from budget_search.device import Device
+    from budget_search.encode import EncodedTask
     from budget_search.location import Found
     from budget_search.plan import Observer
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as far as a new study needs it: how it reads texts, and what it is built of; no weights.
+
+    Raises UsageError and UnsupportedModelError for a model that no study can be made of.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    shape: dict[str, Any]
+
+    @classmethod
+    def of(cls, parent: Parent, *, trust_remote_code: bool) -> Reader:
+        tokenizer = load_tokenizer(parent, trust_remote_code=trust_remote_code)
+        model = outline(parent, trust_remote_code=trust_remote_code)
+        return cls(tokenizer, model, _shape_of(model))
+
+    def encode(self, task: SplitTask, recipe: Recipe) -> EncodedTask:
+        limit = longest_input(self.model.config, self.tokenizer)
+        return encode(
+            task,
+            self.tokenizer,
+            max_length=min(recipe.max_length, limit or recipe.max_length),
+            takes_segments=takes_segments(self.model.config, self.model.forward),
+        )
 
 
 def create(found: Found, device: Device, observer: Observer) -> None:
@@ -39,30 +72,41 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     config = found.config
     observer.stage(f"reading {config.task} and {config.model}")
     trust = found.request.trust_remote_code
-    tokenizer = load_tokenizer(found.parent, trust_remote_code=trust)
-    model = outline(found.parent, trust_remote_code=trust)
-    shape = _shape_of(model)
+    reader = Reader.of(found.parent, trust_remote_code=trust)
+    total = reader.shape["layers_total"]
     for text in found.request.layers:
-        LayerSet.parse(text, shape["layers_total"])
+        LayerSet.parse(text, total)
     if found.heritage:
-        found.heritage.require_depth(shape["layers_total"])
-    found.request.limits.counted.require_possible(shape["layers_total"], shape["undroppable"])
+        found.heritage.require_depth(total)
+    found.request.limits.counted.require_possible(total, reader.shape["undroppable"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
-    limit = longest_input(model.config, tokenizer)
-    encoded = encode(
-        task,
-        tokenizer,
-        max_length=min(config.recipe.max_length, limit or config.recipe.max_length),
-        takes_segments=takes_segments(model.config, model.forward),
-    )
-    facts = {**shape, "device": device.describe(), "created": now()}
-    with _whole_folder(found.folder, wait=found.request.wait) as draft:
-        encoded.save(draft.examples)
-        tokenizer.save_pretrained(draft.tokenizer)
-        write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
+    with _new_study(found.folder, config, reader, task, device, wait=found.request.wait) as (draft, facts):
+        save_texts(task, draft.texts)
         workplace = Workplace(draft, found.parent.folder, found.parent.name, config.recipe, device, trust)
         with_measures(found.request.limits, facts, workplace)
+
+
+def create_reference(
+    folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device
+) -> None:
+    """Make the folder in which another model is measured on a study's own examples. Raises UsageError."""
+    with _new_study(folder, config, reader, task, device, wait=True):
+        pass
+
+
+@contextlib.contextmanager
+def _new_study(
+    folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device, *, wait: bool
+) -> Iterator[tuple[StudyFolder, dict[str, Any]]]:
+    """What every study holds, in a draft of its folder, and the facts of its configuration; what the caller adds."""
+    encoded = reader.encode(task, config.recipe)
+    facts = {**reader.shape, "device": device.describe(), "created": now()}
+    with _whole_folder(folder, wait=wait) as draft:
+        encoded.save(draft.examples)
+        reader.tokenizer.save_pretrained(draft.tokenizer)
+        write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
+        yield draft, facts
         # Last, because a folder with a configuration is a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
 

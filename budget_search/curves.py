@@ -20,7 +20,7 @@ class MeasuredSet:
     """A layer set, its mean score and what it lost against the full model with the same recipe and seeds, in points.
 
     ``std`` is over the seeds, of the paired losses; None with one seed. ``confirmed``: the full recipe with all of
-    the baseline's seeds.
+    the baseline's seeds. ``collapsed``: some of its runs predicted one class only.
     """
 
     kept: tuple[int, ...]
@@ -29,6 +29,7 @@ class MeasuredSet:
     lost: float
     std: float | None
     confirmed: bool
+    collapsed: bool = False
 
     @property
     def depth(self) -> int:
@@ -41,13 +42,17 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
     A loss is against the baseline's scores with the same part of the recipe, on the same split.
     """
     scores: dict[tuple[float, bool], dict[tuple[int, ...], dict[int, float]]] = {}
+    collapsed = set()
     for trial in report.trials:
         if trial.score is not None:
             stage = (trial.rung, trial.split == "certification")
+            if trial.state == "collapsed":
+                collapsed.add((stage, trial.kept))
             scores.setdefault(stage, {}).setdefault(trial.kept, {})[trial.seed] = trial.score
     full = tuple(range(report.layers_total))
     found: dict[tuple[int, ...], MeasuredSet] = {}
-    for (rung, certification), by_set in sorted(scores.items()):
+    for stage, by_set in sorted(scores.items()):
+        rung, certification = stage
         baseline = by_set.pop(full, {})
         for kept, by_seed in by_set.items():
             lost = [baseline[seed] - score for seed, score in by_seed.items() if seed in baseline]
@@ -55,21 +60,28 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
                 std = statistics.stdev(lost) if len(lost) > 1 else None
                 confirmed = certification and by_seed.keys() >= baseline.keys()
                 score = statistics.fmean(by_seed.values())
-                found[kept] = MeasuredSet(kept, rung, score, statistics.fmean(lost), std, confirmed)
+                found[kept] = MeasuredSet(
+                    kept, rung, score, statistics.fmean(lost), std, confirmed, (stage, kept) in collapsed
+                )
     return sorted(found.values(), key=lambda measured: (measured.depth, measured.kept))
 
 
 def best_by_depth(sets: list[MeasuredSet]) -> list[MeasuredSet]:
     """Of each depth the set that lost least, of confirmed ones where there are any; deepest first."""
     best: dict[int, MeasuredSet] = {}
-    for measured in sorted(sets, key=lambda each: (each.confirmed, -each.lost)):
-        best[measured.depth] = measured
+    for measured in sorted(_telling(sets), key=lambda each: (not each.confirmed, each.lost, each.kept)):
+        best.setdefault(measured.depth, measured)
     return [best[depth] for depth in sorted(best, reverse=True)]
+
+
+def _telling(sets: list[MeasuredSet]) -> list[MeasuredSet]:
+    """A collapsed run that nobody confirmed says that it was too short, not what its layers are worth."""
+    return [each for each in sets if each.confirmed or not each.collapsed]
 
 
 def families(report: Report, sets: list[MeasuredSet]) -> dict[str, list[MeasuredSet]]:
     """The sets that a family of the paper would have named, by family, deepest first; a family of one is none."""
-    known = {measured.kept: measured for measured in sets}
+    known = {measured.kept: measured for measured in _telling(sets)}
     found = {}
     for name, family in FAMILIES.items():
         layers = (family(report.layers_total, dropped) for dropped in range(1, report.layers_total))

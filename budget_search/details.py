@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from budget_search.changes import Changes, Slice
 from budget_search.curves import MeasuredSet, Reading, distinct_answers, readings
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.protocols import beside_the_papers
 from budget_search.report import Report, Result
-from budget_search.sections import Grid, Section
 from budget_search.wording import NOTHING, pairs, plural, points, share, tolerance
 
 WHICH_ANSWERS = "With every seed. Texts are as the tokenizer gives them back, long ones shortened."

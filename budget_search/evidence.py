@@ -42,6 +42,11 @@ class Evidence:
         arrays = {each: self._of_all_seeds(each, split) for each in sets}
         return judge(self._of_all_seeds(self._full, split), arrays, confidence)[layers]
 
+    def compare_reference(self, reference: Evidence, split: str, confidence: float) -> Judgement:
+        """Another model's full runs, with the same seeds on the same examples, against this baseline."""
+        theirs = reference._of_all_seeds(reference._full, split)
+        return judge(self._of_all_seeds(self._full, split), {reference._full: theirs}, confidence)[reference._full]
+
     def compare_checkpoint(self, layers: LayerSet, seed: int, split: str, confidence: float) -> Judgement:
         """The one model that this seed made of a set, against the mean of the baseline's."""
         return judge_checkpoint(

@@ -16,7 +16,15 @@ from budget_search.cost import flops, measure_inference, measure_throughput, par
 from budget_search.evaluate import load_weights, split_of
 from budget_search.layers import LayerSet
 from budget_search.parent import quiet_transformers
-from budget_search.report import SCHEMA_VERSION, InferencePoint, Report, Resolution, SplitSummary, ThroughputPoint
+from budget_search.report import (
+    SCHEMA_VERSION,
+    InferencePoint,
+    Reference,
+    Report,
+    Resolution,
+    SplitSummary,
+    ThroughputPoint,
+)
 from budget_search.summary import Measured, Summary
 from budget_search.trial import FULL_RUNG, TrialKey
 
@@ -89,6 +97,7 @@ def build_report(
     identity: Mapping[str, Any],
     wall_seconds: float,
     notes: Sequence[str],
+    references: Sequence[Reference] = (),
 ) -> Report:
     """``identity`` holds the report's fields that say which study this is."""
     smallest = summary.resolution.smallest_certifiable_delta
@@ -105,6 +114,7 @@ def build_report(
         cost=summary.cost(list(answers.values()), wall_seconds),
         resolution=Resolution(None if smallest is None else smallest / 100, summary.resolution.explanation),
         notes=(*task.notes, *notes),
+        references=tuple(references),
         **identity,
     )
 

@@ -19,6 +19,7 @@ from budget_search.export import Export, HeldOut, export_checkpoint
 from budget_search.finetune import predict
 from budget_search.layers import LayerSet
 from budget_search.metrics import measure
+from budget_search.parent import quiet_transformers
 from budget_search.report import Report
 from budget_search.trial import FULL_RUNG, TrialKey
 from budget_search.verdict import Judgement
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from budget_search.store import StudyFolder
 
 
-def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -> Export:
+def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path, name: str | None = None) -> Export:
     """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
 
+    ``name`` is what others will load it by; the folder's own unless given.
     Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
     gone or damaged.
     """
+    quiet_transformers()
     result = report.result(delta)
     if result.exported_seed is None:
         raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")
@@ -49,7 +52,7 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path) -
         tokenizer_dir=folder.tokenizer,
         held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
-        card=lambda score: model_card(report, result, score, name=output.name, own=own),
+        card=lambda score: model_card(report, result, score, name=name or output.name, own=own),
     )
 
 

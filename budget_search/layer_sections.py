@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from budget_search.inspection import Inspection, Layerwise, Suggestion
-from budget_search.sections import Grid, Section
+from budget_search.layout import Grid, Section
 from budget_search.wording import NOTHING, points, tolerance
 
 WIDTHS = {"layer": 16, "below the last": 14, "like pre-trained": 11, "like its input": 9}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from budget_search.config import SearchConfig
@@ -22,6 +23,7 @@ class Found:
     config: SearchConfig
     folder: StudyFolder
     heritage: Heritage | None = None
+    references: tuple[Parent, ...] = ()
 
 
 def locate(request: Request) -> Found:
@@ -53,4 +55,9 @@ def locate(request: Request) -> Found:
     if not folder.config.exists():
         require_writable(folder)
     heritage = heritage_of(request.start_from, request.studies_dir) if request.start_from else None
-    return Found(request, source, parent, config, folder, heritage)
+    return Found(request, source, parent, config, folder, heritage, references_of(request.reference, request.offline))
+
+
+def references_of(models: Iterable[str], offline: bool) -> tuple[Parent, ...]:
+    """The models to set beside the answers, each once. Raises UsageError."""
+    return tuple(dict.fromkeys(resolve_model(model, offline=offline, option="--reference") for model in models))

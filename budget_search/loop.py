@@ -93,6 +93,7 @@ class Search:
                 return
             if job is not None:
                 self._running[job] = self.findings.find(job.key)
+                self._observer.started(job)
             yield job
 
     def _once_more(self, failed: list[Job], retried: set[Job]) -> Job | None:

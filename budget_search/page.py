@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from budget_search import __version__, details, plots, protocols, sections
+from budget_search.beside import beside
 from budget_search.canvas import COLOURS
 from budget_search.curves import distinct_answers
 from budget_search.report import Report, Result
@@ -17,10 +18,12 @@ from budget_search.wording import count, largest_batch, percent, points, printab
 
 # What a picture shows, for those who cannot see it and below it.
 CAPTIONS = {
-    "frontier": "Points lost by the number of layers kept. Faint: every set that was tried in a short fine-tune, "
-    "against all layers given the same. Solid: sets measured in full, with one standard deviation over the seeds. "
+    "frontier": "Points lost by the number of layers kept. Faint: every set that was tried in a short fine-tune "
+    "or given up before the last seed, against all layers given the same. Solid: sets measured in full, with one "
+    "standard deviation over the seeds. "
     "Triangles lie beyond the edge.",
-    "layers": "Which layers the best set of each depth keeps. Blue: measured in full. Grey: a short fine-tune alone.",
+    "layers": "Which layers the best set of each depth keeps. Blue: measured in full. Grey: in a short fine-tune, "
+    "or given up before the last seed.",
     "depth": "Points lost by strategy: the best set of each depth beside those that the fixed strategies of Poor Man's "
     "BERT name, where they were measured. Hollow: a short fine-tune alone.",
     "savings": "What each answer saves. Lines: 95 % intervals.",
@@ -57,6 +60,7 @@ def page(report: Report, exported: str | None = None) -> str:
         colours=COLOURS,
         sections=sections,
         details=details,
+        beside=beside,
     )
 
 

@@ -22,6 +22,9 @@ MOST_LAYERS = 9_999
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Weights of other frameworks and duplicates in other precisions stay on the hub.
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
+# Not asked of the cache: without it a snapshot is complete.
+_CARD = "README.md"
+_LICENCE_FIELDS = ("license", "license_name", "license_link")
 # Folder names that say nothing about the model in them.
 _UNTELLING = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9a-f]{40}|[.]*", re.IGNORECASE)
 
@@ -35,10 +38,10 @@ class Parent:
     digest: str
 
 
-def resolve_model(model: str, *, offline: bool = False) -> Parent:
+def resolve_model(model: str, *, offline: bool = False, option: str = "--model") -> Parent:
     """Find a model by ``demo``, local folder or hub id, downloading it when needed; imports no torch.
 
-    Raises UsageError when there is no such model, or a folder holds no weights.
+    ``option`` is the one that named it. Raises UsageError when there is no such model, or a folder holds no weights.
     """
     if model == "demo":
         from budget_search.demo import MODEL_DIR
@@ -46,18 +49,20 @@ def resolve_model(model: str, *, offline: bool = False) -> Parent:
         return Parent("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
     path = place(model)
     if path.is_dir():
-        _require_files(path, model)
+        _require_files(path, model, option)
         return Parent(_telling_name(path), path.resolve(), _folder_digest(path))
     if path.exists():
-        raise UsageError(f"--model {model} is a file; give the folder that holds config.json and the weights")
+        raise UsageError(f"{option} {model} is a file; give the folder that holds config.json and the weights")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model, flags=re.ASCII):
-        raise UsageError(f"--model {model} is neither a folder here nor a hub id such as bert-base-uncased or org/name")
-    folder = _snapshot(model, offline)
-    _require_files(folder, model)
+        raise UsageError(
+            f"{option} {model} is neither a folder here nor a hub id such as bert-base-uncased or org/name"
+        )
+    folder = _snapshot(model, offline, option)
+    _require_files(folder, model, option)
     return Parent(model, folder, folder.name)
 
 
-def _snapshot(model: str, offline: bool) -> Path:
+def _snapshot(model: str, offline: bool, option: str) -> Path:
     """The cached snapshot if there is one, so that re-running a command never changes the model; else from the hub."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -70,13 +75,13 @@ def _snapshot(model: str, offline: bool) -> Path:
                 return cached
     if offline:
         raise UsageError(
-            f"--model {model} is not in the local cache and --offline forbids the network; "
+            f"{option} {model} is not in the local cache and --offline forbids the network; "
             "run once without --offline, or give a folder"
         )
     try:
-        folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[0]]))
+        folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _CARD, _WEIGHTS[0]]))
         if not _has_weights(folder):
-            folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _WEIGHTS[1]]))
+            folder = Path(snapshot_download(model, allow_patterns=[*_DOWNLOADED, _CARD, _WEIGHTS[1]]))
     except RepositoryNotFoundError as error:
         raise UsageError(
             f"there is no model {model!r} on the hub (nor a folder of that name here); "
@@ -84,7 +89,7 @@ def _snapshot(model: str, offline: bool) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise UsageError(
-            f"--model {model} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
+            f"{option} {model} is not in the local cache and the hub cannot be reached ({type(error).__name__}); "
             "copy the model's folder to this machine and give its path"
         ) from error
     return folder
@@ -94,11 +99,13 @@ def _has_weights(folder: Path) -> bool:
     return any(path.is_file() for pattern in _WEIGHTS for path in folder.glob(pattern))
 
 
-def _require_files(folder: Path, model: str) -> None:
+def _require_files(folder: Path, model: str, option: str) -> None:
     if not (folder / "config.json").is_file():
-        raise UsageError(f"--model {model}: no config.json in that folder; give the folder save_pretrained wrote")
+        raise UsageError(f"{option} {model}: no config.json in that folder; give the folder save_pretrained wrote")
     if not _has_weights(folder):
-        raise UsageError(f"--model {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin")
+        raise UsageError(
+            f"{option} {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin"
+        )
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob(_WEIGHTS[0])):
@@ -107,7 +114,7 @@ def _require_files(folder: Path, model: str) -> None:
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"--model {model}: {path.name} is damaged ({error}); get the file anew") from error
+            raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file anew") from error
 
 
 def _folder_digest(folder: Path) -> str:
@@ -122,6 +129,20 @@ def _telling_name(folder: Path) -> str:
             return part
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
+
+
+def licence_of(parent: Parent) -> dict[str, str]:
+    """What the model's own card says of its licence, in the hub's words: ``license``, and for others than the usual
+    ``license_name`` and ``license_link``. Empty where it says nothing."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        told = metadata_load(parent.folder / _CARD) or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+    found = {name: told[name] for name in _LICENCE_FIELDS if isinstance(told.get(name), str)}
+    return found if "license" in found else {}
 
 
 def quiet_transformers() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.trial import SearchBudget, Trial, TrialKey
+from budget_search.trial import Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Criterion
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Observer(Protocol):
     ) -> None: ...
 
     def stage(self, text: str) -> None: ...
+
+    def started(self, job: Job) -> None: ...
 
     def finished(self, trial: Trial) -> None: ...
 

@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console as Terminal
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from budget_search.confirmations import Confirmations
 from budget_search.layers import LayerSet
-from budget_search.trial import Trial, TrialKey
+from budget_search.trial import Job, Trial, TrialKey
 from budget_search.wording import duration, plural, points, tolerance
 
 if TYPE_CHECKING:
@@ -35,7 +32,8 @@ A_LONG_TIME = 30 * 24 * 3600.0
 
 
 class Console:
-    """Tells people: plain lines, and on a terminal a bar below them. ``quiet`` says nothing.
+    """Tells people: plain lines, and on a terminal a bar below them, under what is known and done right now. ``quiet``
+    says nothing.
 
     rich leaves colours out where there is no terminal, or where ``NO_COLOR`` is set.
     """
@@ -44,9 +42,12 @@ class Console:
         self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._quiet = quiet
         self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._live: Live | None = None
         self._plan: Plan | None = None
         self._trials: list[Trial] = []
+        self._running: set[TrialKey] = set()
+        self._slots = 0
+        self._reused = 0
 
     def say(self, text: str) -> None:
         if not self._quiet:
@@ -81,37 +82,53 @@ class Console:
         if known:
             self._fact("known", f"{plural(len(known), 'evaluation')} of this study, reused")
         self._plan, self._trials = plan, list(known)
+        self._slots, self._reused = workers, len(known)
         self._show_bar(_expected(plan), sum(_share(trial.key) for trial in known))
 
     def stage(self, text: str) -> None:
         self.say(f"{_clock()} {text}")
 
+    def started(self, job: Job) -> None:
+        self._running.add(job.key)
+        self._refresh()
+
     def finished(self, trial: Trial) -> None:
         self.say(f"{_clock()}   {_describe(trial)}")
         self._trials.append(trial)
+        self._running.discard(trial.key)
         if self._bar is not None:
-            self._bar.update(self._task, description=self._so_far(), advance=_share(trial.key))
-            shown = self._bar.tasks[0]
+            [shown] = self._bar.tasks
+            self._bar.advance(shown.id, _share(trial.key))
             if shown.total is not None and shown.completed > shown.total:
                 # It takes more than expected: admit it, instead of standing at the end.
-                self._bar.update(self._task, total=shown.completed * 1.1)
+                self._bar.update(shown.id, total=shown.completed * 1.1)
+        self._refresh()
 
     def answered(self, delta: float, layers: LayerSet) -> None:
         kept = "all layers" if layers.is_full else f"{plural(layers.depth, 'layer')} ({layers.compact})"
         self.say(f"{_clock()} within {tolerance(delta / 100)}: {kept} of {layers.total}")
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+        self._bar = self._live = None
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
 
     def _fact(self, name: str, text: str) -> None:
         """Folded like a report: a narrower terminal folds it once more, a file keeps it."""
         margin = f"  {name:<11}"
         self.say(textwrap.fill(text, COLUMNS, initial_indent=margin, subsequent_indent=" " * len(margin)))
 
+    def _status(self) -> str:
+        """What stands above the bar, one line."""
+        reused = f", {self._reused:,} reused" if self._reused else ""
+        return f"{self._so_far()}; {len(self._running)} of {self._slots} busy{reused}"
+
     def _so_far(self) -> str:
-        """The smallest set that every seed confirmed within the largest delta; short, beside the bar."""
+        """The smallest set that every seed confirmed within the largest delta."""
         if self._plan is None:
             return ""
         confirmations = Confirmations(self._trials, self._plan.total, self._plan.seeds)
@@ -126,20 +143,22 @@ class Console:
         if self._quiet or not self._terminal.is_terminal:
             return
         self._bar = Progress(
-            TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.1f} of ~{task.total:.0f} fine-tunes"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
             console=self._terminal,
-            transient=True,
             expand=True,
             # Evaluations are far apart: all of them say how fast it goes.
             speed_estimate_period=A_LONG_TIME,
         )
-        self._task = self._bar.add_task(self._so_far(), total=max(total, completed))
-        self._bar.advance(self._task, completed)
-        self._bar.start()
+        task = self._bar.add_task("", total=max(total, completed))
+        self._bar.advance(task, completed)
+        bar = self._bar
+        self._live = Live(
+            get_renderable=lambda: Group(Text(self._status()), bar), console=self._terminal, transient=True
+        )
+        self._live.start()
 
 
 def _expected(plan: Plan) -> float:

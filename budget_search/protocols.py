@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from budget_search.curves import greedy_chain, one_seed
 from budget_search.layers import LayerSet, compact_indices, top
+from budget_search.layout import Grid, Section
 from budget_search.report import Report
-from budget_search.sections import Grid, Section
 from budget_search.wording import plural, points, tolerance
 
 NOT_MEASURED = "not measured"

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from tabulate import tabulate
 
@@ -18,12 +18,15 @@ from budget_search.errors import UsageError
 from budget_search.inspection import Inspection
 from budget_search.layer_sections import layer_sections
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.records import plain
 from budget_search.report import Report, Result
-from budget_search.sections import Grid, Section, sections
+from budget_search.sections import sections
 from budget_search.wording import largest_batch, printable
 
 COLUMNS = 80
+# The widest of these tables, with names of ordinary length, on a page of an article.
+_NARROW = r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}"
 NOT_IN_CSV = {
     "kept",
     "dropped",
@@ -87,9 +90,11 @@ def latex(reports: Sequence[Report]) -> str:
             colalign=_alignment(section.grid),
         )  # fmt: skip
         caption = " ".join(map(_latex_text, section.legend))
-        tables.append("\n".join((r"\begin{table}", r"\centering", body, rf"\caption{{{caption}}}", r"\end{table}")))
+        tables.append("\n".join((r"\begin{table}", _NARROW, body, rf"\caption{{{caption}}}", r"\end{table}")))
     text = "\n\n".join(tables)
-    return text.replace(DELTA, r"$\delta$").replace(SAVED, r"$\downarrow$")
+    for sign, code in ((DELTA, r"$\delta$"), (SAVED, r"$\downarrow$"), ("+-", r"$\pm$")):
+        text = text.replace(sign, code)
+    return text
 
 
 def _latex_text(text: str) -> str:
@@ -186,8 +191,11 @@ def json_text(reports: Sequence[Report]) -> str:
 
 
 def csv_text(reports: Sequence[Report]) -> str:
-    """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch."""
-    return _csv([flat_row(report, result) for report in reports for result in report.results])
+    """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch.
+
+    Then one per reference model, which has no delta.
+    """
+    return _csv([row for report in reports for row in _flat_rows(report)])
 
 
 def _csv(rows: list[dict[str, object]]) -> str:
@@ -199,11 +207,17 @@ def _csv(rows: list[dict[str, object]]) -> str:
     return file.getvalue().rstrip("\n")
 
 
-def flat_row(report: Report, result: Result) -> dict[str, object]:
-    """One study's answer to one delta, without anything nested."""
-    timed = largest_batch(result.inference)
-    saved = timed.saved if timed else None
-    simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}
+def _flat_rows(report: Report) -> Iterator[dict[str, object]]:
+    columns: dict[str, object] = {}
+    for result in report.results:
+        columns = flat_row(report, result)
+        yield columns
+    for reference in report.references:
+        own = {name: value for name, value in plain(reference).items() if name in columns}
+        yield {**dict.fromkeys(columns), **_identity(report), **own}
+
+
+def _identity(report: Report) -> dict[str, object]:
     return {
         "study": report.study,
         "task": report.task,
@@ -211,6 +225,16 @@ def flat_row(report: Report, result: Result) -> dict[str, object]:
         "metric": report.metric,
         "layers_total": report.layers_total,
         "baseline_score": report.baseline.score,
+    }
+
+
+def flat_row(report: Report, result: Result) -> dict[str, object]:
+    """One study's answer to one delta, without anything nested."""
+    timed = largest_batch(result.inference)
+    saved = timed.saved if timed else None
+    simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}
+    return {
+        **_identity(report),
         "kept": compact_indices(result.kept),
         "dropped": compact_indices(result.dropped),
         **simple,

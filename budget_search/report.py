@@ -261,13 +261,39 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Another model, fine-tuned whole by the study's recipe, on its examples, with its baseline's seeds.
+
+    As DistilBERT beside BERT-6 in *Poor Man's BERT*, Table 4. ``score``, ``std`` and ``degradation`` are on
+    certification. What it loses is against the study's baseline, seed by seed (negative where it scores better), and
+    so is ``parameters_saved`` (negative where it is larger).
+    """
+
+    model: str
+    revision: str | None
+    layers_total: int
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    degradation: float
+    degradation_upper: float | None
+    confidence: float
+    held_out_score: float
+    held_out_degradation: float
+    parameters: int
+    parameters_saved: float
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
     ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
     reader of the numbers must know. ``similarities`` are the cosines between every layer's output and its input,
-    where a search by contribution measured them. ``folder`` is where the study lies, for a report that was read
-    from there.
+    where a search by contribution measured them. ``references`` are other models, set beside the answers; ``license``
+    is the model's own, in the words of its card on the hub, empty where that says nothing. ``folder`` is where the
+    study lies, for a report that was read from there.
     """
 
     schema_version: int
@@ -293,6 +319,8 @@ class Report:
     notes: tuple[str, ...] = ()
     question: Mapping[str, Any] = field(default_factory=dict)
     similarities: tuple[float, ...] | None = field(default=None, metadata=ABSENT_IF_NONE)
+    references: tuple[Reference, ...] = ()
+    license: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = field(default=None, compare=False, repr=False, metadata=NEVER_WRITTEN)
 
     def result(self, delta: float) -> Result:

@@ -66,6 +66,7 @@ class Request:
     keep_layers: tuple[int, ...] = ()
     drop_layers: tuple[int, ...] = ()
     start_from: str | None = None
+    reference: tuple[str, ...] = ()
     device: str = "auto"
     precision: str = "auto"
     workers: int | None = None
@@ -114,6 +115,7 @@ class Request:
             *self._contradictions(),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
             *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
+            *(problem_with_place("--reference", model) for model in self.reference),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]

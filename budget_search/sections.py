@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from budget_search import wording
+from budget_search.beside import beside
 from budget_search.layers import compact_indices
+from budget_search.layout import Grid, Section
 from budget_search.report import InferencePoint, Report, Result
 from budget_search.wording import count, duration, milliseconds, pairs, percent, plural, points, tolerance, with_spread
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of cells. Columns of numbers are named in ``right``; ``widths`` limits some where the page is narrow."""
-
-    headers: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    widths: Mapping[str, int] = field(default_factory=dict)
-    right: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of the page, in this order: facts (name and value), paragraphs, a table, its legend, code."""
-
-    title: str
-    facts: tuple[tuple[str, str], ...] = ()
-    paragraphs: tuple[str, ...] = ()
-    grid: Grid | None = None
-    legend: tuple[str, ...] = ()
-    code: str = ""
-
 
 USED_TO = {
     "train": "fine-tune",
@@ -60,6 +38,8 @@ def sections(report: Report, exported: str | None = None) -> list[Section]:
     page = [overview(report), examples(report)]
     if report.results:
         page += [answers(report), savings(report), why_not_fewer(report)]
+    if report.references:
+        page.append(beside([report]))
     page += [
         frontier(report),
         price(report),

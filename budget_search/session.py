@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budget_search.archive import (
-    earlier_deltas,
+    earlier_report,
     finished_report,
     reduced,
     require_same_config,
@@ -19,7 +19,9 @@ from budget_search.environment import versions
 from budget_search.errors import StudyError
 from budget_search.heritage import whether_it_helped
 from budget_search.location import Found
+from budget_search.parent import licence_of
 from budget_search.planning import in_points, plan_for
+from budget_search.reference import Means, require_readable, with_references
 from budget_search.report import Report
 from budget_search.store import StudyFolder, StudyStore, require_storage
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 def answer(found: Found, observer: Observer, command: str = "") -> Report:
     """The report for a request: at once where the study has answered it already, else after a search."""
     report = finished_report(found) or run(found, observer, command)
+    if found.references:
+        report = with_references(found.folder, found.references, _means(found), observer)
     return dataclasses.replace(reduced(report, found.request.deltas), folder=found.folder.path)
 
 
@@ -45,6 +49,7 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
     began = time.monotonic()
     if found.request.storage:
         require_storage(found.request.storage)
+    require_readable(found.references, _means(found))
     from budget_search.creation import create
     from budget_search.device import resolve_device
 
@@ -60,6 +65,11 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
         return finished_report(found) or _search(found, device, observer, command, began)
 
 
+def _means(found: Found) -> Means:
+    request = found.request
+    return Means(request.workers, request.scheduler, request.trust_remote_code, request.wait)
+
+
 def _asked_device(found: Found) -> tuple[str, str]:
     """What "auto" came to when the study was made, so that its trials stay comparable."""
     device = stored_config(found.folder)["facts"]["device"]
@@ -68,9 +78,7 @@ def _asked_device(found: Found) -> tuple[str, str]:
 
 def _search(found: Found, device: Device, observer: Observer, command: str, began: float) -> Report:
     from budget_search.capacity import with_measures
-    from budget_search.cluster import connect
-    from budget_search.device import default_workers
-    from budget_search.dispatch import Workers
+    from budget_search.cluster import workers_for
     from budget_search.encode import EncodedTask
     from budget_search.evaluate import Workplace
     from budget_search.evidence import Evidence
@@ -93,9 +101,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     workplace = Workplace(
         folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
-    cluster = connect(request.scheduler, folder.path) if request.scheduler else None
-    count = request.workers or default_workers(device, found.config.device)
-    workers = Workers(workplace, count, asked=found.config.device, cluster=cluster)
+    workers = workers_for(workplace, found.config.device, request.workers, request.scheduler)
     plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), workers.count)
     if plan.budget.max_hours is not None:
         # Reading the task and the model counts as well.
@@ -104,7 +110,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
-    earlier = float(store.facts.get("wall_seconds", 0.0))
+    earlier, before = float(store.facts.get("wall_seconds", 0.0)), earlier_report(found)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         return evidence.compare(layers, "certification", confidence, among=findings.confirmations.steady)
@@ -118,8 +124,9 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     search = Search(findings, run_jobs, observer)
     observer.planned(plan, found.config, task, device, workers.count, store.history)
     search.run()
-    # The report keeps the answers that were given before.
-    answers = findings.answers(in_points(delta) for delta in sorted({*request.deltas, *earlier_deltas(found)}))
+    # The report keeps the answers that were given before, and the models set beside them.
+    asked_before = [result.delta for result in before.results] if before else []
+    answers = findings.answers(in_points(delta) for delta in sorted({*request.deltas, *asked_before}))
     heritage_note = [whether_it_helped(findings, found.heritage.study)] if found.heritage else []
     observer.stage("scoring the answers on held_out and timing them")
     measured = measure_answers(workers, findings, answers)
@@ -131,6 +138,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
         identity={**_identity(found, facts, command), "similarities": store.facts.get("similarities")},
         wall_seconds=earlier + time.monotonic() - began,
         notes=[*search.notes(), *heritage_note],
+        references=before.references if before else (),
     )
     write_report(found.folder, report)
     store.note(answer=[report.answer_sentence(result) for result in report.results])
@@ -150,6 +158,7 @@ def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, An
         "device": facts["device"],
         "recipe": dataclasses.asdict(found.config.recipe),
         "question": found.request.question,
+        "license": licence_of(found.parent),
     }
 
 

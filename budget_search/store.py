@@ -75,6 +75,15 @@ class StudyFolder:
         return self.path / "examples.npz"
 
     @property
+    def texts(self) -> Path:
+        """The same examples as texts."""
+        return self.path / "texts.parquet"
+
+    def reference(self, name: str) -> StudyFolder:
+        """Where another model is measured for comparison: a study of its own, by this name."""
+        return StudyFolder(self.path / "references" / name)
+
+    @property
     def latency(self) -> Path:
         """How long one example takes at every depth; there where a limit asked for it."""
         return self.path / "latency.json"

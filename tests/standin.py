@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -13,16 +14,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_thisTokenMayWriteToTheRepositoriesOfMe"
+"""May write to the repositories of ``me``."""
 Files = Mapping[str, Path]
 
 
 @dataclass
 class Hub:
-    """Repositories by name, data sets as ``datasets/org/name``, and what was asked for so far."""
+    """Repositories by name, data sets as ``datasets/org/name``; what was asked for so far; what was uploaded, as files
+    by repository, and which repositories are private."""
 
     repositories: Mapping[str, Files]
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    uploaded: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: dict[str, bool] = field(default_factory=dict)
 
 
 @contextmanager
@@ -51,10 +57,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._reply(with_body=False)
 
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            status, answer = _written(hub, self.path, content) if known else (401, {"error": "who are you?"})
+            hub.requests.append(f"{self.command} {self.path}")
+            self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
+
         def _reply(self, with_body: bool) -> None:
             hub.requests.append(f"{self.command} {self.path}")
             body, headers = _answer(hub, self.path.partition("?")[0])
-            self.send_response(404 if body is None else 200)
+            self._send(404 if body is None else 200, body, headers, with_body)
+
+        def _send(self, status: int, body: bytes | None, headers: Mapping[str, str], with_body: bool) -> None:
+            self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(body or b""))}.items():
                 self.send_header(name, value)
             self.end_headers()
@@ -69,6 +85,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 def _answer(hub: Hub, path: str) -> tuple[bytes | None, dict[str, str]]:
     """The body, None for what is not there, and headers."""
+    if (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)) and match[1] in hub.private:
+        found = {"id": match[1], "private": hub.private[match[1]], "tags": [], "siblings": []}
+        return json.dumps(found).encode(), {"Content-Type": "application/json"}
     if match := re.fullmatch(r"/api/(?:models/)?(.+)/(revision|tree)/[^/]+", path):
         files = hub.repositories.get(match[1])
         if files is None:
@@ -89,3 +108,26 @@ def _answer(hub: Hub, path: str) -> tuple[bytes | None, dict[str, str]]:
         content = file.read_bytes()
         return content, {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
     return None, {}
+
+
+def _written(hub: Hub, path: str, content: bytes) -> tuple[int, dict[str, object]]:
+    """The status and the answer to a request that changes something, or that comes before one that does."""
+    lines = [json.loads(line) for line in content.decode().splitlines()]
+    if path == "/api/repos/create":
+        name = f"{lines[0]['organization']}/{lines[0]['name']}"
+        if not name.startswith("me/"):
+            return 403, {"error": "not yours"}
+        if name in hub.private:
+            return 409, {"error": "there already", "url": f"{hub.url}/{name}"}
+        hub.private[name] = lines[0].get("visibility") == "private"
+        return 200, {"url": f"{hub.url}/{name}"}
+    if path == "/api/validate-yaml":
+        return 200, {"errors": [], "warnings": []}
+    if path.endswith("/preupload/main"):
+        small = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in lines[0]["files"]]
+        return 200, {"files": small}
+    if match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+        files = [line["value"] for line in lines if line["key"] == "file"]
+        hub.uploaded[match[1]] = {file["path"]: base64.b64decode(file["content"]) for file in files}
+        return 200, {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{match[1]}/commit/{COMMIT}"}
+    return 404, {"error": f"nobody asks for {path}"}

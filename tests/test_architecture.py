@@ -20,23 +20,24 @@ BANDS = {
     "say": "errors layers limits config trial history request records wording digests environment passwords changes",
     "decide": "verdict surrogate ladder confirmations screens plan findings allowance loop binding generated "
     "strategies",
-    "know": "tables labels tasks data hub_data phrases grouping resemble splits encode metrics demo demo_language "
-    "layer_stack layer_match model parent",
+    "know": "tables labels tasks data hub_data phrases grouping resemble splits texts encode metrics demo "
+    "demo_language layer_stack layer_match model parent",
     "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
     "evidence replay rehearsal",
-    "tell": "report curves sections details comparison protocols averages inspection layer_sections canvas pictures "
-    "layer_pictures strategy_pictures plots page render card destination export summary progress outlook",
+    "tell": "report curves layout beside sections details comparison protocols averages inspection layer_sections "
+    "canvas pictures layer_pictures strategy_pictures plots page render card push destination export summary progress "
+    "outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
-    "layerwise examine listing arguments cli __main__",
+    "layerwise examine reference listing arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
 # Reading a report, listing studies and refusing bad input must not cost the seconds that torch takes.
 WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
-    "curves sections details comparison protocols averages inspection layer_sections canvas pictures "
-    "layer_pictures strategy_pictures plots page churn render card destination summary progress outlook "
-    "heritage location archive planning interim session examine listing arguments cli"
+    "curves layout beside sections details comparison protocols averages inspection layer_sections canvas pictures "
+    "layer_pictures strategy_pictures plots page churn render card push destination summary progress outlook "
+    "heritage location archive planning interim session examine reference listing arguments cli"
 )
 
 

@@ -11,8 +11,25 @@ import pytest
 from budget_search.comparison import comparison
 from budget_search.curves import best_by_depth, distinct_answers, families, measured_sets, readings
 from budget_search.render import COLUMNS, render
-from budget_search.report import Report, TrialRow
+from budget_search.report import Reference, Report, TrialRow
 from tests.test_report import GOLDEN, load
+
+REFERENCE = Reference(
+    model="distilbert-base-uncased",
+    revision="0" * 40,
+    layers_total=6,
+    score=88.9,
+    std=0.2,
+    seeds=3,
+    metrics={"accuracy": 88.9},
+    degradation=1.21,
+    degradation_upper=1.8,
+    confidence=0.95,
+    held_out_score=89.0,
+    held_out_degradation=1.3,
+    parameters=66_955_010,
+    parameters_saved=0.43,
+)
 
 
 @pytest.fixture
@@ -52,6 +69,28 @@ def test_the_best_of_a_depth_is_a_confirmed_one(report: Report) -> None:
     assert best[0].kept == (0, 1, 2, 3, 4, 5, 7, 9, 11)
 
 
+def test_a_collapsed_run_is_on_no_curve_and_equals_come_by_their_layers(report: Report) -> None:
+    def row(kept: tuple[int, ...], seed: int, score: float, state: str = "complete") -> TrialRow:
+        return TrialRow(kept, 1.0, seed, "certification", state, score, 1.0)
+
+    full = tuple(range(12))
+    trials = (
+        row(full, 42, 90.0),
+        row(full, 43, 90.0),
+        row((0, 1), 42, 60.0),
+        row((0, 2), 42, 60.0),
+        # Given up after one seed: one class for every example.
+        row((0,), 42, 51.0, "collapsed"),
+        row((1,), 42, 51.0, "collapsed"),
+        row((0, 1, 2), 42, 51.0, "collapsed"),  # confirmed: it may be an answer
+        row((0, 1, 2), 43, 51.0, "collapsed"),
+    )
+    sets = measured_sets(dataclasses.replace(report, trials=trials))
+    assert [each.kept for each in best_by_depth(sets)] == [(0, 1, 2), (0, 1)]
+    assert [each.kept for each in families(report, sets)["top"]] == [(0, 1, 2), (0, 1)]
+    assert {each.kept for each in sets if each.collapsed} == {(0,), (1,), (0, 1, 2)}
+
+
 def test_families_of_the_paper_are_recognised(report: Report) -> None:
     found = families(report, measured_sets(report))
     assert list(found) == ["top"]
@@ -81,14 +120,16 @@ def test_an_answer_to_several_deltas_is_shown_once(report: Report) -> None:
 
 @pytest.fixture
 def several(report: Report) -> list[Report]:
-    """Two tasks with one model, and one of them with another."""
+    """Two tasks with one model, and one of them with another; beside that a third, which has no study."""
     sst2 = dataclasses.replace(report, task="sst2", study="sst2__xlnet", results=report.results[1:3])
-    other = dataclasses.replace(report, model="org/a_model&more", study="qqp__other", results=report.results[2:3])
+    other = dataclasses.replace(
+        report, model="org/a_model&more", study="qqp__other", results=report.results[2:3], references=(REFERENCE,)
+    )
     return [report, sst2, other]
 
 
 def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -> None:
-    dropped, saved = comparison(several)
+    dropped, saved, _ = comparison(several)
     assert dropped.grid is not None
     assert dropped.grid.headers == ("δ", "qqp", "sst2")
     assert dropped.grid.rows == (
@@ -109,7 +150,7 @@ def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -
 
 def test_two_studies_of_one_task_and_model_are_told_apart(report: Report) -> None:
     again = dataclasses.replace(report, study="the second")
-    dropped, _ = comparison([report, again])
+    dropped, _ = comparison([report, again])  # no third table without other models
     assert dropped.grid is not None
     names = [row[0] for row in dropped.grid.rows if not row[1]]
     assert names == ["xlnet-base-cased", "xlnet-base-cased (the second)"]

@@ -592,6 +592,7 @@ def test_model_and_data_from_the_hub_then_offline(tmp_path: Path, xlnet: Path, q
         assert not any("pytorch_model.bin" in request for request in asked)
         study = tiny.only_study(tmp_path / "studies")
         assert read_report(study)["revision"] == standin.COMMIT
+        assert read_report(study)["license"] == {"license": "other"}
 
         again = tiny.run([*command, "--delta", "0.5"], tmp_path, env)
         assert (again.returncode, again.stdout) == (0, online.stdout)

@@ -1,6 +1,8 @@
 """An export is a complete, checked checkpoint of stock transformers, or nothing."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from transformers import (
 from budget_search.card import model_card, provenance
 from budget_search.errors import StudyError, UsageError
 from budget_search.export import Export, HeldOut, export_checkpoint, refuse_foreign
+from budget_search.parent import Parent, licence_of
 from budget_search.report import Report
 from budget_search.verdict import Judgement
 
@@ -266,6 +269,58 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
     assert ["all 12 layers, 3 seeds", "90.11 +- 0.12", "90.42"] in rows
     assert REPORT.answer_sentence(REPORT.result(0.01)) in body
     assert "by this checkpoint" not in body
+
+
+@pytest.mark.parametrize(
+    ("told", "shown", "sentence"),
+    [
+        ({"license": "apache-2.0"}, {"license": "apache-2.0"}, "that of xlnet-base-cased, apache-2.0; the task's data"),
+        (
+            {"license": "other", "license_name": "tulu", "license_link": "LICENSE.md"},
+            {"license": "other", "license_name": "tulu", "license_link": "LICENSE.md"},
+            "that of xlnet-base-cased, tulu (LICENSE.md); the task's data",
+        ),
+        ({}, {}, "xlnet-base-cased does not say which it has; find out before you pass this model on"),
+    ],
+)
+def test_the_parents_licence_stands_in_the_card(told: dict[str, str], shown: dict[str, str], sentence: str) -> None:
+    report = dataclasses.replace(REPORT, license=told)
+    card = ModelCard(model_card(report, report.result(0.01), 89.654, name="qqp-5-layers"))
+    fields = card.data.to_dict()
+    assert {name: fields[name] for name in ("license", "license_name", "license_link") if name in fields} == shown
+    assert sentence in card.text
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("---\nlicense: mit\n---\n# A model\n", {"license": "mit"}),
+        ("---\nlicense: other\nlicense_name: own\nlanguage: en\n---\n", {"license": "other", "license_name": "own"}),
+        ("---\nlanguage: en\n---\n", {}),
+        ("---\nlicense: [\n---\n", {}),
+        ("no metadata", {}),
+        (None, {}),
+    ],
+)
+def test_the_parents_licence_is_read_from_its_card(content: str | None, found: dict[str, str], tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "README.md").write_text(content)
+    assert licence_of(Parent("tiny", tmp_path, "0")) == found
+
+
+def test_a_parent_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:
+    local = dataclasses.replace(REPORT, revision="0" * 64)
+    assert ModelCard(model_card(local, local.result(0.01), 89.654, name="out")).data.base_model is None
+
+
+def test_the_whole_text_of_the_card() -> None:
+    report = dataclasses.replace(REPORT, license={"license": "mit"})
+    own = Judgement(0.7, 0.03, 0.01, seed_freedom=2, seeds=3, examples=2000)
+    text = model_card(report, report.result(0.01), 89.654, name="qqp-5-layers", own=own)
+    path = Path(__file__).parent / "golden" / "card.md"
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
 
 
 def test_the_card_holds_what_this_checkpoint_loses_for_itself() -> None:
