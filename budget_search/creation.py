@@ -16,9 +16,10 @@ from budget_search.capacity import with_measures
 from budget_search.data import load_task
 from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
-from budget_search.errors import BudgetSearchError
+from budget_search.errors import BudgetSearchError, UsageError
 from budget_search.evaluate import Workplace
 from budget_search.files import write_json
+from budget_search.layer_drop import skippable_layers
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
 from budget_search.parent import load_tokenizer, outline
@@ -26,6 +27,9 @@ from budget_search.splits import SplitTask, carve
 from budget_search.store import StudyFolder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from budget_search.config import Recipe
     from budget_search.device import Device
     from budget_search.location import Found
     from budget_search.plan import Observer
@@ -44,6 +48,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     shape = _shape_of(model)
     for text in found.request.layers:
         LayerSet.parse(text, shape["layers_total"])
+    _require_usable(config.recipe, model, shape["layers_total"])
     if found.heritage:
         found.heritage.require_depth(shape["layers_total"])
     found.request.limits.counted.require_possible(shape["layers_total"], shape["undroppable"])
@@ -65,6 +70,14 @@ def create(found: Found, device: Device, observer: Observer) -> None:
         with_measures(found.request.limits, facts, workplace)
         # Last, because a folder with a configuration is a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
+
+
+def _require_usable(recipe: Recipe, model: PreTrainedModel, total: int) -> None:
+    """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
+    if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
+        raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}")
+    if recipe.layer_drop:
+        skippable_layers(model)
 
 
 def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:

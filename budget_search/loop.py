@@ -47,7 +47,7 @@ class Search:
         self.plan = findings.plan
         self._run_jobs = run_jobs
         self._observer = observer
-        self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width)
+        self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width, self.plan.recipe)
         self._running: dict[Job, Trial | None] = {}
         self._proposed: list[Job] = []
         self._named = deque(self.plan.named)
@@ -290,7 +290,9 @@ class Search:
     # -- evaluations --------------------------------------------------------------------------------------------
 
     def _screen(self, layers: LayerSet, rung: float) -> Job:
-        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection")
+        # Smaller models may be cut out of the full one.
+        keep_weights = layers.is_full and self.plan.recipe.dropping == "untrained"
+        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection", keep_weights)
 
     def _to_start(self, layers: LayerSet) -> list[Job]:
         """The runs of the full recipe that confirm a set, as far as they are neither known nor under way."""
@@ -298,7 +300,15 @@ class Search:
         return self._startable(Job(key, "certification", keep_weights=True) for key in keys)
 
     def _startable(self, jobs: Iterable[Job]) -> list[Job]:
-        return [job for job in self._unknown(jobs) if job not in self._running]
+        """Those neither known nor under way that wait for nothing."""
+        return [job for job in self._unknown(jobs) if job not in self._running and self._has_what_it_needs(job)]
+
+    def _has_what_it_needs(self, job: Job) -> bool:
+        needed = self.plan.needed_by(job.key)
+        if needed is None:
+            return True
+        trial = self.findings.find(needed)
+        return trial is not None and trial.state != "failed"
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
         known = {job: self.findings.find(job.key) for job in jobs}

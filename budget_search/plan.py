@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from budget_search.config import RECIPES, Recipe
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.trial import SearchBudget, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Criterion
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class Observer(Protocol):
 @dataclass(frozen=True)
 class Plan:
     """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
-    those to ``start`` from are screened first."""
+    those to ``start`` from are screened first; the baseline's run with ``teacher_seed`` teaches smaller models, where
+    the recipe has one teach them (None: the first of the seeds)."""
 
     total: int
     deltas: tuple[float, ...]
@@ -69,6 +71,24 @@ class Plan:
     named: tuple[LayerSet, ...] = ()
     start: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
+    recipe: Recipe = RECIPES["standard"]
+    teacher_seed: int | None = None
+
+    @property
+    def teacher(self) -> TrialKey | None:
+        """The baseline's run whose outputs smaller models learn from."""
+        if not self.recipe.distil:
+            return None
+        seed = self.seeds[0] if self.teacher_seed is None else self.teacher_seed
+        return TrialKey(LayerSet.full(self.total), FULL_RUNG, seed)
+
+    def needed_by(self, key: TrialKey) -> TrialKey | None:
+        """The evaluation of the full model that must be finished before this one begins, for its weights or outputs."""
+        if key.layers.is_full:
+            return None
+        if self.recipe.dropping == "untrained":
+            return TrialKey(LayerSet.full(self.total), key.rung, key.seed)
+        return self.teacher
 
     def evaluations_until(self, position: int) -> int:
         """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
