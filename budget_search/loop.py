@@ -114,13 +114,15 @@ class Search:
         """The first of: the baseline's runs, then per delta its screens and the runs of its next candidate.
 
         While runs of a candidate are under way and somebody is free, the search goes on as if they turned out as
-        expected; a delta is answered when nothing of it is running any more. None: nothing to do before something
-        comes.
+        expected; a delta is answered when nothing of it is running any more. Where smaller models build on the full
+        one, they wait for its runs. None: nothing to do before something comes.
         """
         full = LayerSet.full(self.plan.total)
         self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
         if baseline := self._to_start(full):
             return baseline[0]
+        if self.plan.builds_on_full and any(job.key.layers.is_full for job in self._running):
+            return None
         if not self._baseline_stands:
             self._check_baseline()
         if self.plan.named:
@@ -300,15 +302,7 @@ class Search:
         return self._startable(Job(key, "certification", keep_weights=True) for key in keys)
 
     def _startable(self, jobs: Iterable[Job]) -> list[Job]:
-        """Those neither known nor under way that wait for nothing."""
-        return [job for job in self._unknown(jobs) if job not in self._running and self._has_what_it_needs(job)]
-
-    def _has_what_it_needs(self, job: Job) -> bool:
-        needed = self.plan.needed_by(job.key)
-        if needed is None:
-            return True
-        trial = self.findings.find(needed)
-        return trial is not None and trial.state != "failed"
+        return [job for job in self._unknown(jobs) if job not in self._running]
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
         known = {job: self.findings.find(job.key) for job in jobs}

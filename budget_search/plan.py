@@ -82,13 +82,10 @@ class Plan:
         seed = self.seeds[0] if self.teacher_seed is None else self.teacher_seed
         return TrialKey(LayerSet.full(self.total), FULL_RUNG, seed)
 
-    def needed_by(self, key: TrialKey) -> TrialKey | None:
-        """The evaluation of the full model that must be finished before this one begins, for its weights or outputs."""
-        if key.layers.is_full:
-            return None
-        if self.recipe.dropping == "untrained":
-            return TrialKey(LayerSet.full(self.total), key.rung, key.seed)
-        return self.teacher
+    @property
+    def builds_on_full(self) -> bool:
+        """Whether smaller models take over weights or outputs of the full one, which must be finished by then."""
+        return self.recipe.dropping == "untrained" or self.teacher is not None
 
     def evaluations_until(self, position: int) -> int:
         """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
