@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from budget_search.errors import UsageError
 from budget_search.layers import compact_indices, parse_indices
@@ -23,7 +23,7 @@ Dropping = Literal["first", "after", "gradual", "untrained"]
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
 REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
 PRECISIONS = ("auto", "fp32", "bf16")
-DROPPING = ("first", "after", "gradual", "untrained")
+DROPPING: tuple[Dropping, ...] = get_args(Dropping)
 EMBEDDINGS = "embeddings"
 
 
@@ -34,7 +34,8 @@ def _frozen_parts(parts: Iterable[str | int]) -> tuple[str, ...]:
         layers = {index for text in texts if text != EMBEDDINGS for index in parse_indices(text)}
     except UsageError as error:
         raise UsageError(f"--freeze takes embeddings and layer numbers, such as embeddings 0-2: {error}") from error
-    return (*[EMBEDDINGS] * (EMBEDDINGS in texts), *[compact_indices(sorted(layers))] * bool(layers))
+    embeddings = (EMBEDDINGS,) if EMBEDDINGS in texts else ()
+    return (*embeddings, compact_indices(sorted(layers))) if layers else embeddings
 
 
 @dataclass(frozen=True)

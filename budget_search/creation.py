@@ -75,7 +75,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
 def _require_usable(recipe: Recipe, model: PreTrainedModel, total: int) -> None:
     """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
     if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
-        raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}")
+        raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}; name some of these")
     if recipe.layer_drop:
         skippable_layers(model)
 
