@@ -412,7 +412,6 @@ PLACES = [
     bad("no such validation file", f"--task reviews.csv {COLUMNS} --validation gone.csv", "gone.csv"),
     bad("hub data without columns", f"--task hub:a/b {MODEL}", "--text-columns"),
     bad("hub data, mistyped", f"--task hub:a/b/c {MODEL} --text-columns text", "hub:a/b/c", "hub:org/name"),
-    bad("freezing what the model lacks", f"{GOOD_ONES} --freeze embeddings 2 7", "--freeze 7", "4 layers, 0-3"),
     bad("model that is a file", f"{SST2} --model notes.txt", "notes.txt", "file"),
     bad("model without weights", f"{SST2} --model no-weights", "no-weights", "weights"),
     bad("model without config", f"{SST2} --model no-config", "no-config", "config.json"),
@@ -427,6 +426,7 @@ PLACES = [
 ]
 
 CONTENTS = [
+    bad("freezing what the model lacks", f"{GOOD_ONES} --quiet --freeze embeddings 2 7", "--freeze 7", "4 layers, 0-3"),
     bad("header alone", f"--task header.csv {COLUMNS}", "no examples", "train"),
     bad("one example", f"--task one.csv {COLUMNS}", "one example"),
     bad("a few examples", f"--task few.csv {COLUMNS}", "6", "examples"),
