@@ -10,7 +10,9 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from budget_search.config import Recipe
 from budget_search.layers import LayerSet
+from budget_search.phases import training_depth
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 
 # A confirmed set keeps about this share of the layers; only for what to hold back against the clock.
@@ -21,23 +23,29 @@ TYPICAL_SHARE = 0.6
 class Pace:
     """Seconds per layer: of training through the full recipe, and of an evaluation."""
 
+    recipe: Recipe
     training: float
     evaluation: float
 
     @classmethod
-    def of(cls, history: Sequence[Trial]) -> Pace:
+    def of(cls, history: Sequence[Trial], recipe: Recipe) -> Pace:
         """From finished trials; no time at all where there are none yet."""
         finished = [trial for trial in history if trial.state != "failed"]
-        trained = sum(trial.rung * trial.layers.depth for trial in finished)
+        trained = sum(trial.rung * training_depth(recipe, trial.layers) for trial in finished)
         evaluated = sum(trial.layers.depth for trial in finished)
         return cls(
+            recipe,
             sum(trial.train_seconds for trial in finished) / trained if trained else 0.0,
             sum(trial.evaluation_seconds for trial in finished) / evaluated if evaluated else 0.0,
         )
 
     def seconds(self, jobs: Sequence[Job], width: int) -> float:
         """How long these jobs take, ``width`` at a time."""
-        spent = [job.key.layers.depth * (job.key.rung * self.training + self.evaluation) for job in jobs]
+        spent = [
+            job.key.rung * training_depth(self.recipe, job.key.layers) * self.training
+            + job.key.layers.depth * self.evaluation
+            for job in jobs
+        ]
         return max([sum(spent) / width, *spent], default=0.0)
 
 
@@ -48,6 +56,7 @@ class Allowance:
     budget: SearchBudget
     seeds: int
     width: int
+    recipe: Recipe
     began: float = field(default_factory=lambda: time.monotonic())
 
     def fine_tunes(self, history: Sequence[Trial], running: Collection[Job], total: int, confirmations: int) -> float:
@@ -63,7 +72,7 @@ class Allowance:
         if len(jobs) > self._trials_left(history, running):
             return False
         in_time = self.budget.max_hours is None
-        return in_time or Pace.of(history).seconds([*running, *jobs], self.width) <= self._seconds_left()
+        return in_time or Pace.of(history, self.recipe).seconds([*running, *jobs], self.width) <= self._seconds_left()
 
     def confirmations(self, history: Sequence[Trial], running: Collection[Job], total: int) -> float:
         """How many more confirmations are allowed, with as many layers as is typical."""
@@ -77,8 +86,9 @@ class Allowance:
 
     def _held_back(self, history: Sequence[Trial], total: int, confirmations: int) -> float:
         """Seconds that so many confirmations take."""
-        run = Job(TrialKey(LayerSet.full(total), FULL_RUNG, 0), "certification")
-        return confirmations * TYPICAL_SHARE * Pace.of(history).seconds([run] * self.seeds, self.width)
+        kept = LayerSet(tuple(range(max(1, round(TYPICAL_SHARE * total)))), total)
+        run = Job(TrialKey(kept, FULL_RUNG, 0), "certification")
+        return confirmations * Pace.of(history, self.recipe).seconds([run] * self.seeds, self.width)
 
     def _seconds_left(self) -> float:
         hours = self.budget.max_hours

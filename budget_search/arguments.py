@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_search.config import METRICS, PRECISIONS, RECIPES
+from budget_search.config import DROPPING, METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
 from budget_search.layers import parse_indices
 from budget_search.request import (
@@ -33,6 +33,7 @@ INSPECT_FORMATS = ("table", "markdown", "json")
 _SPREAD = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
     **dict.fromkeys(("--layers", "--keep-layers", "--drop-layers"), re.compile(r"[\d][\d,-]*")),
+    "--freeze": re.compile(r"embeddings|[\d][\d,-]*"),
 }
 
 
@@ -216,6 +217,19 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     recipe.add_argument("--lr", type=float, metavar="R", help="peak learning rate")
     recipe.add_argument("--max-length", type=int, metavar="N", help="tokens at which texts are cut")
     recipe.add_argument("--warmup", type=float, metavar="F", help="fraction of the steps that warm up")
+    recipe.add_argument(
+        "--dropping",
+        choices=DROPPING,
+        help="when layers go: first, then fine-tune (default); after a fine-tune, then fine-tune again; gradual, one "
+        "after every two epochs; untrained, out of the fine-tuned full model with no training after",
+    )
+    recipe.add_argument("--layer-drop", type=float, metavar="RATE", help="skip whole layers in training at this rate")
+    recipe.add_argument(
+        "--freeze", action="append", metavar="PART", help="do not train: embeddings, layers such as 0-2"
+    )
+    recipe.add_argument(
+        "--distil", type=float, metavar="W", help="weight of the full model's outputs in a smaller one's loss, 0 to 1"
+    )
 
 
 def _add_report(commands: Any) -> None:
@@ -371,10 +385,10 @@ def _from_file(path: str | None) -> dict[str, Any]:
     return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
 
 
-_LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns")
+_LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns", "freeze")
 _SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
-_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup")
+_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup", "layer_drop", "distil")
 
 
 def _typed(name: str, value: Any, where: str) -> Any:

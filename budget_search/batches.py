@@ -19,11 +19,20 @@ BATCHES_PER_BUCKET = 32
 
 
 @dataclass(frozen=True)
+class SoftTargets:
+    """What another model said of every example, logits (examples, classes), and what share of the loss that makes."""
+
+    logits: torch.Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
 class DeviceSplit:
     """A split on the device: all tokens end to end, without padding, and where each example lies.
 
     Shapes: tokens and segments (total_tokens,), starts and labels (examples,); ``lengths`` stays on the host, so that
-    choosing a batch's padded length never waits for the device.
+    choosing a batch's padded length never waits for the device. ``soft`` targets, where there are any, are learnt
+    beside the labels.
     """
 
     tokens: torch.Tensor
@@ -35,6 +44,7 @@ class DeviceSplit:
     pad_token: int
     pad_segment: int
     pad_left: bool
+    soft: SoftTargets | None = None
 
     @classmethod
     def of(cls, task: EncodedTask, split: EncodedSplit, device: str) -> DeviceSplit:
@@ -81,6 +91,9 @@ class DeviceSplit:
 
     def labels_of(self, indices: np.ndarray) -> torch.Tensor:
         return self.labels[self._numbers(indices)]
+
+    def soft_of(self, indices: np.ndarray) -> SoftTargets | None:
+        return self.soft and SoftTargets(self.soft.logits[self._numbers(indices)], self.soft.weight)
 
     def _numbers(self, indices: np.ndarray) -> torch.Tensor:
         """Example numbers on the device; from pinned memory, so that nobody waits for what the device still does."""

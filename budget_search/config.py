@@ -10,18 +10,33 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from budget_search.errors import UsageError
+from budget_search.layers import compact_indices, parse_indices
 from budget_search.records import read_record
 
 Splits = Literal["carved", "official"]
+Dropping = Literal["first", "after", "gradual", "untrained"]
 
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
 REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
 PRECISIONS = ("auto", "fp32", "bf16")
+DROPPING: tuple[Dropping, ...] = get_args(Dropping)
+EMBEDDINGS = "embeddings"
+
+
+def _frozen_parts(parts: Iterable[str | int]) -> tuple[str, ...]:
+    """Each way of writing them as the same: ``("embeddings", "0-2")``. Raises UsageError."""
+    texts = [parts] if isinstance(parts, str) else [str(part) for part in parts]
+    try:
+        layers = {index for text in texts if text != EMBEDDINGS for index in parse_indices(text)}
+    except UsageError as error:
+        raise UsageError(f"--freeze takes embeddings and layer numbers, such as embeddings 0-2: {error}") from error
+    embeddings = (EMBEDDINGS,) if EMBEDDINGS in texts else ()
+    return (*embeddings, compact_indices(sorted(layers))) if layers else embeddings
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,11 @@ class Recipe:
     """What fixes a fine-tune, apart from the seed: linear warm-up, then linear decay to zero, AdamW, clipping at 1.
 
     ``train_examples`` None means all there are; ``warmup`` is a fraction of the steps; ``max_length`` is in tokens.
+
+    The fields with a default are methods of the papers. ``dropping``: when layers go (``phases`` has the sources).
+    ``layer_drop``: the rate at which whole layers are skipped in training (LayerDrop). ``freeze``: what is not trained,
+    ``embeddings`` and numbers of the original layers. ``distil``: the weight, from 0 to 1, of the full model's outputs
+    in the loss of a smaller one. Raises UsageError.
     """
 
     name: str
@@ -38,8 +58,13 @@ class Recipe:
     lr: float
     max_length: int
     warmup: float
+    dropping: Dropping = "first"
+    layer_drop: float = 0.0
+    freeze: tuple[str, ...] = ()
+    distil: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "freeze", _frozen_parts(self.freeze))
         checks = {
             "epochs": (math.isfinite(self.epochs) and self.epochs > 0, "a number above 0"),
             "train-examples": (self.train_examples is None or self.train_examples >= 1, "a whole number from 1"),
@@ -47,20 +72,49 @@ class Recipe:
             "lr": (math.isfinite(self.lr) and 0 < self.lr < 1, "a number above 0 and below 1"),
             "max-length": (8 <= self.max_length <= 100_000, "a whole number of tokens from 8"),
             "warmup": (0 <= self.warmup < 1, "a fraction of the steps from 0 to below 1"),
+            "dropping": (self.dropping in DROPPING, f"one of {' '.join(DROPPING)}"),
+            "layer-drop": (0 <= self.layer_drop < 1, "a rate from 0 to below 1"),
+            "distil": (0 <= self.distil <= 1, "a weight from 0 to 1"),
         }
         wrong = [
             f"--{name} must be {allowed}, received {getattr(self, name.replace('-', '_'))}"
             for name, (holds, allowed) in checks.items()
             if not holds
         ]
+        if self.dropping == "untrained" and self.distil:
+            wrong.append(
+                "--distil needs a smaller model that is trained, --dropping untrained trains none; leave one out"
+            )
         if wrong:
             raise UsageError("; ".join(wrong))
+
+    def to_json(self) -> dict[str, Any]:
+        """Methods that are not used are left out: studies of before there were any keep their fingerprints."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {name: value for name, value in plain.items() if name not in METHODS or name in self.method}
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """What of this is no plain fine-tune of the smaller model, by name."""
+        return {name: getattr(self, name) for name, default in METHODS.items() if getattr(self, name) != default}
+
+    @property
+    def freezes_embeddings(self) -> bool:
+        return EMBEDDINGS in self.freeze
+
+    @property
+    def frozen_layers(self) -> frozenset[int]:
+        """By their numbers in the original model."""
+        return frozenset(index for part in self.freeze if part != EMBEDDINGS for index in parse_indices(part))
 
     def steps(self, train_examples: int, rung: float = 1.0) -> int:
         """Optimizer steps at a rung, with this many examples to train on; at least one."""
         per_epoch = math.ceil(train_examples / self.batch_size)
         return max(1, round(rung * self.epochs * per_epoch))
 
+
+METHODS = {each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING}
+"""The fields that papers add to a plain fine-tune, and what they are where they are not used."""
 
 RECIPES = {
     # For a first look: one pass over a few thousand examples.
@@ -110,7 +164,7 @@ class SearchConfig:
         return f"{slug(self.task)}__{slug(self.model)}__{self.fingerprint}"
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "recipe": self.recipe.to_json()}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:

@@ -17,9 +17,10 @@ from budget_search.capacity import with_measures
 from budget_search.data import load_task
 from budget_search.encode import encode, longest_input, takes_segments
 from budget_search.environment import versions
-from budget_search.errors import BudgetSearchError
+from budget_search.errors import BudgetSearchError, UsageError
 from budget_search.evaluate import Workplace
 from budget_search.files import write_json
+from budget_search.layer_drop import skippable_layers
 from budget_search.layers import LayerSet
 from budget_search.model import find_layers, undroppable
 from budget_search.parent import Parent, load_tokenizer, outline
@@ -76,6 +77,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     total = reader.shape["layers_total"]
     for text in found.request.layers:
         LayerSet.parse(text, total)
+    _require_usable(config.recipe, reader.model, total)
     if found.heritage:
         found.heritage.require_depth(total)
     found.request.limits.counted.require_possible(total, reader.shape["undroppable"])
@@ -91,6 +93,7 @@ def create_reference(
     folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device
 ) -> None:
     """Make the folder in which another model is measured on a study's own examples. Raises UsageError."""
+    _require_usable(config.recipe, reader.model, reader.shape["layers_total"])
     with _new_study(folder, config, reader, task, device, wait=True):
         pass
 
@@ -109,6 +112,14 @@ def _new_study(
         yield draft, facts
         # Last, because a folder with a configuration is a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
+
+
+def _require_usable(recipe: Recipe, model: PreTrainedModel, total: int) -> None:
+    """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
+    if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
+        raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}; name some of these")
+    if recipe.layer_drop:
+        skippable_layers(model)
 
 
 def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:

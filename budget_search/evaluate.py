@@ -1,13 +1,14 @@
-"""One evaluation: build the smaller model, fine-tune it, score it, leave its outputs (and weights) on disk.
+"""One evaluation: make the smaller model, score it, leave its outputs (and weights) on disk.
 
-Runs in worker processes: the parent model and the tokenised task are loaded once per process.
+Runs in worker processes: the parent model and the tokenised task are loaded once per process. What an evaluation takes
+over from one of the full model, weights or outputs, lies in the study's folder.
 """
 
 from __future__ import annotations
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,23 +16,27 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from budget_search.batches import DeviceSplit
+from budget_search.batches import DeviceSplit, SoftTargets
 from budget_search.config import Recipe
 from budget_search.device import Device
 from budget_search.encode import EncodedTask
 from budget_search.errors import UnsupportedModelError
 from budget_search.files import appearing, write_whole
-from budget_search.finetune import DivergedError, fine_tune, out_of_memory, predict
+from budget_search.finetune import DivergedError, FineTuned, fine_tune, out_of_memory, predict
+from budget_search.freezing import frozen
+from budget_search.layers import LayerSet
 from budget_search.metrics import collapsed, mean_loss, measure
 from budget_search.model import keep_layers
 from budget_search.parent import fresh_head, load_parent
+from budget_search.phases import Phase, phases
 from budget_search.store import StudyFolder
 from budget_search.trial import Job, Trial, TrialKey
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """What a worker needs to know to run any job of a study."""
+    """What a worker needs to know to run any job of a study; ``teacher`` is the evaluation of the full model whose
+    outputs smaller models learn from, where the recipe has them do so."""
 
     folder: StudyFolder
     parent: Path
@@ -39,6 +44,7 @@ class Workplace:
     recipe: Recipe
     device: Device
     trust_remote_code: bool = False
+    teacher: TrialKey | None = None
 
 
 @dataclass(frozen=True)
@@ -70,17 +76,18 @@ def run_job(workplace: Workplace, job: Job) -> Trial:
 def _run(workplace: Workplace, job: Job) -> Trial:
     here = loaded(workplace)
     device = workplace.device
-    model = keep_layers(here.parent, job.key.layers.kept)
-    fresh_head(model, here.fresh, job.key.seed)
-    torch.nn.Module.to(model, device.name)
-    trained = fine_tune(model, split_of(workplace, "train"), workplace.recipe, job.key.rung, job.key.seed, device)
+    model, trained = _trained(workplace, job.key)
 
     started = time.perf_counter()
     split = split_of(workplace, job.split)
     outputs = predict(model, split, device)
-    evaluation_seconds = time.perf_counter() - started
+    read = int(split.lengths.sum())
     if not np.isfinite(outputs).all():
         raise DivergedError("the fine-tuned model's outputs are not numbers")
+    if job.key == workplace.teacher:
+        save_outputs(workplace.folder.outputs(job.key, "train"), predict(model, split_of(workplace, "train"), device))
+        read += int(split_of(workplace, "train").lengths.sum())
+    evaluation_seconds = time.perf_counter() - started
 
     labels = here.task.splits[job.split].labels
     metrics = measure((here.task.metric, *here.task.also), outputs, labels)
@@ -93,12 +100,49 @@ def _run(workplace: Workplace, job: Job) -> Trial:
         state="collapsed" if collapsed(outputs, here.is_regression) else "complete",
         score=metrics[here.task.metric],
         metrics={**metrics, "loss": mean_loss(outputs, labels, here.is_regression)},
-        train_seconds=trained.seconds,
+        train_seconds=sum(done.seconds for _, done in trained),
         evaluation_seconds=evaluation_seconds,
-        train_tokens=trained.tokens,
-        evaluation_tokens=int(split.lengths.sum()),
+        train_tokens=sum(done.tokens for _, done in trained),
+        evaluation_tokens=read,
         peak_bytes=device.peak_bytes(),
+        train_layer_tokens=sum(done.tokens * phase.layers.depth for phase, done in trained),
     )
+
+
+def _trained(workplace: Workplace, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
+    """The model of this name, on the device, and the fine-tunes that made it from the pre-trained one; none where it is
+    a part of the full model as another evaluation has trained it."""
+    here, recipe, device = loaded(workplace), workplace.recipe, workplace.device
+    full, trained = LayerSet.full(key.layers.total), list[tuple[Phase, FineTuned]]()
+    steps = phases(recipe, key.layers)
+    if not steps:
+        return keep_layers(load_weights(workplace, replace(key, layers=full)), key.layers.kept), trained
+    model = keep_layers(here.parent, steps[0].layers.kept)
+    fresh_head(model, here.fresh, key.seed)
+    torch.nn.Module.to(model, device.name)
+    kept = steps[0].layers.kept
+    for phase in steps:
+        if phase.layers.kept != kept:
+            model = keep_layers(model, [kept.index(layer) for layer in phase.layers.kept])
+            kept = phase.layers.kept
+        still = [kept.index(layer) for layer in kept if layer in phase.frozen]
+        lessons, part = _lessons(workplace, phase.layers), replace(recipe, epochs=phase.epochs)
+        with frozen(model, still, embeddings=recipe.freezes_embeddings):
+            trained.append((phase, fine_tune(model, lessons, part, key.rung, key.seed, device)))
+    return model, trained
+
+
+def _lessons(workplace: Workplace, layers: LayerSet) -> DeviceSplit:
+    """The training examples; for a smaller model with what the teacher says of them."""
+    train, teacher = split_of(workplace, "train"), workplace.teacher
+    if teacher is None or layers.is_full:
+        return train
+    path = workplace.folder.outputs(teacher, "train")
+    if not path.exists():
+        # Somebody deleted it.
+        save_outputs(path, predict(load_weights(workplace, teacher), train, workplace.device))
+    logits = torch.from_numpy(np.load(path)).to(workplace.device.name)
+    return replace(train, soft=SoftTargets(logits, workplace.recipe.distil))
 
 
 def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
@@ -114,7 +158,7 @@ def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
     """A confirmed model, on the device. Where somebody deleted it, the same seed makes the same model again."""
     folder = workplace.folder.weights(key)
     if not folder.exists():
-        run_job(workplace, Job(key, "certification", keep_weights=True))
+        save_weights(_trained(workplace, key)[0], folder)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
     )

@@ -9,15 +9,18 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from budget_search.batches import DeviceSplit, reading_order, training_order
+from budget_search.batches import DeviceSplit, SoftTargets, reading_order, training_order
 from budget_search.config import Recipe
 from budget_search.device import Device
+from budget_search.layer_drop import skipping_layers
 from budget_search.vocabulary import only_occurring_rows
 
 CLIP_NORM = 1.0
+# At which soft targets are compared: it brings out what the other model thinks of the classes it does not choose.
+TEMPERATURE = 2.0
 # How many steps may pass before a loss that is no longer a number is noticed: looking at it waits for the device.
 STEPS_BETWEEN_CHECKS = 25
 # Padded tokens of an evaluation batch: larger than a training batch, since no gradients are kept; on a CPU no larger
@@ -46,11 +49,12 @@ def fine_tune(
 ) -> FineTuned:
     """Train ``model`` in place on a fraction ``rung`` of the recipe's steps, with a complete schedule of its own.
 
-    The seed fixes the order of the data and dropout. Raises DivergedError; MemoryError when one example at a time
-    does not fit.
+    The seed fixes the order of the data and dropout, that of whole layers too. Parameters that require no gradient stay
+    as they are. Raises DivergedError; MemoryError when one example at a time does not fit; UnsupportedModelError for a
+    model that cannot skip layers.
     """
     started = time.perf_counter()
-    with only_occurring_rows(model, train.vocabulary):
+    with skipping_layers(model, recipe.layer_drop), only_occurring_rows(model, train.vocabulary):
         steps, tokens = _train(model, train, recipe, rung, seed, device)
     device.synchronize()
     return FineTuned(time.perf_counter() - started, steps, tokens)
@@ -95,11 +99,22 @@ def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.nd
     return in_order
 
 
-def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy, or mean squared error for regression, in fp32."""
-    if labels.is_floating_point():
-        return mse_loss(logits.float().squeeze(-1), labels)
-    return cross_entropy(logits.float(), labels)
+def loss_of(logits: torch.Tensor, labels: torch.Tensor, soft: SoftTargets | None = None) -> torch.Tensor:
+    """Mean cross-entropy, or mean squared error for regression, in fp32; mixed with the distance to soft targets."""
+    regression = labels.is_floating_point()
+    hard = mse_loss(logits.float().squeeze(-1), labels) if regression else cross_entropy(logits.float(), labels)
+    if soft is None:
+        return hard
+    return (1 - soft.weight) * hard + soft.weight * _distance(logits.float(), soft.logits, regression)
+
+
+def _distance(logits: torch.Tensor, wanted: torch.Tensor, regression: bool) -> torch.Tensor:
+    """From soft targets: the mean Kullback-Leibler divergence at a temperature, times its square so that gradients are
+    of the size of the labels' (Hinton et al., 2015, 2.1); the mean squared error for regression."""
+    if regression:
+        return mse_loss(logits, wanted)
+    own, theirs = (log_softmax(each / TEMPERATURE, dim=-1) for each in (logits, wanted))
+    return kl_div(own, theirs, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
 
 def _backward(model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, device: Device) -> torch.Tensor:
@@ -132,7 +147,7 @@ def _accumulate(
         with device.autocast():
             logits = model(**train.batch(part)).logits
         # Weighted so that the sum over the parts is the mean over the batch.
-        loss = loss_of(logits, train.labels_of(part)) * (len(part) / len(indices))
+        loss = loss_of(logits, train.labels_of(part), train.soft_of(part)) * (len(part) / len(indices))
         loss.backward()
         total += loss.detach()
     return total

@@ -84,6 +84,9 @@ def prune_weights(folder: StudyFolder, findings: Findings, answers: Iterable[Lay
         for layers in (confirmations.full, *useful, *answers)
         for seed in findings.plan.seeds
     }
+    if findings.plan.builds_on_full:
+        # What smaller models were cut from or learnt from, they may be again.
+        keep |= {folder.weights(trial.key).name for trial in findings.history if trial.layers.is_full}
     for path in folder.path.glob("weights/*"):
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from budget_search.archive import finished_report, require_same_config, stored_config
 from budget_search.capacity import with_measures
+from budget_search.config import Recipe
 from budget_search.confirmations import Confirmations
 from budget_search.creation import create
 from budget_search.device import default_workers, resolve_device
@@ -26,6 +27,7 @@ from budget_search.encode import EncodedTask
 from budget_search.evaluate import Workplace
 from budget_search.layers import LayerSet
 from budget_search.location import Found
+from budget_search.phases import training_depth
 from budget_search.plan import Observer, Plan
 from budget_search.planning import plan_for
 from budget_search.prices import EvaluationTime, Prices
@@ -130,7 +132,7 @@ def forecast(found: Found, observer: Observer) -> Forecast:
             layers_total=plan.total,
             device=stored["device"],
             workers=workers.count,
-            recipe=dataclasses.asdict(found.config.recipe),
+            recipe=found.config.recipe.to_json(),
             question=request.question,
             deltas=request.deltas,
             examples={name: split.examples for name, split in task.splits.items()},
@@ -141,7 +143,7 @@ def forecast(found: Found, observer: Observer) -> Forecast:
             hours=Range.of([each if limit is None else min(each, limit) for each in hours]),
             disk_bytes=max(round(sum(map(prices.disk_bytes, each))) for each in jobs) + _size(folder, found),
             disk_free_bytes=shutil.disk_usage(_there(found.folder.path)).free,
-            known=Known(len(history), sum(map(_equivalents_of, history)), answered),
+            known=Known(len(history), sum(_equivalents_of(trial, found.config.recipe) for trial in history), answered),
             resolution=Resolution(None if smallest is None else smallest / 100, known.explanation),
             rehearsals=len(rehearsals),
         )
@@ -206,8 +208,8 @@ def _scores(history: Sequence[Trial], plan: Plan) -> list[list[float]]:
     return [list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.steady)]
 
 
-def _equivalents_of(trial: Trial) -> float:
-    return trial.rung * trial.layers.depth / trial.layers.total
+def _equivalents_of(trial: Trial, recipe: Recipe) -> float:
+    return trial.rung * training_depth(recipe, trial.layers) / trial.layers.total
 
 
 def _size(folder: StudyFolder, found: Found) -> int:

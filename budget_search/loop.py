@@ -47,7 +47,7 @@ class Search:
         self.plan = findings.plan
         self._run_jobs = run_jobs
         self._observer = observer
-        self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width)
+        self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width, self.plan.recipe)
         self._running: dict[Job, Trial | None] = {}
         self._proposed: list[Job] = []
         self._named = deque(self.plan.named)
@@ -115,13 +115,15 @@ class Search:
         """The first of: the baseline's runs, then per delta its screens and the runs of its next candidate.
 
         While runs of a candidate are under way and somebody is free, the search goes on as if they turned out as
-        expected; a delta is answered when nothing of it is running any more. None: nothing to do before something
-        comes.
+        expected; a delta is answered when nothing of it is running any more. Where smaller models build on the full
+        one, they wait for its runs. None: nothing to do before something comes.
         """
         full = LayerSet.full(self.plan.total)
         self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
         if baseline := self._to_start(full):
             return baseline[0]
+        if self.plan.builds_on_full and any(job.key.layers.is_full for job in self._running):
+            return None
         if not self._baseline_stands:
             self._check_baseline()
         if self.plan.named:
@@ -291,7 +293,9 @@ class Search:
     # -- evaluations --------------------------------------------------------------------------------------------
 
     def _screen(self, layers: LayerSet, rung: float) -> Job:
-        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection")
+        # Smaller models may be cut out of the full one.
+        keep_weights = layers.is_full and self.plan.recipe.dropping == "untrained"
+        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection", keep_weights)
 
     def _to_start(self, layers: LayerSet) -> list[Job]:
         """The runs of the full recipe that confirm a set, as far as they are neither known nor under way."""

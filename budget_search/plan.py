@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from budget_search.config import RECIPES, Recipe
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.trial import Job, SearchBudget, Trial, TrialKey
+from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Criterion
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Observer(Protocol):
 @dataclass(frozen=True)
 class Plan:
     """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
-    those to ``start`` from are screened first."""
+    those to ``start`` from are screened first; the baseline's run with ``teacher_seed`` teaches smaller models, where
+    the recipe has one teach them (None: the first of the seeds)."""
 
     total: int
     deltas: tuple[float, ...]
@@ -71,6 +73,21 @@ class Plan:
     named: tuple[LayerSet, ...] = ()
     start: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
+    recipe: Recipe = RECIPES["standard"]
+    teacher_seed: int | None = None
+
+    @property
+    def teacher(self) -> TrialKey | None:
+        """The baseline's run whose outputs smaller models learn from."""
+        if not self.recipe.distil:
+            return None
+        seed = self.seeds[0] if self.teacher_seed is None else self.teacher_seed
+        return TrialKey(LayerSet.full(self.total), FULL_RUNG, seed)
+
+    @property
+    def builds_on_full(self) -> bool:
+        """Whether smaller models take over weights or outputs of the full one, which must be finished by then."""
+        return self.recipe.dropping == "untrained" or self.teacher is not None
 
     def evaluations_until(self, position: int) -> int:
         """How many layer sets may be screened by the end of the delta at this position, the largest delta first.

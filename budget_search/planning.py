@@ -49,6 +49,7 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
         start=found.heritage.sets if found.heritage else (),
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
+        recipe=recipe,
     )
 
 

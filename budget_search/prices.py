@@ -9,10 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from budget_search.archive import stored_config
+from budget_search.config import Recipe
 from budget_search.cost import parameters
 from budget_search.encode import EncodedTask
 from budget_search.evaluate import Workplace, loaded
 from budget_search.finish import TIMED_BATCHES, TIMED_SECONDS
+from budget_search.layers import LayerSet
+from budget_search.phases import phases
 from budget_search.plan import Plan
 from budget_search.probe import Speed, padded_tokens
 from budget_search.summary import EVALUATION_SHARE
@@ -40,6 +43,7 @@ class Prices:
     """What jobs cost on this device: in seconds, in equivalents, on the disk."""
 
     total: int
+    recipe: Recipe
     speed: Speed
     full_steps: int
     train_tokens: float
@@ -56,6 +60,7 @@ class Prices:
         layers = stored_config(workplace.folder)["facts"]["layer_parameters"]
         return cls(
             total=plan.total,
+            recipe=workplace.recipe,
             speed=speed,
             full_steps=steps,
             train_tokens=float(np.mean(lengths)) * min(workplace.recipe.batch_size, len(lengths)) * steps,
@@ -66,12 +71,15 @@ class Prices:
             layer_parameters=statistics.fmean(layers),
         )
 
-    def steps(self, rung: float) -> int:
-        return max(1, round(rung * self.full_steps))
-
     def depth(self, job: Job) -> float:
         """Of this model, for a job of a rehearsal with perhaps another number of layers."""
         return job.key.layers.depth * self.total / job.key.layers.total
+
+    def training(self, rung: float, depth: float) -> list[tuple[int, int]]:
+        """The steps of each phase that leads to a model with so many layers, and the layers it has meanwhile."""
+        layers = LayerSet(tuple(range(max(1, round(depth)))), self.total)
+        share = rung * self.full_steps / self.recipe.epochs
+        return [(max(1, round(share * phase.epochs)), phase.layers.depth) for phase in phases(self.recipe, layers)]
 
     def seconds(self, job: Job) -> float:
         depth = self.depth(job)
@@ -79,7 +87,7 @@ class Prices:
         return self.training_seconds(job.key.rung, depth) + self.evaluation_seconds(job.split, depth) + other
 
     def training_seconds(self, rung: float, depth: float) -> float:
-        return self.steps(rung) * self.speed.seconds("step", depth)
+        return sum(steps * self.speed.seconds("step", layers) for steps, layers in self.training(rung, depth))
 
     def evaluation_seconds(self, split: str, depth: float) -> float:
         return self.padded[split] * self.speed.seconds("token", depth)
@@ -91,7 +99,8 @@ class Prices:
         return scoring + min(timing, TIMED_SECONDS)
 
     def training_equivalents(self, job: Job) -> float:
-        return self.steps(job.key.rung) / self.full_steps * self.depth(job) / self.total
+        work = sum(steps * layers for steps, layers in self.training(job.key.rung, self.depth(job)))
+        return work / (self.full_steps * self.total)
 
     def equivalents(self, job: Job) -> float:
         reading = self.tokens[job.split] / self.train_tokens * self.depth(job) / self.total
@@ -109,5 +118,5 @@ class Prices:
             split = "certification" if rung == FULL_RUNG else "selection"
             for depth in reversed(range(1, self.total + 1)):
                 training, evaluation = self.training_seconds(rung, depth), self.evaluation_seconds(split, depth)
-                steps = self.steps(rung)
+                steps = sum(steps for steps, _ in self.training(rung, depth))
                 yield EvaluationTime(rung, depth, split, steps, training, evaluation, training + evaluation)

@@ -17,7 +17,7 @@ from rich.text import Text
 from budget_search.confirmations import Confirmations
 from budget_search.layers import LayerSet
 from budget_search.trial import Job, Trial, TrialKey
-from budget_search.wording import duration, plural, points, tolerance
+from budget_search.wording import duration, pairs, plural, points, tolerance
 
 if TYPE_CHECKING:
     from budget_search.config import SearchConfig
@@ -62,11 +62,12 @@ class Console:
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
         recipe = config.recipe
         steps = recipe.steps(task.splits["train"].examples)
+        method = f", {pairs(recipe.method)}" if recipe.method else ""
         self._fact("examples", sizes)
         self._fact(
             "recipe",
             f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
-            f"{steps:,} steps; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
+            f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
         seeds = plural(len(plan.seeds), "seed")
         certifiable = resolution(task.splits["certification"].examples, len(plan.seeds), confidence=plan.confidence)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from budget_search.config import RECIPES, Recipe, Splits
+from budget_search.config import METHODS, RECIPES, Recipe, Splits
 from budget_search.errors import UsageError
 from budget_search.layers import compact_indices
 from budget_search.limits import Limits
@@ -25,7 +25,7 @@ SAMPLER_NAMES = ("tpe", "gp", "nsga2", "random")
 CRITERIA = ("observed", "certified")
 SPLIT_MODES = ("carved", "official")
 BACKENDS = ("loky", "dask")
-RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup")
+RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup", *METHODS)
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
 # What file systems take as a name and as a path.

@@ -18,17 +18,18 @@ from budget_search.archive import (
 from budget_search.environment import versions
 from budget_search.errors import StudyError
 from budget_search.heritage import whether_it_helped
+from budget_search.layers import LayerSet
 from budget_search.location import Found
 from budget_search.parent import licence_of
 from budget_search.planning import in_points, plan_for
 from budget_search.reference import Means, require_readable, with_references
 from budget_search.report import Report
 from budget_search.store import StudyFolder, StudyStore, require_storage
+from budget_search.trial import FULL_RUNG, TrialKey
 
 if TYPE_CHECKING:
     from budget_search.device import Device
-    from budget_search.layers import LayerSet
-    from budget_search.plan import Observer
+    from budget_search.plan import Observer, Plan
     from budget_search.trial import Job, Trial
     from budget_search.verdict import Judgement
 
@@ -109,6 +110,9 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
         plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, max_hours=left))
     if request.strategy == "contribution" and not request.layers:
         plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
+    if found.config.recipe.distil:
+        plan = dataclasses.replace(plan, teacher_seed=_teacher_seed(store, plan))
+        workers.workplace = dataclasses.replace(workplace, teacher=plan.teacher)
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
     earlier, before = float(store.facts.get("wall_seconds", 0.0)), earlier_report(found)
 
@@ -156,10 +160,21 @@ def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, An
         "command": command,
         "versions": versions(),
         "device": facts["device"],
-        "recipe": dataclasses.asdict(found.config.recipe),
+        "recipe": found.config.recipe.to_json(),
         "question": found.request.question,
         "license": licence_of(found.parent),
     }
+
+
+def _teacher_seed(store: StudyStore, plan: Plan) -> int:
+    """One for the whole study, whatever seeds are asked for later: the first that was asked for and is there."""
+    noted: int | None = store.facts.get("teacher_seed")
+    trial = None if noted is None else store.find(TrialKey(LayerSet.full(plan.total), FULL_RUNG, noted))
+    if noted is not None and trial is not None and trial.state != "failed":
+        return noted
+    # Nothing has learnt from it yet.
+    store.note(teacher_seed=plan.seeds[0])
+    return plan.seeds[0]
 
 
 def _similarities(store: StudyStore, workplace: Any) -> tuple[float, ...]:

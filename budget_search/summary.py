@@ -171,14 +171,12 @@ class Summary:
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
         """What the study took, in arithmetic relative to one full fine-tune of the full model."""
         baseline = self.confirmations.runs(self.full)
-        unit = statistics.fmean(trial.train_tokens for trial in baseline) * self.total
-        training = sum(trial.train_tokens * trial.layers.depth for trial in self.findings.history) / unit
+        unit = statistics.fmean(trial.training_work for trial in baseline)
+        training = sum(trial.training_work for trial in self.findings.history) / unit
         reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.findings.history) / unit
         scoring = statistics.fmean(trial.evaluation_tokens for trial in baseline) * self.total / unit
         distinct = {self.full, *answers}
-        unavoidable = sum(
-            trial.train_tokens * layers.depth for layers in distinct for trial in self.confirmations.runs(layers)
-        )
+        unavoidable = sum(trial.training_work for layers in distinct for trial in self.confirmations.runs(layers))
         return Cost(
             fine_tunes=len(self.findings.history),
             full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,

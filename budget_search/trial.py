@@ -47,6 +47,8 @@ class Trial:
     A ``collapsed`` trial predicted one class for at least 99 % of the examples, or a constant; it has a score.
     ``machine_failure`` says that it failed for reasons of the machine (out of memory, a killed worker), not of the
     layer set: it says nothing about the set and is run again with the same seed.
+    ``train_layer_tokens`` counts each of the ``train_tokens`` once per layer that it went through; None stands for the
+    kept layers, no more and no fewer.
     """
 
     key: TrialKey
@@ -61,6 +63,12 @@ class Trial:
     peak_bytes: int = 0
     error: str | None = None
     machine_failure: bool = False
+    train_layer_tokens: int | None = None
+
+    @property
+    def training_work(self) -> int:
+        """Training tokens times layers: what training took, in arithmetic."""
+        return self.train_tokens * self.layers.depth if self.train_layer_tokens is None else self.train_layer_tokens
 
     @property
     def layers(self) -> LayerSet:

@@ -63,7 +63,13 @@ def milliseconds(ms: float) -> str:
 
 def pairs(values: Mapping[str, Any]) -> str:
     """``name standard, epochs 3``: whatever the record holds; None is no limit."""
-    return ", ".join(f"{name.replace('_', ' ')} {'all' if value is None else value}" for name, value in values.items())
+    return ", ".join(f"{name.replace('_', ' ')} {_plainly(value)}" for name, value in values.items())
+
+
+def _plainly(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "all" if value is None else str(value)
 
 
 def plural(number: int, noun: str) -> str:

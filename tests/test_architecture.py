@@ -17,13 +17,14 @@ ROOT = Path(budget_search.__file__).parent
 
 # From the bottom up; a module imports its own band and those before it.
 BANDS = {
-    "say": "errors layers limits config trial history request records wording digests environment passwords changes",
+    "say": "errors layers limits config phases trial history request records wording digests environment passwords "
+    "changes",
     "decide": "verdict surrogate ladder confirmations screens plan findings allowance loop binding generated "
     "strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits texts encode metrics demo "
     "demo_language layer_stack layer_match model parent",
-    "do": "files store batches device vocabulary finetune evaluate probe dispatch cluster similarity cost churn "
-    "evidence replay rehearsal",
+    "do": "files store batches device vocabulary layer_drop freezing finetune evaluate probe dispatch cluster "
+    "similarity cost churn evidence replay rehearsal",
     "tell": "report curves layout beside sections details comparison protocols averages inspection layer_sections "
     "canvas pictures layer_pictures strategy_pictures plots page render card push destination export summary progress "
     "outlook",

@@ -7,13 +7,14 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from budget_search import arguments
 from budget_search.cli import main
+from budget_search.config import RECIPES
 from budget_search.request import Request
 from tests import tiny
 
@@ -68,6 +69,10 @@ OPTIONS = (
     "--lr",
     "--max-length",
     "--warmup",
+    "--dropping",
+    "--layer-drop",
+    "--freeze",
+    "--distil",
     "--splits",
     "--seeds",
     "--base-seed",
@@ -220,6 +225,19 @@ def test_command_line_before_environment_before_file_before_default(
     assert asked("--config", str(file), "--delta", "0.08").deltas == (0.08,)
 
 
+def test_methods_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("dropping: after\nlayer-drop: 0.2\nfreeze: [embeddings, 2, 0-1]\n")
+    monkeypatch.setenv("BUDGET_SEARCH_DISTIL", "0.5")
+    methods = {"dropping": "after", "layer_drop": 0.2, "freeze": ("0-2", "embeddings"), "distil": 0.5}
+    wanted = replace(RECIPES["quick"], **methods)
+    assert asked(*BASE, "--config", str(file)).recipe_from("quick") == wanted
+    options = ("--dropping", "after", "--layer-drop", "0.2", "--freeze", "0", "1", "--freeze", "2", "embeddings")
+    assert asked(*BASE, *options).recipe_from("quick") == wanted
+    monkeypatch.setenv("BUDGET_SEARCH_FREEZE", "embeddings 1")
+    assert asked(*BASE).recipe_from("quick").freeze == ("embeddings", "1")
+
+
 def test_every_kind_of_value_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
     file.write_text(
@@ -325,6 +343,16 @@ ARGUMENTS = [
     bad("rate nan", f"{GOOD_ONES} --lr nan", "--lr", "nan"),
     bad("length too short", f"{GOOD_ONES} --max-length 2", "--max-length", "2"),
     bad("warm-up of everything", f"{GOOD_ONES} --warmup 1", "--warmup", "1"),
+    bad("unknown way of dropping", f"{GOOD_ONES} --dropping later", "later", "gradual"),
+    bad("every layer skipped", f"{GOOD_ONES} --layer-drop 1", "--layer-drop", "1"),
+    bad("skipping nan", f"{GOOD_ONES} --layer-drop nan", "--layer-drop", "nan"),
+    bad("more than all from the teacher", f"{GOOD_ONES} --distil 1.5", "--distil", "1.5"),
+    bad("less than nothing from the teacher", f"{GOOD_ONES} --distil -0.5", "--distil", "-0.5"),
+    bad("nobody to teach", f"{GOOD_ONES} --distil 0.5 --dropping untrained", "--distil", "--dropping untrained"),
+    bad("freezing what has no name", f"{GOOD_ONES} --freeze head", "--freeze", "head", "embeddings"),
+    bad("freezing backwards", f"{GOOD_ONES} --freeze 3-1", "--freeze", "3-1"),
+    bad("variable with a wrong rate", GOOD_ONES, "BUDGET_SEARCH_DISTIL", "half", BUDGET_SEARCH_DISTIL="half"),
+    bad("variable with a wrong way", GOOD_ONES, "--dropping", "later", BUDGET_SEARCH_DROPPING="later"),
     bad("no examples to train on", f"{GOOD_ONES} --train-examples 0", "--train-examples", "0"),
     bad("no seeds", f"{GOOD_ONES} --seeds 0", "--seeds 0"),
     bad("base seed below 0", f"{GOOD_ONES} --base-seed -1", "--base-seed -1"),
@@ -398,6 +426,7 @@ PLACES = [
 ]
 
 CONTENTS = [
+    bad("freezing what the model lacks", f"{GOOD_ONES} --quiet --freeze embeddings 2 7", "--freeze 7", "4 layers, 0-3"),
     bad("header alone", f"--task header.csv {COLUMNS}", "no examples", "train"),
     bad("one example", f"--task one.csv {COLUMNS}", "one example"),
     bad("a few examples", f"--task few.csv {COLUMNS}", "6", "examples"),

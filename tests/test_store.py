@@ -31,6 +31,7 @@ trials = st.builds(
     metrics=st.dictionaries(st.sampled_from(["accuracy", "f1", "loss"]), st.floats(-100, 100)),
     train_seconds=st.floats(0, 1e6),
     train_tokens=st.integers(0, 2**40),
+    train_layer_tokens=st.none() | st.integers(0, 2**40),
     peak_bytes=st.integers(0, 2**40),
 )
 
