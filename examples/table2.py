@@ -26,7 +26,7 @@ from budget_search.render import markdown_section
 from budget_search.report import Report
 from budget_search.request import RECIPE_FIELDS, STRATEGY_NAMES
 from budget_search.sections import VERDICTS, Grid, Section
-from budget_search.wording import duration, pairs, percent, points, with_spread
+from budget_search.wording import pairs, percent, with_spread
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
 DELTAS = (0.01, 0.02, 0.03)
@@ -224,8 +224,8 @@ def robust_tasks(reports: Sequence[Report]) -> str:
     robust, others = robustness(groups[True]), robustness(groups[False])
     tasks = " and ".join(sorted({report.task for report in groups[True]}))
     return (
-        f"{finding}: {held(robust > others)}. Top-dropping takes {percent(robust)} of the layers on average on {tasks}, "
-        f"{percent(others)} on the other tasks."
+        f"{finding}: {held(robust > others)}. Top-dropping takes {percent(robust)} of the layers on average on "
+        f"{tasks}, {percent(others)} on the other tasks."
     )
 
 
