@@ -8,8 +8,8 @@ A line of a text file is a passage; a tab parts its two segments, if it has two.
 read, and neighbouring sentences make the two segments. The objectives are those of the papers: for BERT masked words
 and, for passages of two segments, whether the second one belongs to the first or was exchanged with a neighbour's; for
 XLNet the words in an order drawn anew for each passage. Runs for `--minutes` and saves a checkpoint every few minutes
-on the way, so it may be killed at any time. The result is a stock `BertForPreTraining` or `XLNetLMHeadModel` in half
-precision with its tokenizer and `pretraining.json`, the record of the run and its curve.
+on the way, so it may be killed at any time. The result is a stock `BertForPreTraining` (in half precision) or
+`XLNetLMHeadModel` with its tokenizer and `pretraining.json`, the record of the run and its curve.
 """
 
 from __future__ import annotations
@@ -134,13 +134,12 @@ def learning_rate(peak: float, step: int, elapsed: float) -> float:
     return peak * min(1.0, step / 500) * min(1.0, (1 - elapsed) / 0.3)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], folder: Path) -> None:
-    """The model in half precision, the tokenizer, and the record of the run; the model in memory stays as it is."""
-    half = type(model)(model.config)
-    half.load_state_dict(model.state_dict())
-    half.half().save_pretrained(folder)
+def save(model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Model and tokenizer; the model in memory stays as it is."""
+    saved = type(model)(model.config)
+    saved.load_state_dict(model.state_dict())
+    saved.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def stacked(model: PreTrainedModel, layers: int) -> PreTrainedModel:
@@ -199,7 +198,9 @@ def pretrain(args: argparse.Namespace) -> None:
             print(json.dumps(curve[-1]), flush=True)
         if due:
             sizes = {"parameters": parameters, "vocabulary": len(tokenizer), "unigram_loss": round(unigram, 4)}
-            save(model, tokenizer, {**sizes, **curve[-1], "curve": curve}, args.output)
+            save(model, architecture.saved_as, tokenizer, args.output)
+            record = json.dumps({**sizes, **curve[-1], "curve": curve}, indent=2)
+            (args.output / "pretraining.json").write_text(record + "\n")
             checkpoint = now
         if over:
             return

@@ -105,6 +105,7 @@ class Bert:
     exchanged = 0.5
     model_class: ClassVar = BertForPreTraining
     tokenizer_class: ClassVar = BertTokenizer
+    saved_as = torch.float16
 
     @staticmethod
     def train_tokenizer(texts: Iterator[str], size: int, max_length: int) -> BertTokenizer:
@@ -154,6 +155,7 @@ class XLNet:
     exchanged = 0.0
     model_class: ClassVar = XLNetLMHeadModel
     tokenizer_class: ClassVar = XLNetTokenizer
+    saved_as = torch.float32  # the XLNet of transformers does not run in half precision
 
     @staticmethod
     def train_tokenizer(texts: Iterator[str], size: int, max_length: int) -> XLNetTokenizer:
