@@ -155,7 +155,7 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
                 ", ".join(words),
                 f"{cost.full_fine_tune_equivalents:.1f}",
                 f"{cost.wall_seconds / 3600:.2f}",
-                (report.finished or report.created)[:10],
+                report.finished[:10] if report.finished else f"{report.created[:10]}, interrupted",
             )
         )
     shown = [
