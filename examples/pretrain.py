@@ -178,10 +178,11 @@ def pretrain(args: argparse.Namespace) -> None:
         model.set_attn_implementation("eager")
     words = Words(tokenizer, sample, args.mask_share, torch.Generator().manual_seed(args.seed))
     batches = Batches(architecture, words, args.batch_size, rng)
-    held_out = list(islice(batches(iter(aside), architecture.exchanged), args.held_out))
+    held_out = list(batches(iter(aside), architecture.exchanged))
+    unigram = words.unigram_loss(held_out)  # of all of them: few words would seem easier to guess than they are
+    held_out = held_out[: args.held_out]
     words_only, all_objectives = batches(stream, 0.0), batches(stream, architecture.exchanged)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, fused=True)
-    unigram = words.unigram_loss(held_out)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{len(tokenizer)} word pieces, {parameters / 1e6:.2f} M parameters, unigram loss {unigram:.3f}", flush=True)
 
