@@ -26,7 +26,7 @@ from budget_search.render import markdown_section
 from budget_search.report import Report
 from budget_search.request import RECIPE_FIELDS, STRATEGY_NAMES
 from budget_search.sections import VERDICTS, Grid, Section
-from budget_search.wording import pairs, percent, with_spread
+from budget_search.wording import pairs, percent, plural, with_spread
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
 DELTAS = (0.01, 0.02, 0.03)
@@ -77,7 +77,7 @@ def smallest(report: Report, row: str, delta: float) -> tuple[int, ...] | None:
     Of sets without the uppermost layers only (`top`) or of all; of equals the one that lost less. Empty for the full
     model, None where nobody has looked for such sets.
     """
-    if row == "any" and report.question["strategy"] in FAMILIES:
+    if row == "any" and report.question.get("strategy") in FAMILIES:
         return None
     holding = [
         measured
@@ -144,15 +144,15 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
     """A line per study; the answers' words are those of the tool's own report."""
     rows = []
     for report in reports:
-        verdicts = [report.result(delta).verdict for delta in DELTAS]
-        words = verdicts[:1] if len(set(verdicts)) == 1 else verdicts
+        verdicts = {result.delta: result.verdict for result in report.results}
+        words = [verdicts.get(delta, MISSING) for delta in DELTAS]
         cost = report.cost
         rows.append(
             (
                 report.model,
                 report.task,
                 with_spread(report.baseline.score, report.baseline.std),
-                ", ".join(words),
+                ", ".join(words[:1] if len(set(words)) == 1 else words),
                 f"{cost.full_fine_tune_equivalents:.1f}",
                 f"{cost.wall_seconds / 3600:.2f}",
                 report.finished[:10] if report.finished else f"{report.created[:10]}, interrupted",
@@ -244,7 +244,7 @@ def earlier_maturity(reports: Sequence[Report]) -> str:
     xlnet, bert = robustness([pair[0] for pair in compared]), robustness([pair[1] for pair in compared])
     return (
         f"{finding}: {held(xlnet > bert)}. Top-dropping takes {percent(xlnet)} of XLNet's layers on average, "
-        f"{percent(bert)} of BERT's, on the same {len(compared)} tasks."
+        f"{percent(bert)} of BERT's, in {plural(len(compared), 'comparison')} on the same task."
     )
 
 
