@@ -20,9 +20,7 @@ QUICK: dict[str, Any] = {
     "device": "cpu", "precision": "fp32", "quiet": True, "max_trials": 8,
 }  # fmt: skip
 # What takes minutes and is looked at by hand: the makers of the demo and of what the log says of speed and cost.
-BY_HAND = {"benchmark_engine", "coordinator_at_scale", "demo_evidence", "plan_check", "plan_range", "pretrain_demo"} | {
-    "start_from"
-}
+BY_HAND = {"benchmark_engine", "coordinator_at_scale", "demo_evidence", "plan_check", "plan_range", "start_from"}
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +121,33 @@ def test_protocols(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFix
     }
     example("protocols").main(*command)  # goes on where it was: nothing is run again
     assert capsys.readouterr().out.splitlines() == lines
+
+
+@pytest.mark.slow
+def test_table2(here: Path, bert: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two tasks of which one has no data: its column stays empty, and the other is not run again."""
+    table2 = example("table2")
+    tiny.workplace(here, sst2=sst2)
+    recipe = "--epochs 3 --train-examples 200 --batch-size 16 --lr 3e-3 --max-length 32 --seeds 2 --workers 1 --quiet"
+    command = f"--models {bert} --tasks sst2 rte --data-dir . --studies-dir studies {recipe}"
+    table2.main(command.split())
+    first = capsys.readouterr()
+    assert first.err.count("rte by") == 2
+    (study,) = (here / "studies").iterdir()
+    report = bs.read_report(study)
+    for delta in table2.DELTAS:
+        assert table2.smallest(report, "any", delta) == report.result(delta).dropped
+        top = table2.smallest(report, "top", delta)
+        assert top is not None
+        assert len(top) <= len(report.result(delta).dropped)
+        assert top == tuple(range(report.layers_total - len(top), report.layers_total))
+    assert re.search(r"\| 1% +\| top +\|", first.out)
+    assert "Lower layers matter most: " in first.out
+    assert "QQP and STS-B lose least: cannot be checked" in first.out
+    trials = len(report.trials)
+    table2.main(["--studies-dir", "studies"])
+    assert capsys.readouterr().out == first.out
+    assert len(bs.read_report(study).trials) == trials
 
 
 def test_optuna_study(sst2_study: Path, capsys: pytest.CaptureFixture[str]) -> None:

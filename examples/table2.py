@@ -1,0 +1,280 @@
+"""Table 2 of *Poor Man's BERT* (Sajjad et al., 2020) with models and tasks at hand: how many layers can be dropped?
+
+    python examples/table2.py --models FOLDER ... --data-dir glue --recipe quick     search what is missing, then print
+    python examples/table2.py                                                         print what has been found so far
+
+Every model is searched on every task (`--data-dir` holds a folder for each; without it they come from the hub), by the
+paper's top-dropping and by `auto`, in one study, so that a layer set that both ask for is fine-tuned once. Interrupted,
+it goes on where it was. Printed, as Markdown, is all that the folder `--studies-dir` holds: the table in the layout of
+the paper, how sure it is and what it took, and whether the paper's findings are seen in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+import budget_search as bs
+from budget_search.curves import MeasuredSet, measured_sets
+from budget_search.errors import BudgetSearchError, StudyError
+from budget_search.layers import FAMILIES, compact_indices
+from budget_search.render import markdown_section
+from budget_search.report import Report
+from budget_search.request import RECIPE_FIELDS, STRATEGY_NAMES
+from budget_search.sections import VERDICTS, Grid, Section
+from budget_search.wording import pairs, percent, plural, with_spread
+
+TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
+DELTAS = (0.01, 0.02, 0.03)
+ROWS = ("top", "any")
+MISSING = "-"
+ROBUST = {"qqp", "stsb"}  # what lost least in the paper (section 4.2)
+
+
+def search(args: argparse.Namespace) -> None:
+    """One study per model and task; what cannot be searched is told, and the others go on."""
+    recipe = {name: getattr(args, name) for name in RECIPE_FIELDS if getattr(args, name) is not None}
+    for model, task, strategy in product(args.models, args.tasks, args.strategies):
+        try:
+            bs.search(
+                model=model,
+                task=task,
+                strategy=strategy,
+                data_dir=str(args.data_dir / task) if args.data_dir else None,
+                deltas=DELTAS,
+                seeds=args.seeds,
+                recipe=args.recipe,
+                workers=args.workers,
+                studies_dir=str(args.studies_dir),
+                quiet=args.quiet,
+                **recipe,
+            )
+        except BudgetSearchError as error:
+            print(f"{model} on {task} by {strategy}: {error}", file=sys.stderr)
+
+
+def finished(studies_dir: Path) -> list[Report]:
+    """The reports of the studies in this folder, in the order of the paper's tasks; the others are told."""
+    found = []
+    for folder in sorted(studies_dir.iterdir()) if studies_dir.is_dir() else ():
+        try:
+            found.append(bs.read_report(folder))
+        except StudyError as error:
+            print(error, file=sys.stderr)
+    return sorted(found, key=lambda report: (*TASKS, report.task).index(report.task))
+
+
+# --- what was found --------------------------------------------------------------------------------------------------
+
+
+def smallest(report: Report, row: str, delta: float) -> tuple[int, ...] | None:
+    """The layers dropped by the smallest confirmed set whose mean loss is within delta (a fraction).
+
+    Of sets without the uppermost layers only (`top`) or of all; of equals the one that lost less. Empty for the full
+    model, None where nobody has looked for such sets.
+    """
+    if row == "any" and report.question.get("strategy") in FAMILIES:
+        return None
+    holding = [
+        measured
+        for measured in measured_sets(report)
+        if measured.confirmed and measured.lost <= 100 * delta and (row == "any" or is_top(measured))
+    ]
+    best = min(holding, key=lambda measured: (measured.depth, measured.lost), default=None)
+    kept = range(report.layers_total) if best is None else best.kept
+    return tuple(sorted(set(range(report.layers_total)) - set(kept)))
+
+
+def is_top(measured: MeasuredSet) -> bool:
+    return measured.kept == tuple(range(measured.depth))
+
+
+def both(reports: Sequence[Report]) -> Iterator[tuple[int, int]]:
+    """How many layers fall by top-dropping and in any way, of each study and delta where both were looked for."""
+    for report, delta in product(reports, DELTAS):
+        top, anyhow = (smallest(report, row, delta) for row in ROWS)
+        if top is not None and anyhow is not None:
+            yield len(top), len(anyhow)
+
+
+def robustness(reports: Sequence[Report]) -> float:
+    """The mean share of the layers that top-dropping may take, over studies and deltas."""
+    return fmean(
+        len(smallest(report, "top", delta) or ()) / report.layers_total for report, delta in product(reports, DELTAS)
+    )
+
+
+# --- how it is told --------------------------------------------------------------------------------------------------
+
+
+def layers_dropped(reports: Sequence[Report]) -> Section:
+    """The paper's Table 2, each delta twice."""
+    tasks = list(dict.fromkeys([*TASKS, *(report.task for report in reports)]))
+    rows: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(report.model for report in reports):
+        studies = {report.task: report for report in reports if report.model == name}
+        depths = sorted({report.layers_total for report in studies.values()})
+        rows.append((f"{name} ({', '.join(map(str, depths))} layers)", "", *[""] * len(tasks)))
+        for delta, row in product(DELTAS, ROWS):
+            cells = [MISSING if task not in studies else cell(studies[task], row, delta) for task in tasks]
+            rows.append((f"{100 * delta:g}%" if row == ROWS[0] else "", row, *cells))
+    return Section(
+        "Table 2, in kind",
+        grid=Grid(("δ", "dropped", *tasks), tuple(rows), right=tuple(tasks)),
+        legend=(
+            "Number of layers dropped while the mean score stays within δ points of the full model's.",
+            "top: the uppermost layers, as in the paper; any: whichever, as `auto` found them, with these in brackets.",
+            f"{MISSING} not run, or not finished.",
+        ),
+    )
+
+
+def cell(report: Report, row: str, delta: float) -> str:
+    dropped = smallest(report, row, delta)
+    if dropped is None:
+        return MISSING
+    return f"{len(dropped)} ({compact_indices(dropped)})" if row == "any" and dropped else str(len(dropped))
+
+
+def certainty_and_price(reports: Sequence[Report]) -> Section:
+    """A line per study; the answers' words are those of the tool's own report."""
+    rows = []
+    for report in reports:
+        verdicts = {result.delta: result.verdict for result in report.results}
+        words = [verdicts.get(delta, MISSING) for delta in DELTAS]
+        cost = report.cost
+        rows.append(
+            (
+                report.model,
+                report.task,
+                with_spread(report.baseline.score, report.baseline.std),
+                ", ".join(words[:1] if len(set(words)) == 1 else words),
+                f"{cost.full_fine_tune_equivalents:.1f}",
+                f"{cost.wall_seconds / 3600:.2f}",
+                report.finished[:10] if report.finished else f"{report.created[:10]}, interrupted",
+            )
+        )
+    shown = [
+        word for word in VERDICTS if any(result.verdict == word for report in reports for result in report.results)
+    ]
+    settings = dict.fromkeys(f"{pairs(report.device)}; recipe {pairs(report.recipe)}" for report in reports)
+    headers = ("model", "task", "full model", "at 1, 2, 3 points", "equivalents", "hours", "date")
+    return Section(
+        "How sure, and what it took",
+        grid=Grid(headers, tuple(rows), right=headers[4:6]),
+        legend=(
+            "full model: its score on certification, the mean over the seeds and their spread.",
+            *(f"{word}: {VERDICTS[word]}" for word in shown),
+            "equivalents: full fine-tunes of the full model that the whole study is worth, both searches together.",
+            *settings,
+        ),
+    )
+
+
+def findings(reports: Sequence[Report]) -> Section:
+    """What the paper found, and whether it is seen here."""
+    return Section(
+        "Do the paper's findings hold?",
+        paragraphs=(gain(reports), lower_layers(reports), robust_tasks(reports), earlier_maturity(reports)),
+    )
+
+
+def gain(reports: Sequence[Report]) -> str:
+    pairs_of_depths = list(both(reports))
+    if not pairs_of_depths:
+        return "Whether searching any layers drops more than the uppermost: not run."
+    more = [anyhow - top for top, anyhow in pairs_of_depths]
+    return (
+        f"Searching any layers instead of the uppermost drops {fmean(more):.2f} layers more on average "
+        f"(over {len(more)} cells; more in {sum(each > 0 for each in more)}, at most {max(more)})."
+    )
+
+
+def lower_layers(reports: Sequence[Report]) -> str:
+    """Counted over the smallest sets within the largest delta, where every layer had the same chance to stay."""
+    upper = lower = 0
+    for report in reports:
+        for index in smallest(report, "any", DELTAS[-1]) or ():
+            upper += 2 * index >= report.layers_total
+            lower += 2 * index < report.layers_total
+    finding = "Lower layers matter most"
+    if not upper + lower:
+        return f"{finding}: cannot be checked, no layer was dropped by a search of any layers."
+    return (
+        f"{finding}: {held(upper > lower)}. Of the {upper + lower} layers that searches of any layers dropped within "
+        f"{100 * DELTAS[-1]:g} points, {upper} lie in the upper half of their model."
+    )
+
+
+def robust_tasks(reports: Sequence[Report]) -> str:
+    """Of models that were run on both kinds of tasks only."""
+    finding = "QQP and STS-B lose least"
+    groups: dict[bool, list[Report]] = {True: [], False: []}
+    for name in dict.fromkeys(report.model for report in reports):
+        studies = [report for report in reports if report.model == name]
+        if len({report.task in ROBUST for report in studies}) == 2:
+            for report in studies:
+                groups[report.task in ROBUST].append(report)
+    if not groups[True]:
+        return f"{finding}: cannot be checked, no model was run on one of them and on another task."
+    robust, others = robustness(groups[True]), robustness(groups[False])
+    tasks = " and ".join(sorted({report.task for report in groups[True]}))
+    return (
+        f"{finding}: {held(robust > others)}. Top-dropping takes {percent(robust)} of the layers on average on "
+        f"{tasks}, {percent(others)} on the other tasks."
+    )
+
+
+def earlier_maturity(reports: Sequence[Report]) -> str:
+    """Of pairs of models as deep as each other, one with xlnet and the other with bert in its name, on one task."""
+    finding = "XLNet matures earlier than BERT"
+    compared = [
+        (xlnet, bert)
+        for xlnet, bert in product(reports, reports)
+        if "xlnet" in xlnet.model.lower()
+        and "bert" in bert.model.lower()
+        and (xlnet.task, xlnet.layers_total) == (bert.task, bert.layers_total)
+    ]
+    if not compared:
+        return f"{finding}: cannot be checked, no two such models of one depth were run on one task."
+    xlnet, bert = robustness([pair[0] for pair in compared]), robustness([pair[1] for pair in compared])
+    return (
+        f"{finding}: {held(xlnet > bert)}. Top-dropping takes {percent(xlnet)} of XLNet's layers on average, "
+        f"{percent(bert)} of BERT's, in {plural(len(compared), 'comparison')} on the same task."
+    )
+
+
+def held(whether: bool) -> str:
+    return "holds here" if whether else "does not hold here"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Search what is asked for and missing, then print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="folders or hub ids")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK")
+    parser.add_argument("--strategies", nargs="+", default=["top", "auto"], choices=STRATEGY_NAMES)
+    parser.add_argument("--data-dir", type=Path, help="holds a folder for every task")
+    parser.add_argument("--studies-dir", type=Path, default=Path("table2"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--recipe", help="this and the following as in `budget-search run`")
+    for name, kind in (("epochs", float), ("train-examples", int), ("batch-size", int), ("lr", float)):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--warmup", type=float)
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args(arguments)
+    search(args)
+    reports = finished(args.studies_dir)
+    print(
+        "\n\n".join(map(markdown_section, (layers_dropped(reports), certainty_and_price(reports), findings(reports))))
+    )
+
+
+if __name__ == "__main__":
+    main()

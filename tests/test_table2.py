@@ -1,0 +1,87 @@
+"""What the example of Table 2 reads off its studies, and what it says of the paper's findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import ModuleType
+
+import pytest
+
+from budget_search.layers import LayerSet
+from budget_search.report import Report, TrialRow
+from tests.examples import example
+from tests.test_report import load
+
+SEEDS = (42, 43)
+
+
+@pytest.fixture
+def table2() -> ModuleType:
+    return example("table2")
+
+
+def study(model: str, task: str, losses: Mapping[str, float], *, strategy: str = "auto", total: int = 6) -> Report:
+    """A study that confirmed these sets, each with the points it lost."""
+    trials = [
+        TrialRow(LayerSet.parse(kept, total).kept, 1.0, seed, "certification", "complete", 90.0 - lost, 1.0)
+        for kept, lost in {f"0-{total - 1}": 0.0, **losses}.items()
+        for seed in SEEDS
+    ]
+    return dataclasses.replace(
+        load(), model=model, task=task, layers_total=total, trials=tuple(trials), question={"strategy": strategy}
+    )
+
+
+def test_top_counts_only_sets_without_the_uppermost_layers(table2: ModuleType) -> None:
+    found = study("bert", "sst2", {"0-4": 0.5, "0-3": 1.5, "0-2": 4.0, "0,2,5": 0.9, "1,4": 2.9, "0,3": 2.95})
+    assert [table2.cell(found, "top", delta) for delta in table2.DELTAS] == ["1", "2", "2"]
+    assert [table2.cell(found, "any", delta) for delta in table2.DELTAS] == ["3 (1,3-4)", "3 (1,3-4)", "4 (0,2-3,5)"]
+
+
+def test_before_any_layers_were_searched_only_the_uppermost_are_shown(table2: ModuleType) -> None:
+    found = study("bert", "sst2", {"0-4": 0.5}, strategy="top")
+    section = table2.layers_dropped([found])
+    assert section.grid.headers == ("δ", "dropped", "sst2", "mrpc", "rte", "stsb", "qqp")
+    assert section.grid.rows[1] == ("1%", "top", "1", "-", "-", "-", "-")
+    assert section.grid.rows[2] == ("", "any", "-", "-", "-", "-", "-")
+    assert "not run" in table2.gain([found])
+    assert "cannot be checked" in table2.lower_layers([found])
+
+
+def test_how_many_layers_more(table2: ModuleType) -> None:
+    found = study("bert", "sst2", {"0-4": 0.5, "0,2,5": 1.5})
+    # Two more within two points and within three, none within one.
+    assert "drops 1.33 layers more on average (over 3 cells; more in 2, at most 2)" in table2.gain([found])
+
+
+@pytest.mark.parametrize(("kept", "word"), [("0-2,4", "holds here"), ("2-5", "does not hold here")])
+def test_lower_layers(table2: ModuleType, kept: str, word: str) -> None:
+    assert word in table2.lower_layers([study("bert", "sst2", {kept: 0.5})])
+
+
+@pytest.mark.parametrize(("robust", "word"), [("0-2", "holds here"), ("0-4", "does not hold here")])
+def test_robust_tasks(table2: ModuleType, robust: str, word: str) -> None:
+    alone = study("other", "sst2", {"0": 0.1})  # of no use: this model was run on one kind of task only
+    reports = [study("bert", "qqp", {robust: 0.5}), study("bert", "mrpc", {"0-3": 0.5}), alone]
+    said = table2.robust_tasks(reports)
+    assert word in said
+    assert "33 % on the other tasks" in said
+
+
+@pytest.mark.parametrize(("xlnet", "word"), [("0-2", "holds here"), ("0-4", "does not hold here")])
+def test_earlier_maturity(table2: ModuleType, xlnet: str, word: str) -> None:
+    shallow = study("bert-3", "qqp", {"0": 0.1}, total=3)
+    reports = [study("my-xlnet", "qqp", {xlnet: 0.5}), study("my-bert", "qqp", {"0-3": 0.5}), shallow]
+    said = table2.earlier_maturity(reports)
+    assert word in said
+    assert "33 % of BERT's, in 1 comparison" in said
+    assert "cannot be checked" in table2.earlier_maturity(reports[1:])
+
+
+def test_an_answer_that_was_not_asked_is_missing_and_an_interruption_is_said(table2: ModuleType) -> None:
+    report = study("bert", "sst2", {"0-4": 0.5})
+    part = dataclasses.replace(report, results=report.results[1:2], finished=None)
+    (row,) = table2.certainty_and_price([part]).grid.rows
+    assert row[3] == f"{report.results[1].verdict}, -, -"
+    assert row[-1].endswith("interrupted")
