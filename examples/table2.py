@@ -127,8 +127,8 @@ def layers_dropped(reports: Sequence[Report]) -> Section:
         grid=Grid(("δ", "dropped", *tasks), tuple(rows), right=tuple(tasks)),
         legend=(
             "Number of layers dropped while the mean score stays within δ points of the full model's.",
-            "top: the uppermost layers, as in the paper; any: whichever, as `auto` found them, with these in brackets.",
-            f"{MISSING} not run, or not finished.",
+            "top: the uppermost layers, as in the paper; any: whichever, as auto found them, with these in brackets.",
+            "A dash: not run, or not finished.",
         ),
     )
 
