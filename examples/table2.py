@@ -205,17 +205,15 @@ def gain(reports: Sequence[Report]) -> str:
 
 def lower_layers(reports: Sequence[Report]) -> str:
     """Counted over the smallest sets within the largest delta, where every layer had the same chance to stay."""
-    upper = lower = 0
-    for report in reports:
-        for index in smallest(report, "any", DELTAS[-1]) or ():
-            upper += 2 * index >= report.layers_total
-            lower += 2 * index < report.layers_total
     finding = "Lower layers matter most"
-    if not upper + lower:
+    answers = [(report, smallest(report, "any", DELTAS[-1]) or ()) for report in reports]
+    upper = [2 * index >= report.layers_total for report, dropped in answers for index in dropped]
+    if not upper:
         return f"{finding}: cannot be checked, no layer was dropped by a search of any layers."
     return (
-        f"{finding}: {held(upper > lower)}. Of the {upper + lower} layers that searches of any layers dropped within "
-        f"{100 * DELTAS[-1]:g} points, {upper} lie in the upper half of their model."
+        f"{finding}: {held(2 * sum(upper) > len(upper))}. Within {100 * DELTAS[-1]:g} points "
+        f"{plural(sum(1 for _, dropped in answers if dropped), 'answer')} of searches of any layers dropped "
+        f"{plural(len(upper), 'layer')}, {sum(upper)} of them in the upper half of the model."
     )
 
 
