@@ -60,9 +60,9 @@ def search(args: argparse.Namespace) -> None:
 def finished(studies_dir: Path) -> list[Report]:
     """The reports of the studies in this folder, in the order of the paper's tasks; the others are told."""
     found = []
-    for folder in sorted(studies_dir.iterdir()) if studies_dir.is_dir() else ():
+    for config in sorted(studies_dir.glob("*/config.json")):
         try:
-            found.append(bs.read_report(folder))
+            found.append(bs.read_report(config.parent))
         except StudyError as error:
             print(error, file=sys.stderr)
     return sorted(found, key=lambda report: (*TASKS, report.task).index(report.task))
@@ -75,18 +75,18 @@ def smallest(report: Report, row: str, delta: float) -> tuple[int, ...] | None:
     """The layers dropped by the smallest confirmed set whose mean loss is within delta (a fraction).
 
     Of sets without the uppermost layers only (`top`) or of all; of equals the one that lost less. Empty for the full
-    model, None where nobody has looked for such sets.
+    model. None where nobody has looked: the study did not search any layers, or did not measure the next smaller set
+    without the uppermost layers.
     """
-    if row == "any" and report.question.get("strategy") in FAMILIES:
-        return None
-    holding = [
-        measured
-        for measured in measured_sets(report)
-        if measured.confirmed and measured.lost <= 100 * delta and (row == "any" or is_top(measured))
-    ]
-    best = min(holding, key=lambda measured: (measured.depth, measured.lost), default=None)
-    kept = range(report.layers_total) if best is None else best.kept
-    return tuple(sorted(set(range(report.layers_total)) - set(kept)))
+    measured = [each for each in measured_sets(report) if row == "any" or is_top(each)]
+    holding = [each for each in measured if each.confirmed and each.lost <= 100 * delta]
+    best = min(holding, key=lambda each: (each.depth, each.lost), default=None)
+    kept = tuple(range(report.layers_total)) if best is None else best.kept
+    if row == "any":
+        looked = report.question.get("strategy") not in FAMILIES
+    else:
+        looked = len(kept) == 1 or any(each.depth == len(kept) - 1 for each in measured)
+    return tuple(sorted(set(range(report.layers_total)) - set(kept))) if looked else None
 
 
 def is_top(measured: MeasuredSet) -> bool:
@@ -115,22 +115,31 @@ def layers_dropped(reports: Sequence[Report]) -> Section:
     """The paper's Table 2, each delta twice."""
     tasks = list(dict.fromkeys([*TASKS, *(report.task for report in reports)]))
     rows: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(report.model for report in reports):
-        studies = {report.task: report for report in reports if report.model == name}
-        depths = sorted({report.layers_total for report in studies.values()})
-        rows.append((f"{name} ({', '.join(map(str, depths))} layers)", "", *[""] * len(tasks)))
+    for name in dict.fromkeys(label(report, reports) for report in reports):
+        studies = {report.task: report for report in reports if label(report, reports) == name}
+        rows.append((name, "", *[""] * len(tasks)))
         for delta, row in product(DELTAS, ROWS):
             cells = [MISSING if task not in studies else cell(studies[task], row, delta) for task in tasks]
             rows.append((f"{100 * delta:g}%" if row == ROWS[0] else "", row, *cells))
     return Section(
-        "Table 2, in kind",
+        "Layers dropped",
         grid=Grid(("δ", "dropped", *tasks), tuple(rows), right=tuple(tasks)),
         legend=(
             "Number of layers dropped while the mean score stays within δ points of the full model's.",
-            "top: the uppermost layers, as in the paper; any: whichever, as `auto` found them, with these in brackets.",
-            f"{MISSING} not run, or not finished.",
+            "top: the uppermost layers, as in the paper; any: whichever, as auto found them, with these in brackets.",
+            "A dash: not run, or not finished.",
         ),
     )
+
+
+def settings(reports: Sequence[Report]) -> list[str]:
+    """The recipes and devices that occur; a model is told apart by their number, from 1."""
+    return list(dict.fromkeys(f"{pairs(report.recipe)}; on {pairs(report.device)}" for report in reports))
+
+
+def label(report: Report, reports: Sequence[Report]) -> str:
+    number = 1 + settings(reports).index(*settings([report]))
+    return f"{report.model}, {plural(report.layers_total, 'layer')}, recipe {number}"
 
 
 def cell(report: Report, row: str, delta: float) -> str:
@@ -149,7 +158,7 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
         cost = report.cost
         rows.append(
             (
-                report.model,
+                label(report, reports),
                 report.task,
                 with_spread(report.baseline.score, report.baseline.std),
                 ", ".join(words[:1] if len(set(words)) == 1 else words),
@@ -161,7 +170,6 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
     shown = [
         word for word in VERDICTS if any(result.verdict == word for report in reports for result in report.results)
     ]
-    settings = dict.fromkeys(f"{pairs(report.device)}; recipe {pairs(report.recipe)}" for report in reports)
     headers = ("model", "task", "full model", "at 1, 2, 3 points", "equivalents", "hours", "date")
     return Section(
         "How sure, and what it took",
@@ -170,16 +178,17 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
             "full model: its score on certification, the mean over the seeds and their spread.",
             *(f"{word}: {VERDICTS[word]}" for word in shown),
             "equivalents: full fine-tunes of the full model that the whole study is worth, both searches together.",
-            *settings,
+            *(f"recipe {number}: {setting}" for number, setting in enumerate(settings(reports), start=1)),
         ),
     )
 
 
 def findings(reports: Sequence[Report]) -> Section:
     """What the paper found, and whether it is seen here."""
+    topped = [report for report in reports if all(smallest(report, "top", delta) is not None for delta in DELTAS)]
     return Section(
         "Do the paper's findings hold?",
-        paragraphs=(gain(reports), lower_layers(reports), robust_tasks(reports), earlier_maturity(reports)),
+        paragraphs=(gain(reports), lower_layers(reports), robust_tasks(topped), earlier_maturity(topped)),
     )
 
 
@@ -196,17 +205,15 @@ def gain(reports: Sequence[Report]) -> str:
 
 def lower_layers(reports: Sequence[Report]) -> str:
     """Counted over the smallest sets within the largest delta, where every layer had the same chance to stay."""
-    upper = lower = 0
-    for report in reports:
-        for index in smallest(report, "any", DELTAS[-1]) or ():
-            upper += 2 * index >= report.layers_total
-            lower += 2 * index < report.layers_total
     finding = "Lower layers matter most"
-    if not upper + lower:
+    answers = [(report, smallest(report, "any", DELTAS[-1]) or ()) for report in reports]
+    upper = [2 * index >= report.layers_total for report, dropped in answers for index in dropped]
+    if not upper:
         return f"{finding}: cannot be checked, no layer was dropped by a search of any layers."
     return (
-        f"{finding}: {held(upper > lower)}. Of the {upper + lower} layers that searches of any layers dropped within "
-        f"{100 * DELTAS[-1]:g} points, {upper} lie in the upper half of their model."
+        f"{finding}: {held(2 * sum(upper) > len(upper))}. Within {100 * DELTAS[-1]:g} points "
+        f"{plural(sum(1 for _, dropped in answers if dropped), 'answer')} of searches of any layers dropped "
+        f"{plural(len(upper), 'layer')}, {sum(upper)} of them in the upper half of the model."
     )
 
 

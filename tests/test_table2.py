@@ -40,7 +40,7 @@ def test_top_counts_only_sets_without_the_uppermost_layers(table2: ModuleType) -
 
 
 def test_before_any_layers_were_searched_only_the_uppermost_are_shown(table2: ModuleType) -> None:
-    found = study("bert", "sst2", {"0-4": 0.5}, strategy="top")
+    found = study("bert", "sst2", {"0-4": 0.5, "0-3": 9.0}, strategy="top")
     section = table2.layers_dropped([found])
     assert section.grid.headers == ("δ", "dropped", "sst2", "mrpc", "rte", "stsb", "qqp")
     assert section.grid.rows[1] == ("1%", "top", "1", "-", "-", "-", "-")
@@ -49,8 +49,24 @@ def test_before_any_layers_were_searched_only_the_uppermost_are_shown(table2: Mo
     assert "cannot be checked" in table2.lower_layers([found])
 
 
+def test_top_dropping_that_nobody_looked_at_is_missing(table2: ModuleType) -> None:
+    found = study("bert", "sst2", {"0,2-5": 0.5})
+    assert table2.smallest(found, "top", 0.01) is None
+    assert table2.smallest(found, "any", 0.01) == (1,)
+    assert "not run" in table2.gain([found])
+
+
+def test_two_recipes_of_one_model_stand_apart(table2: ModuleType) -> None:
+    quick, paper = (
+        dataclasses.replace(study("bert", "sst2", {"0-4": 0.5, "0-3": lost}), recipe={"name": name})
+        for name, lost in (("quick", 0.9), ("paper", 9.0))
+    )
+    rows = table2.layers_dropped([quick, paper]).grid.rows
+    assert [row[0] for row in rows if not row[1]] == ["bert, 6 layers, recipe 1", "bert, 6 layers, recipe 2"]
+
+
 def test_how_many_layers_more(table2: ModuleType) -> None:
-    found = study("bert", "sst2", {"0-4": 0.5, "0,2,5": 1.5})
+    found = study("bert", "sst2", {"0-4": 0.5, "0-3": 9.0, "0,2,5": 1.5})
     # Two more within two points and within three, none within one.
     assert "drops 1.33 layers more on average (over 3 cells; more in 2, at most 2)" in table2.gain([found])
 
@@ -60,19 +76,23 @@ def test_lower_layers(table2: ModuleType, kept: str, word: str) -> None:
     assert word in table2.lower_layers([study("bert", "sst2", {kept: 0.5})])
 
 
-@pytest.mark.parametrize(("robust", "word"), [("0-2", "holds here"), ("0-4", "does not hold here")])
-def test_robust_tasks(table2: ModuleType, robust: str, word: str) -> None:
-    alone = study("other", "sst2", {"0": 0.1})  # of no use: this model was run on one kind of task only
-    reports = [study("bert", "qqp", {robust: 0.5}), study("bert", "mrpc", {"0-3": 0.5}), alone]
-    said = table2.robust_tasks(reports)
+def down_to(depth: int) -> dict[str, float]:
+    """Top-dropping goes so far, and not one layer further."""
+    return {f"0-{depth - 1}": 0.5, f"0-{depth - 2}": 9.0}
+
+
+@pytest.mark.parametrize(("depth", "word"), [(3, "holds here"), (5, "does not hold here")])
+def test_robust_tasks(table2: ModuleType, depth: int, word: str) -> None:
+    alone = study("other", "sst2", down_to(2))  # of no use: this model was run on one kind of task only
+    said = table2.robust_tasks([study("bert", "qqp", down_to(depth)), study("bert", "mrpc", down_to(4)), alone])
     assert word in said
     assert "33 % on the other tasks" in said
 
 
-@pytest.mark.parametrize(("xlnet", "word"), [("0-2", "holds here"), ("0-4", "does not hold here")])
-def test_earlier_maturity(table2: ModuleType, xlnet: str, word: str) -> None:
-    shallow = study("bert-3", "qqp", {"0": 0.1}, total=3)
-    reports = [study("my-xlnet", "qqp", {xlnet: 0.5}), study("my-bert", "qqp", {"0-3": 0.5}), shallow]
+@pytest.mark.parametrize(("depth", "word"), [(3, "holds here"), (5, "does not hold here")])
+def test_earlier_maturity(table2: ModuleType, depth: int, word: str) -> None:
+    shallow = study("bert-5", "qqp", down_to(2), total=5)
+    reports = [study("my-xlnet", "qqp", down_to(depth)), study("my-bert", "qqp", down_to(4)), shallow]
     said = table2.earlier_maturity(reports)
     assert word in said
     assert "33 % of BERT's, in 1 comparison" in said
