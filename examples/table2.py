@@ -24,20 +24,21 @@ from budget_search.errors import BudgetSearchError, StudyError
 from budget_search.layers import FAMILIES, compact_indices
 from budget_search.render import markdown_section
 from budget_search.report import Report
-from budget_search.request import RECIPE_FIELDS, STRATEGY_NAMES
+from budget_search.request import STRATEGY_NAMES
 from budget_search.sections import VERDICTS, Grid, Section
 from budget_search.wording import pairs, percent, plural, with_spread
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
 DELTAS = (0.01, 0.02, 0.03)
 ROWS = ("top", "any")
+RECIPE = {"epochs": float, "train_examples": int, "batch_size": int, "lr": float, "max_length": int, "warmup": float}
 MISSING = "-"
 ROBUST = {"qqp", "stsb"}  # what lost least in the paper (section 4.2)
 
 
 def search(args: argparse.Namespace) -> None:
     """One study per model and task; what cannot be searched is told, and the others go on."""
-    recipe = {name: getattr(args, name) for name in RECIPE_FIELDS if getattr(args, name) is not None}
+    recipe = {name: getattr(args, name) for name in RECIPE if getattr(args, name) is not None}
     for model, task, strategy in product(args.models, args.tasks, args.strategies):
         try:
             bs.search(
@@ -270,10 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--recipe", help="this and the following as in `budget-search run`")
-    for name, kind in (("epochs", float), ("train-examples", int), ("batch-size", int), ("lr", float)):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("--max-length", type=int)
-    parser.add_argument("--warmup", type=float)
+    for name, kind in RECIPE.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind)
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args(arguments)
     search(args)
