@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from budget_search.errors import StudyError, UsageError
-from budget_search.files import clear_line
+from budget_search.files import appearing, clear_line
 from budget_search.history import TrialsByKey
 from budget_search.layers import LayerSet
 from budget_search.passwords import hidden
@@ -215,20 +215,27 @@ def require_storage(url: str) -> None:
 
 
 def _storage(folder: StudyFolder, url: str | None) -> Any:
-    import optuna
 
     if url:
         return url
-    if not (folder.database.is_file() and folder.database.stat().st_size) and any(folder.path.glob("artifacts/*")):
-        # A kill in the first moments leaves an empty file too, but not after an evaluation has finished.
-        raise StudyError(
-            f"study.db of the study {folder.path.name} is gone or empty, though evaluations have finished; restore it "
-            "from a copy (or give the --storage they are in); to measure everything anew, delete artifacts"
-        )
-    folder.path.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.RDBStorage(
-        f"sqlite:///{folder.database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    if not (folder.database.is_file() and folder.database.stat().st_size):
+        if any(folder.path.glob("artifacts/*")):
+            raise StudyError(
+                f"study.db of the study {folder.path.name} is gone or empty, though evaluations have finished; restore "
+                "it from a copy (or give the --storage they are in); to measure everything anew, delete artifacts"
+            )
+        # A database killed between making a table and its index would hold a study of one name twice.
+        with appearing(folder.database) as draft:
+            made = _sqlite(draft)
+            made.remove_session()
+            made.engine.dispose()
+    return _sqlite(folder.database)
+
+
+def _sqlite(file: Path) -> optuna.storages.RDBStorage:
+    import optuna
+
+    return optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}})
 
 
 def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -80,6 +83,27 @@ def test_optuna_reads_the_study_with_named_objectives_and_flags(tmp_path: Path) 
 def test_facts_are_kept(tmp_path: Path) -> None:
     opened(tmp_path).note(similarities=[0.5, 0.75])
     assert opened(tmp_path).facts["similarities"] == [0.5, 0.75]
+
+
+def test_a_new_database_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """Killed between making a table and its index, Optuna's own way leaves one that takes a study of the same name
+    twice, and is never opened again."""
+    folder, indexes = StudyFolder(tmp_path), list[set[str]]()
+
+    def look(*_: object) -> None:
+        if folder.database.exists():
+            with closing(sqlite3.connect(folder.database)) as database:
+                indexes.append({name for (name,) in database.execute("select name from sqlite_master")})
+
+    for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
+        sqlalchemy.event.listen(sqlalchemy.engine.Engine, event, look)
+    try:
+        StudyStore.open("one", 4, folder=folder)
+    finally:
+        for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
+            sqlalchemy.event.remove(sqlalchemy.engine.Engine, event, look)
+    assert indexes
+    assert all("ix_studies_study_name" in names for names in indexes)
 
 
 def test_a_damaged_database_is_a_clear_error(tmp_path: Path) -> None:
