@@ -225,13 +225,17 @@ def resolution(
     def reach(seeds: int, examples: int) -> float:
         return smallest_certifiable_delta(examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level)
 
+    now, with_more_examples = reach(seeds, examples), reach(seeds, 4 * examples)
+    # With few seeds the bound rests on their spread alone the more, the less the examples blur.
+    more = "; more examples alone would not help"
+    if with_more_examples < now:
+        more = f", {4 * examples:,} examples to {with_more_examples:.2f}"
     origin = "as measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
-        reach(seeds, examples),
+        now,
         f"With {seeds} seeds and {examples:,} certification examples, a layer set as good as the baseline can be "
-        f"certified from {reach(seeds, examples):.2f} points on (spread between seeds {spread:.2f}, {origin}). "
-        f"{seeds + 2} seeds would bring that to {reach(seeds + 2, examples):.2f}, {4 * examples:,} examples to "
-        f"{reach(seeds, 4 * examples):.2f}.",
+        f"certified from {now:.2f} points on (spread between seeds {spread:.2f}, {origin}). "
+        f"{seeds + 2} seeds would bring that to {reach(seeds + 2, examples):.2f}{more}.",
     )
 
 
