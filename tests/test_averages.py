@@ -118,6 +118,14 @@ def test_of_two_studies_of_a_task_the_longer_run_counts(report: Report) -> None:
         assert [each.lost for each in means.means if each.strategy == "top"] == [1.0, 3.0]
 
 
+def test_methods_are_not_mixed(several: list[Report]) -> None:
+    """The best of two methods would pass for one method's curve."""
+    gradual = dataclasses.replace(several[0], recipe={**several[0].recipe, "dropping": "gradual"})
+    plain, other = averages([several[0], gradual])
+    assert (plain.model, other.model) == (several[0].model, f"{several[0].model}, dropping gradual")
+    assert plain.means == other.means
+
+
 @pytest.mark.parametrize(("form", "file"), [("table", "curves.txt"), ("markdown", "curves.md"), ("csv", "curves.csv")])
 def test_the_whole_text(several: list[Report], form: str, file: str) -> None:
     text = averaged(several, form) + "\n"
