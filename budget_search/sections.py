@@ -247,8 +247,10 @@ def frontier(report: Report) -> Section:
 def price(report: Report) -> Section:
     cost = report.cost
     reused = f" {plural(cost.reused, 'evaluation')} came from earlier searches." if cost.reused else ""
+    lesser = sum(trial.rung < 1 or len(trial.kept) < report.layers_total for trial in report.trials)
+    mostly = ", most of them short or of fewer layers," if 2 * lesser > len(report.trials) else ""
     text = (
-        f"{plural(cost.fine_tunes, 'fine-tune')}, most of them short or of fewer layers, in "
+        f"{plural(cost.fine_tunes, 'fine-tune')}{mostly} in "
         f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they are the work "
         f"of {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
         f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
