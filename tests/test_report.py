@@ -37,6 +37,13 @@ def with_results(report: Report, *results: Result) -> Report:
     return dataclasses.replace(report, results=results)
 
 
+def test_only_a_search_of_mostly_short_fine_tunes_is_called_one(report: Report) -> None:
+    whole = tuple(each for each in report.trials if each.rung == 1 and len(each.kept) == report.layers_total)
+    assert whole
+    assert "most of them short" in render([report], "markdown")
+    assert "most of them short" not in render([dataclasses.replace(report, trials=whole)], "markdown")
+
+
 # --- the record ---------------------------------------------------------------------------------------------------
 
 
