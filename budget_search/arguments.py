@@ -225,7 +225,7 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     )
     recipe.add_argument("--layer-drop", type=float, metavar="RATE", help="skip whole layers in training at this rate")
     recipe.add_argument(
-        "--freeze", action="append", metavar="PART", help="do not train: embeddings, layers such as 0-2"
+        "--freeze", action="append", metavar="PART ...", help="do not train: embeddings, layers, such as embeddings 0-2"
     )
     recipe.add_argument(
         "--distil", type=float, metavar="W", help="weight of the full model's outputs in a smaller one's loss, 0 to 1"

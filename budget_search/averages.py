@@ -6,12 +6,11 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from budget_search.config import METHODS
 from budget_search.curves import MeasuredSet, best_by_depth, measured_sets, strategy_sets
 from budget_search.layers import FAMILIES
 from budget_search.layout import Grid, Section
 from budget_search.report import Report
-from budget_search.wording import NOTHING, pairs, plural, points
+from budget_search.wording import NOTHING, plural, points
 
 BEST = "best measured"
 STRATEGIES = (*FAMILIES, "contribution", "greedy", BEST)
@@ -57,9 +56,7 @@ def averages(reports: Sequence[Report]) -> list[Averages]:
     """One per model and method. Of several studies of a task the one counts that measured a set longest."""
     by_model: dict[tuple[str, int], list[Report]] = {}
     for report in reports:
-        method = {name: report.recipe[name] for name in METHODS if name in report.recipe}
-        model = f"{report.model}, {pairs(method)}" if method else report.model
-        by_model.setdefault((model, report.layers_total), []).append(report)
+        by_model.setdefault((report.treated_model, report.layers_total), []).append(report)
     return [_of_one_model(model, total, studies) for (model, total), studies in by_model.items()]
 
 

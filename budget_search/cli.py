@@ -183,12 +183,13 @@ def _save_plots(figures: Any, folder: Path, option: str) -> None:
 def _inspect(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.examine import inspect_study
     from budget_search.listing import find_study
+    from budget_search.progress import Console
     from budget_search.render import inspected
 
     require_place("STUDY", arguments.study)
     require_place("--output", arguments.output)
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
-    found = inspect_study(folder, model=arguments.model, trust_remote_code=arguments.trust_remote_code)
+    found = inspect_study(folder, Console(), model=arguments.model, trust_remote_code=arguments.trust_remote_code)
     if arguments.output:
         from budget_search.layer_pictures import LAYER_PICTURES
         from budget_search.plots import drawn

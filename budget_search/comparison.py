@@ -9,7 +9,7 @@ from budget_search.curves import distinct_answers
 from budget_search.layers import compact_indices
 from budget_search.layout import Grid, Section
 from budget_search.report import Report, Result
-from budget_search.wording import NOTHING, count, largest_batch, percent, points
+from budget_search.wording import NOTHING, count, largest_batch, pairs, percent, points
 
 DELTA = "δ"
 SAVED = "↓"
@@ -83,15 +83,29 @@ def _saved_row(report: Report, result: Result) -> tuple[str, ...]:
 
 
 def _by_model(reports: Sequence[Report]) -> Iterator[tuple[str, list[Report]]]:
-    """The studies of each model, one per task; a second study of the same model and task stands for itself."""
-    groups: dict[tuple[str, int], list[Report]] = {}
+    """The studies of each model and method, one per task; a second study of one task stands for itself."""
+    groups: dict[str, list[list[Report]]] = {}
     for report in reports:
-        turn = 0
-        while any(other.task == report.task for other in groups.get((report.model, turn), [])):
-            turn += 1
-        groups.setdefault((report.model, turn), []).append(report)
-    for (model, turn), studies in groups.items():
-        yield (f"{model} ({', '.join(study.study for study in studies)})" if turn else model), studies
+        turns = groups.setdefault(report.treated_model, [])
+        for studies in turns:
+            if all(other.task != report.task for other in studies):
+                studies.append(report)
+                break
+        else:
+            turns.append([report])
+    for model, turns in groups.items():
+        for studies, name in zip(turns, _told_apart(turns), strict=True):
+            yield f"{model} ({name})" if name else model, studies
+
+
+def _told_apart(turns: Sequence[Sequence[Report]]) -> list[str]:
+    """In what the recipes of the first studies differ; the studies' own names where they do not. Nothing for one."""
+    if len(turns) == 1:
+        return [""]
+    recipes = [studies[0].recipe for studies in turns]
+    differing = [name for name in recipes[0] if any(recipe.get(name) != recipes[0][name] for recipe in recipes)]
+    names = [pairs({name: recipe.get(name) for name in differing}) for recipe in recipes]
+    return names if len(set(names)) == len(names) else [studies[0].study for studies in turns]
 
 
 def _answer(report: Report, delta: float) -> Result | None:

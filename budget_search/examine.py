@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from budget_search.archive import confirmed_weights, read_report, stored_config
 from budget_search.config import Recipe
@@ -16,8 +17,13 @@ from budget_search.report import Report
 from budget_search.store import StudyFolder
 from budget_search.trial import FULL_RUNG, TrialKey
 
+if TYPE_CHECKING:
+    from budget_search.plan import Observer
 
-def inspect_study(folder: StudyFolder, *, model: str | None = None, trust_remote_code: bool = False) -> Inspection:
+
+def inspect_study(
+    folder: StudyFolder, observer: Observer, *, model: str | None = None, trust_remote_code: bool = False
+) -> Inspection:
     """Layer-wise probes and similarities of a study's fine-tuned full model, beside the study's answers.
 
     What takes time is measured once, on up to 1,000 examples, and kept in the study's folder. ``model`` is the
@@ -27,6 +33,7 @@ def inspect_study(folder: StudyFolder, *, model: str | None = None, trust_remote
     report = read_report(folder)
     known = _kept(folder)
     if known is None:
+        observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")
         known = _measure(folder, report, model, trust_remote_code)
         write_json(folder.layerwise, plain(known))
     return inspection(report, known)

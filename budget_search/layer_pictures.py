@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -59,16 +60,17 @@ def _similarity(inspected: Inspection) -> Figure:
         axes.plot(range(len(values)), values, color=colour, alpha=0.6, zorder=2)
         for layer, value in enumerate(values):
             mark(axes, layer, value, shape, f"layer {layer} {name}: {value:.3f}", color=colour, markersize=6)
+    names: dict[str, dict[str, Any]] = {
+        "fine-tuned to pre-trained": {"marker": "o", "color": BLUE},
+        "output to input, pre-trained": {"marker": "s", "color": PURPLE},
+    }
     lowest = min(*measured.to_pretrained[1:], *measured.to_input)
     if lowest < CHANGED_BELOW:
         axes.axhspan(lowest - 0.05, CHANGED_BELOW, color=FAINT, alpha=0.4, zorder=0)
+        names[f"below {CHANGED_BELOW:g}"] = {"color": FAINT, "linewidth": 7}
     axes.set_ylim(lowest - 0.05, 1.02)
     axes.set_ylabel("cosine, mean over examples")
-    legend(axes, {
-        "fine-tuned to pre-trained": {"marker": "o", "color": BLUE},
-        "output to input, pre-trained": {"marker": "s", "color": PURPLE},
-        "below 0.7": {"color": FAINT, "linewidth": 7},
-    })  # fmt: skip
+    legend(axes, names)
     _by_layer(axes, inspected)
     return whole(axes)
 

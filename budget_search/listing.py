@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tabulate import tabulate
 
 from budget_search.archive import read_report, stored_config
+from budget_search.config import RECIPES
 from budget_search.environment import versions
 from budget_search.errors import StudyError, UsageError
 from budget_search.layers import compact_indices
 from budget_search.sections import to_export
 from budget_search.store import StudyFolder, StudyStore
-from budget_search.tasks import TASKS
-from budget_search.wording import printable, tolerance
+from budget_search.tasks import DEMO_RECIPE, TASKS
+from budget_search.wording import pairs, printable, tolerance
 
 
 def find_study(name: str, studies_dir: str) -> StudyFolder:
@@ -37,7 +39,8 @@ def studies_table(studies_dir: str) -> str:
     rows = [_study_row(StudyFolder(path)) for path in _studies(studies_dir)]
     if not rows:
         return f"There are no studies in {studies_dir}. Begin one: budget-search --task demo --model demo"
-    return tabulate(rows, headers=("study", "task", "model", "trials", "state", "best answer"), tablefmt="simple")
+    headers = ("study", "task", "model", "recipe", "trials", "state", "best answer")
+    return tabulate(rows, headers=headers, tablefmt="simple")
 
 
 def tasks_table() -> str:
@@ -86,13 +89,14 @@ def _is_study(path: Path) -> bool:
 
 
 def _study_row(folder: StudyFolder) -> Iterator[str]:
-    """Name, task, model, trials, state, best answer; a damaged study is shown as such."""
+    """Name, task, model, recipe, trials, state, best answer; a damaged study is shown as such."""
     yield folder.path.name
     try:
         stored = stored_config(folder)
         config, facts = stored["config"], stored["facts"]
         yield printable(str(config["task"]))
         yield printable(str(config["model"]))
+        yield _recipe(config["recipe"])
         if folder.report.exists():
             report = read_report(folder)
             yield str(report.cost.fine_tunes)
@@ -108,6 +112,14 @@ def _study_row(folder: StudyFolder) -> Iterator[str]:
         yield "-"
     except (StudyError, KeyError) as error:
         yield f"damaged: {error}"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """Its name, and what is otherwise than in the recipe of that name."""
+    known = {**RECIPES, DEMO_RECIPE.name: DEMO_RECIPE}.get(recipe["name"])
+    usual = known.to_json() if known else recipe
+    changed = {name: value for name, value in recipe.items() if usual.get(name) != value}
+    return ", ".join(filter(None, (recipe["name"], pairs(changed))))
 
 
 def _hub_state() -> str:

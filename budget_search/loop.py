@@ -119,8 +119,8 @@ class Search:
         one, they wait for its runs. None: nothing to do before something comes.
         """
         full = LayerSet.full(self.plan.total)
-        self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
         if baseline := self._to_start(full):
+            self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
             return baseline[0]
         if self.plan.builds_on_full and any(job.key.layers.is_full for job in self._running):
             return None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search import wording
 from budget_search.changes import Changes
+from budget_search.config import METHODS
 from budget_search.errors import StudyError, UsageError
 from budget_search.limits import Binding, Limits
 from budget_search.records import ABSENT_IF_NONE, NEVER_WRITTEN, plain, read_record
@@ -332,6 +333,12 @@ class Report:
         raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
 
     @property
+    def treated_model(self) -> str:
+        """The model, and by which of the papers' methods it was fine-tuned, where by any."""
+        method = {name: self.recipe[name] for name in METHODS if name in self.recipe}
+        return f"{self.model}, {wording.pairs(method)}" if method else self.model
+
+    @property
     def limits(self) -> Limits:
         """What the answers had to satisfy beside delta."""
         return Limits.of(self.question)
@@ -371,13 +378,15 @@ class Report:
         return table(self)
 
     def _repr_html_(self) -> str:
-        """In a notebook: the page of ``report.html``, in a frame, so that neither's style touches the other's."""
+        """In a notebook: where the study is, and the page of ``report.html`` in a frame, so that neither's style
+        touches the other's."""
         from html import escape
 
         from budget_search.render import html
 
-        page = escape(html(self))
-        return f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="border:0;width:100%;height:46rem"></iframe>'
+        study, page = escape(str(self.folder or self.study)), escape(html(self))
+        frame = f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="border:0;width:100%;height:46rem"></iframe>'
+        return f"<p>Study <code>{study}</code></p>{frame}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps(..., allow_nan=False)``: what is not finite becomes None."""

@@ -173,7 +173,7 @@ def pretrain(args: argparse.Namespace) -> None:
     else:
         texts = (segment for passage in sample for segment in passage)
         tokenizer = architecture.train_tokenizer(texts, args.vocab_size, args.max_length)
-        model = architecture.model_class(architecture.config(tokenizer, args.layers, args.width))
+        model = architecture.fresh(tokenizer, args.layers, args.width)
     if architecture is Bert:  # for short sequences on a CPU faster than the fused kernel
         model.set_attn_implementation("eager")
     words = Words(tokenizer, sample, args.mask_share, torch.Generator().manual_seed(args.seed))

@@ -22,6 +22,9 @@ from transformers import (
 
 IGNORED = -100  # the label of a position that is not guessed
 HEAD_SIZE = 64
+# Of the first attention of a BERT: radians from one place to the next in the fastest and the slowest pair of dimensions,
+# the size of these waves in the table of places, how strongly heads match them.
+PHASES, PLACES_SCALE, MATCHING = (1.5, 0.03), 0.04, 1.2
 Passage = tuple[str, str]
 
 
@@ -115,9 +118,9 @@ class Bert:
         return BertTokenizer(vocab=trainer.get_vocab(), do_lower_case=True, model_max_length=max_length)
 
     @staticmethod
-    def config(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> BertConfig:
-        """Without dropout: no text is read often."""
-        return BertConfig(
+    def fresh(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> BertForPreTraining:
+        """Random weights, but for a first idea of what stands beside what. No dropout, for no text is read often."""
+        config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
             num_hidden_layers=layers,
@@ -127,6 +130,33 @@ class Bert:
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         )
+        model = BertForPreTraining(config)
+        Bert.look_beside(model)
+        return model
+
+    @staticmethod
+    @torch.no_grad()
+    def look_beside(model: BertForPreTraining) -> None:
+        """Every head begins by looking at a neighbour: the first one back, the second one ahead, then two, and so on.
+
+        BERT learns its places from nothing, and in a short training hardly gets beyond how frequent words are before it
+        has found out which places are neighbours. So the places begin as waves, as in the first transformer (Vaswani et
+        al., 2017), and what a head asks for matches the waves of a place so far away (an idea akin to the mimetic
+        initialisation of Trockman and Kolter, 2023). All of it is trained on.
+        """
+        places = model.bert.embeddings.position_embeddings.weight
+        count, width = places.shape
+        phases = torch.linspace(*PHASES, width // 2)
+        angles = torch.arange(count)[:, None] * phases
+        places.copy_(PLACES_SCALE * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+        heads = model.config.num_attention_heads
+        # (heads, HEAD_SIZE, width): the dimensions, in pairs, that each head looks at.
+        seen = torch.eye(width).view(-1, heads, 2, width).transpose(0, 1).reshape(heads, -1, width)
+        offsets = [(1 + head // 2) * (1 if head % 2 else -1) for head in range(heads)]
+        shifted = torch.cat([part @ _turned(phases * offset) for part, offset in zip(seen, offsets, strict=True)])
+        for layer in model.bert.encoder.layer:
+            layer.attention.self.query.weight += MATCHING * seen.reshape(-1, width)
+            layer.attention.self.key.weight += MATCHING * shifted
 
     @staticmethod
     def hide(inputs: dict[str, torch.Tensor], chosen: torch.Tensor, words: Words) -> dict[str, torch.Tensor]:
@@ -143,6 +173,13 @@ class Bert:
         masked = batch.labels != IGNORED
         words, following = model.cls(encoded.last_hidden_state[masked], encoded.pooler_output)
         return {"word": Guesses(words, batch.labels[masked]), "next_segment": Guesses(following, batch.exchanged)}
+
+
+def _turned(angles: torch.Tensor) -> torch.Tensor:
+    """The matrix that turns each pair (sine, cosine) of dimensions back by its angle."""
+    sines, cosines = angles.sin(), angles.cos()
+    blocks = torch.stack([torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)], -2)
+    return torch.block_diag(*blocks)
 
 
 class XLNet:
@@ -165,9 +202,9 @@ class XLNet:
         return empty.train_new_from_iterator(texts, size, show_progress=False)
 
     @staticmethod
-    def config(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> XLNetConfig:
-        """Without dropout: no text is read often."""
-        return XLNetConfig(
+    def fresh(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> XLNetLMHeadModel:
+        """Random weights; what stands beside what is in its attention. No dropout, for no text is read often."""
+        config = XLNetConfig(
             vocab_size=len(tokenizer),
             d_model=width,
             n_layer=layers,
@@ -177,6 +214,7 @@ class XLNet:
             summary_last_dropout=0.0,
             pad_token_id=tokenizer.pad_token_id,
         )
+        return XLNetLMHeadModel(config)
 
     @staticmethod
     def hide(inputs: dict[str, torch.Tensor], chosen: torch.Tensor, words: Words) -> dict[str, torch.Tensor]:

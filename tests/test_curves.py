@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -148,12 +149,17 @@ def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -
     assert ("qqp", "7", "0-4", "0.60", "63.0 M", "2.11", "57 % ↓") in saved.grid.rows
 
 
-def test_two_studies_of_one_task_and_model_are_told_apart(report: Report) -> None:
-    again = dataclasses.replace(report, study="the second")
-    dropped, _ = comparison([report, again])  # no third table without other models
-    assert dropped.grid is not None
-    names = [row[0] for row in dropped.grid.rows if not row[1]]
-    assert names == ["xlnet-base-cased", "xlnet-base-cased (the second)"]
+def test_two_studies_of_one_task_and_model_are_told_apart_by_their_recipes(report: Report) -> None:
+    def names(**changes: Any) -> list[str]:
+        dropped, _ = comparison([report, dataclasses.replace(report, **changes)])  # no third table without other models
+        assert dropped.grid is not None
+        return [row[0] for row in dropped.grid.rows if not row[1]]
+
+    longer = names(recipe={**report.recipe, "epochs": 9, "lr": 0.5})
+    assert longer == ["xlnet-base-cased (epochs 3, lr 3e-05)", "xlnet-base-cased (epochs 9, lr 0.5)"]
+    by_method = names(recipe={**report.recipe, "epochs": 9, "distil": 0.5})
+    assert by_method == ["xlnet-base-cased", "xlnet-base-cased, distil 0.5"]
+    assert names(study="the second") == [f"xlnet-base-cased ({report.study})", "xlnet-base-cased (the second)"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def xlnet(objectives: ModuleType) -> tuple[Any, Any, Any]:
     torch.manual_seed(0)
     texts = (segment for passage in passages(200) for segment in passage)
     tokenizer = objectives.XLNet.train_tokenizer(texts, 120, 32)
-    model = objectives.XLNet.model_class(objectives.XLNet.config(tokenizer, 2, 64)).eval()
+    model = objectives.XLNet.fresh(tokenizer, 2, 64).eval()
     words = objectives.Words(tokenizer, passages(200), 0.2, torch.Generator().manual_seed(1))
     return model, words, words.encode(passages(4), return_tensors="pt")
 
@@ -106,6 +106,23 @@ def test_what_is_saved_loads_and_can_be_stacked(
     record = json.loads((deep / "pretraining.json").read_text("utf8"))
     assert record["curve"][0]["word_loss"] > 0
     assert record["curve"][-1]["steps"] == record["steps"]
+
+
+def test_the_heads_of_a_fresh_bert_look_at_neighbours(objectives: ModuleType) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    texts = (segment for passage in passages(200) for segment in passage)
+    tokenizer = objectives.Bert.train_tokenizer(texts, 120, 32)
+    model = objectives.Bert.fresh(tokenizer, 2, 256).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.randint(5, len(tokenizer), (50, 20))
+    with torch.no_grad():
+        first = model.bert(ids, output_attentions=True).attentions[0].mean(0)  # (heads, from, to)
+    for head, offset in enumerate((-1, 1, -2, 2)):
+        there, opposite = (float(torch.diagonal(first[head], side).mean()) for side in (offset, -offset))
+        assert there > 0.3  # with even attention 0.05
+        assert opposite < 0.03
 
 
 def test_stacking_repeats_the_layers_in_their_order(pretrain: ModuleType, tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def test_a_report_as_a_table(report: Report) -> None:
 def test_a_report_shows_itself(report: Report) -> None:
     assert str(report) == table(report)
     frame = report._repr_html_()
-    assert frame.startswith("<iframe srcdoc=")
+    assert frame.startswith(f"<p>Study <code>{report.study}</code></p><iframe srcdoc=")
     assert "<script" not in frame  # inside the attribute, escaped
     assert "&lt;script" in frame
 
