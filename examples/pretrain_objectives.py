@@ -22,7 +22,7 @@ from transformers import (
 
 IGNORED = -100  # the label of a position that is not guessed
 HEAD_SIZE = 64
-# Of the first attention of a BERT: radians from one place to the next in the fastest and the slowest pair of dimensions,
+# In a fresh BERT: radians from one place to the next in the fastest and the slowest pair of dimensions,
 # the size of these waves in the table of places, how strongly heads match them.
 PHASES, PLACES_SCALE, MATCHING = (1.5, 0.03), 0.04, 1.2
 Passage = tuple[str, str]
