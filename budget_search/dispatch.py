@@ -92,7 +92,8 @@ class Workers:
 
     def __init__(self, workplace: Workplace, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
         self.workplace = workplace
-        self._place = partial(_at_a_free_device, workplace, asked, 1 if cluster else count)
+        self._asked = asked
+        self._sharing = 1 if cluster else count
         self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
 
     @property
@@ -123,6 +124,11 @@ class Workers:
     def speeds(self, total: int) -> list[Speed]:
         """How fast each worker is while all of them work, for a model of so many layers."""
         return list(self._each(measure_speed, [total] * self.count))
+
+    @property
+    def _place(self) -> Callable[..., Any]:
+        """Runs a function with the workplace as it is now and an item, in whichever process."""
+        return partial(_at_a_free_device, self.workplace, self._asked, self._sharing)
 
     def _each(self, function: Callable[[Workplace, Item], Outcome], items: Iterable[Item | None]) -> Iterator[Outcome]:
         if self._pool is None:

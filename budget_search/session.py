@@ -29,6 +29,8 @@ from budget_search.trial import FULL_RUNG, TrialKey
 
 if TYPE_CHECKING:
     from budget_search.device import Device
+    from budget_search.encode import EncodedTask
+    from budget_search.evaluate import Workplace
     from budget_search.plan import Observer, Plan
     from budget_search.trial import Job, Trial
     from budget_search.verdict import Judgement
@@ -78,7 +80,6 @@ def _asked_device(found: Found) -> tuple[str, str]:
 
 
 def _search(found: Found, device: Device, observer: Observer, command: str, began: float) -> Report:
-    from budget_search.capacity import with_measures
     from budget_search.cluster import workers_for
     from budget_search.encode import EncodedTask
     from budget_search.evaluate import Workplace
@@ -90,29 +91,15 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
 
     request, facts = found.request, stored_config(found.folder)["facts"]
     task = EncodedTask.load(found.folder.examples)
-    store = StudyStore.open(found.folder.path.name, facts["layers_total"], folder=found.folder, storage=request.storage)
-    if store.facts.get("fingerprint", found.config.fingerprint) != found.config.fingerprint:
-        raise StudyError(
-            f"the storage holds a study {found.folder.path.name} of another task, model or recipe; "
-            "choose another --study name"
-        )
-    store.note(fingerprint=found.config.fingerprint)
+    store = _opened(found, facts)
     # Worker processes may stand elsewhere.
     folder = StudyFolder(found.folder.path.resolve())
     workplace = Workplace(
         folder, found.parent.folder, found.parent.name, found.config.recipe, device, request.trust_remote_code
     )
     workers = workers_for(workplace, found.config.device, request.workers, request.scheduler)
-    plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), workers.count)
-    if plan.budget.max_hours is not None:
-        # Reading the task and the model counts as well.
-        left = max(0.0, plan.budget.max_hours - (time.monotonic() - began) / 3600)
-        plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, max_hours=left))
-    if request.strategy == "contribution" and not request.layers:
-        plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
-    if found.config.recipe.distil:
-        plan = dataclasses.replace(plan, teacher_seed=_teacher_seed(store, plan))
-        workers.workplace = dataclasses.replace(workplace, teacher=plan.teacher)
+    plan = _plan(found, task, store, workplace, workers.count, began)
+    workers.workplace = dataclasses.replace(workplace, teacher=plan.teacher)
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
     earlier, before = float(store.facts.get("wall_seconds", 0.0)), earlier_report(found)
 
@@ -150,6 +137,37 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     return report
 
 
+def _opened(found: Found, facts: dict[str, Any]) -> StudyStore:
+    """The study's trials. Raises StudyError where the storage has others by that name."""
+    store = StudyStore.open(
+        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=found.request.storage
+    )
+    if store.facts.get("fingerprint", found.config.fingerprint) != found.config.fingerprint:
+        raise StudyError(
+            f"the storage holds a study {found.folder.path.name} of another task, model or recipe; "
+            "choose another --study name"
+        )
+    store.note(fingerprint=found.config.fingerprint)
+    return store
+
+
+def _plan(found: Found, task: EncodedTask, store: StudyStore, workplace: Workplace, width: int, began: float) -> Plan:
+    """The request's plan, with what must be measured of the model first and what the study has noted."""
+    from budget_search.capacity import with_measures
+
+    request, facts = found.request, stored_config(found.folder)["facts"]
+    plan = plan_for(found, facts, task, with_measures(request.limits, facts, workplace), width)
+    if plan.budget.max_hours is not None:
+        # Reading the task and the model counts as well.
+        left = max(0.0, plan.budget.max_hours - (time.monotonic() - began) / 3600)
+        plan = dataclasses.replace(plan, budget=dataclasses.replace(plan.budget, max_hours=left))
+    if request.strategy == "contribution" and not request.layers:
+        plan = dataclasses.replace(plan, similarities=_similarities(store, workplace))
+    if found.config.recipe.distil:
+        plan = dataclasses.replace(plan, teacher_seed=_teacher_seed(store, plan))
+    return plan
+
+
 def _identity(found: Found, facts: dict[str, Any], command: str) -> dict[str, Any]:
     return {
         "study": found.folder.path.name,
@@ -177,7 +195,7 @@ def _teacher_seed(store: StudyStore, plan: Plan) -> int:
     return plan.seeds[0]
 
 
-def _similarities(store: StudyStore, workplace: Any) -> tuple[float, ...]:
+def _similarities(store: StudyStore, workplace: Workplace) -> tuple[float, ...]:
     from budget_search.similarity import layer_similarities
 
     known: Sequence[float] | None = store.facts.get("similarities")

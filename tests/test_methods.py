@@ -470,9 +470,9 @@ def test_every_method_together_from_the_command_to_the_checkpoint(
     assert "dropping after, layer drop 0.1, freeze embeddings 0, distil 0.5" in shown
 
     # Another question to the study, other seeds: its teacher stays, and nothing is measured twice.
-    teachers = list((here / "studies" / report["study"] / "artifacts").glob("*__train.npy"))
+    [teacher] = (here / "studies" / report["study"] / "artifacts").glob("*__train.npy")
     more = reported(capsys, *methods, "--layers", "0,2", "1,2", "--delta", "0.9", "--base-seed", "43")
-    assert list((here / "studies" / report["study"] / "artifacts").glob("*__train.npy")) == teachers
+    assert list((here / "studies" / report["study"] / "artifacts").glob("*__train.npy")) == [teacher]
     assert scores(more).items() >= scores(report).items()
     assert len(tiny.recorded(here / "studies" / report["study"])) == len(scores(more)) == 8
 
