@@ -48,7 +48,13 @@ def search(*, quiet: bool = False, **options: Any) -> Report:
     if request.output:
         from budget_search.handover import hand_over
 
-        hand_over(found.folder, report, min(request.deltas), Path(request.output))
+        hand_over(
+            found.folder,
+            report,
+            min(request.deltas),
+            Path(request.output),
+            trust_remote_code=request.trust_remote_code,
+        )
     return report
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from budget_search.errors import StudyError
 from budget_search.files import write_json, write_whole
 from budget_search.planning import in_points
-from budget_search.report import Report
+from budget_search.report import Reference, Report
 from budget_search.store import StudyFolder
 from budget_search.trial import TrialKey
 
@@ -96,6 +96,17 @@ def earlier_report(found: Found) -> Report | None:
     except StudyError:
         return None
     return report if report.question == found.request.question else None
+
+
+def kept_references(found: Found) -> tuple[Reference, ...]:
+    """The models set beside the study's answers, as long as the baseline beside them is the same."""
+    try:
+        report = read_report(found.folder)
+    except StudyError:
+        return ()
+    asked = found.request.question
+    same = all(report.question.get(name) == asked[name] for name in ("seeds", "base_seed", "confidence"))
+    return report.references if same else ()
 
 
 def reduced(report: Report, deltas: Iterable[float]) -> Report:

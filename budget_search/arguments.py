@@ -295,6 +295,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
     export.add_argument("--push-to-hub", metavar="REPO", help="then upload it to the hub, as name or org/name")
     export.add_argument("--private", action="store_true", help="for nobody else to see")
+    export.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
     _add_storage(export)
     export.add_argument("-v", "--verbose", action="store_true", help=_VERBOSE)
 

@@ -54,7 +54,9 @@ def _shallowest_beyond(findings: Findings, sets: Sequence[LayerSet], delta: floa
 
 
 def _expected(findings: Findings, sets: Sequence[LayerSet]) -> list[Loss]:
-    losses = zip(sets, findings.expected_losses(sets), strict=False)  # none, where nothing was screened
+    if not findings.screens.judged:
+        return []
+    losses = zip(sets, findings.expected_losses(sets), strict=True)
     return [Loss(layers.kept, layers.depth, lost, "expected") for layers, lost in losses]
 
 

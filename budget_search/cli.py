@@ -91,14 +91,22 @@ def _run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         console.close()
     if (page := found.folder.page).exists():
         console.say(f"report with pictures: {page}")
+    trust = request.trust_remote_code
     if request.output:
-        _export_answer(found.folder, report, min(request.deltas), Path(request.output))
+        try:
+            _export_answer(found.folder, report, min(request.deltas), Path(request.output), trust=trust)
+        except BudgetSearchError:
+            # The search is finished all the same.
+            _print(report, arguments.format or "table")
+            raise
     _print(report, arguments.format or "table", exported=request.output)
     none_found = all(result.is_full for result in report.results)
     return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
 
 
 def _plan(request: Request, arguments: argparse.Namespace) -> int:
+    if arguments.format not in (None, "table", "json"):
+        raise UsageError(f"--format {arguments.format}: a plan comes as table or json")
     from budget_search.location import locate
     from budget_search.progress import Console
 
@@ -134,6 +142,8 @@ def _report(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     require_place("--plots", arguments.plots)
     if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
         raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
+    if arguments.delta and arguments.curves:
+        raise UsageError("--curves shows every number of dropped layers, whatever the loss; leave --delta out")
     folders = [find_study(name, arguments.studies_dir or DEFAULT_STUDIES) for name in arguments.studies]
     if arguments.reference:
         _set_beside(folders, arguments)
@@ -220,17 +230,20 @@ def _export(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         raise UsageError("--private says who sees what --push-to-hub uploads; name that too")
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     report = report_for(folder, tuple(arguments.delta))
-    _export_answer(folder, report, arguments.delta[0], Path(arguments.output), name=repository)
+    trust = arguments.trust_remote_code
+    _export_answer(folder, report, arguments.delta[0], Path(arguments.output), name=repository, trust=trust)
     if repository is not None:
         address = push(Path(arguments.output), repository, private=arguments.private)
         print(f"uploaded to {address}", file=sys.stderr)
     return 0
 
 
-def _export_answer(folder: Any, report: Any, delta: float, output: Path, name: str | None = None) -> None:
+def _export_answer(
+    folder: Any, report: Any, delta: float, output: Path, *, trust: bool, name: str | None = None
+) -> None:
     from budget_search.handover import hand_over
 
-    exported = hand_over(folder, report, delta, output, name)
+    exported = hand_over(folder, report, delta, output, name, trust_remote_code=trust)
     print(
         f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
         f"held-out score {exported.held_out_score:.2f}",

@@ -23,18 +23,21 @@ _one_at_a_time = threading.Lock()
 
 
 class ClusterPool:
-    """A Dask scheduler and whatever workers it has: they may come, go and be replaced while a search runs."""
+    """A Dask scheduler and whatever workers it has, ``most`` of them at a time: they may come, go and be replaced while
+    a search runs."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, most: int | None = None) -> None:
         from distributed import KilledWorker
 
         self.lost: tuple[type[BaseException], ...] = (KilledWorker,)
         self._client = client
+        self._most = most
         self._executor = client.get_executor(pure=False)
 
     @property
     def count(self) -> int:
-        return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
+        there = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        return max(1, there if self._most is None else min(there, self._most))
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
         """Dask runs it again, on another worker, when the worker that had it dies."""
@@ -46,13 +49,14 @@ class ClusterPool:
 
 
 def workers_for(workplace: Workplace, asked: str, count: int | None = None, scheduler: str | None = None) -> Workers:
-    """Who works on a study: the cluster of ``scheduler``, else ``count`` processes here, as many as there are slots
-    unless given. ``asked`` is the device as the user named it. Raises UsageError where no cluster answers."""
-    cluster = connect(scheduler, workplace.folder.path) if scheduler else None
+    """Who works on a study: the cluster of ``scheduler``, on ``count`` of its workers at a time, else as many processes
+    here; all there are, or as many as there are slots, unless given. ``asked`` is the device as the user named it.
+    Raises UsageError where no cluster answers."""
+    cluster = connect(scheduler, workplace.folder.path, count) if scheduler else None
     return Workers(workplace, count or default_workers(workplace.device, asked), asked=asked, cluster=cluster)
 
 
-def connect(scheduler: str, study: Path) -> ClusterPool:
+def connect(scheduler: str, study: Path, most: int | None = None) -> ClusterPool:
     """The cluster of the scheduler at this address, such as ``tcp://127.0.0.1:8786``, once it has a worker.
 
     Raises UsageError without Dask, a scheduler, or a worker that sees the study's folder.
@@ -80,7 +84,7 @@ def connect(scheduler: str, study: Path) -> ClusterPool:
             f"the Dask worker {blind[0]} does not see the study's folder or has no budget-search; put --studies-dir on "
             "a file system that all workers share, under the same path, and install budget-search on each"
         )
-    return ClusterPool(client)
+    return ClusterPool(client, most)
 
 
 def _sees(study: str) -> bool:

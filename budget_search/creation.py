@@ -55,6 +55,14 @@ class Reader:
         model = outline(parent, trust_remote_code=trust_remote_code)
         return cls(tokenizer, model, _shape_of(model))
 
+    def require_usable(self, recipe: Recipe) -> None:
+        """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
+        total = self.shape["layers_total"]
+        if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
+            raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}; name some of these")
+        if recipe.layer_drop:
+            skippable_layers(self.model)
+
     def encode(self, task: SplitTask, recipe: Recipe) -> EncodedTask:
         limit = longest_input(self.model.config, self.tokenizer)
         return encode(
@@ -77,7 +85,7 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     total = reader.shape["layers_total"]
     for text in found.request.layers:
         LayerSet.parse(text, total)
-    _require_usable(config.recipe, reader.model, total)
+    reader.require_usable(config.recipe)
     if found.heritage:
         found.heritage.require_depth(total)
     found.request.limits.counted.require_possible(total, reader.shape["undroppable"])
@@ -93,7 +101,7 @@ def create_reference(
     folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device
 ) -> None:
     """Make the folder in which another model is measured on a study's own examples. Raises UsageError."""
-    _require_usable(config.recipe, reader.model, reader.shape["layers_total"])
+    reader.require_usable(config.recipe)
     with _new_study(folder, config, reader, task, device, wait=True):
         pass
 
@@ -112,14 +120,6 @@ def _new_study(
         yield draft, facts
         # Last, because a folder with a configuration is a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
-
-
-def _require_usable(recipe: Recipe, model: PreTrainedModel, total: int) -> None:
-    """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
-    if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
-        raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}; name some of these")
-    if recipe.layer_drop:
-        skippable_layers(model)
 
 
 def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:

@@ -134,7 +134,13 @@ class Workers:
         if self._pool is None:
             yield from (self._place(function, item) for item in items if item is not None)
             return
-        yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
+        lost: tuple[type[BaseException], ...] = (*self._pool.lost, CancelledError)
+        try:
+            yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
+        except lost:
+            raise StudyError(
+                "a worker was lost (out of memory?); everything finished is kept: run the same command again"
+            ) from None
 
     def _finished(
         self, pool: Pool, function: Callable[[Workplace, Item], Outcome], items: Iterator[Item | None]

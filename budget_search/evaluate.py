@@ -97,7 +97,7 @@ def _run(workplace: Workplace, job: Job) -> Trial:
     return Trial(
         key=job.key,
         split=job.split,
-        state="collapsed" if collapsed(outputs, here.is_regression) else "complete",
+        state="collapsed" if collapsed(outputs, labels, here.is_regression) else "complete",
         score=metrics[here.task.metric],
         metrics={**metrics, "loss": mean_loss(outputs, labels, here.is_regression)},
         train_seconds=sum(done.seconds for _, done in trained),

@@ -54,12 +54,15 @@ def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remot
 
 
 def _median_baseline(report: Report) -> TrialKey:
-    """Of the baseline's runs the one with the median score; of an even number, the lower middle one."""
+    """Of the baseline's runs the one with the median score; of an even number, the lower middle one.
+
+    Of the report's own seeds: the weights of others that the study once ran are not kept.
+    """
     full = LayerSet.full(report.layers_total)
     runs = sorted(
         (row.score, row.seed)
         for row in report.trials
-        if row.split == "certification" and row.kept == full.kept and row.score is not None
+        if row.split == "certification" and row.kept == full.kept and row.score is not None and row.seed in report.seeds
     )
     if not runs:
         raise StudyError(f"the report of {report.study} holds no run of the full model; run its search again")

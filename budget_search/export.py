@@ -61,21 +61,23 @@ def export_checkpoint(
     held_out: HeldOut,
     provenance: Mapping[str, Any],
     card: Callable[[float], str],
+    trust_remote_code: bool = False,
 ) -> Export:
     """Write the checkpoint in ``weights_dir`` with its tokenizer, evidence and card to ``output``, and check it.
 
     ``provenance`` is what ``budget_search.json`` says; ``card`` makes the model card from this very checkpoint's
-    held-out score. ``output`` appears complete or not at all. Raises UsageError when something else is there, and
-    StudyError when the weights cannot be read or the folder does not hold what the study measured.
+    held-out score. Code that the model brings runs only if it is trusted. ``output`` appears complete or not at all.
+    Raises UsageError when something else is there, and StudyError when the weights cannot be read or the folder does
+    not hold what the study measured.
     """
     refuse_foreign(output)
     output = output.resolve()
-    model = _load(weights_dir)
+    model = _load(weights_dir, trust_remote_code)
     with _appearing(output) as folder:
         model.save_pretrained(folder)
         _copy_tokenizer(tokenizer_dir, folder)
-        _try_pipeline(folder, tokenizer_dir)
-        examples, score, difference = _check(model, folder, held_out)
+        _try_pipeline(folder, tokenizer_dir, trust_remote_code)
+        examples, score, difference = _check(model, folder, held_out, trust_remote_code)
         (folder / CARD).write_text(card(score), encoding="utf-8")
         files = sorted([MARKER, *(path.name for path in folder.iterdir())])
         evidence = {**provenance, "held_out_score_of_this_checkpoint": score, "files": files}
@@ -104,11 +106,15 @@ def _appearing(output: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def _load(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     """The checkpoint in fp32, as stock transformers reads it. Raises StudyError unless it holds just what it should."""
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StudyError(f"cannot load the checkpoint in {folder}: {error}") from error
@@ -133,10 +139,12 @@ def _copy_tokenizer(tokenizer_dir: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _check(model: PreTrainedModel, folder: Path, held_out: HeldOut) -> tuple[int, float, float]:
+def _check(
+    model: PreTrainedModel, folder: Path, held_out: HeldOut, trust_remote_code: bool
+) -> tuple[int, float, float]:
     """Load the folder anew and compare. Gives the examples seen, the folder's own score, the largest difference."""
     expected = held_out.logits(model)
-    reloaded = _load(folder)
+    reloaded = _load(folder, trust_remote_code)
     _same_weights(model, reloaded)
     outputs = held_out.logits(reloaded)
     difference = float(np.abs(outputs - expected).max())
@@ -160,13 +168,15 @@ def _same_weights(model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
         raise StudyError(f"the exported checkpoint does not hold the model's weights: {', '.join(changed[:5])}")
 
 
-def _try_pipeline(folder: Path, tokenizer_dir: Path) -> None:
+def _try_pipeline(folder: Path, tokenizer_dir: Path, trust_remote_code: bool) -> None:
     """What a stranger will do first; which tokenizer that loads depends on the model's config beside it."""
     text = "A first sentence, and another."
     try:
-        pipeline("text-classification", model=str(folder), device="cpu")(text)
+        pipeline("text-classification", model=str(folder), device="cpu", trust_remote_code=trust_remote_code)(text)
         tokens, expected = (
-            AutoTokenizer.from_pretrained(place, local_files_only=True)(text)["input_ids"]
+            AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=trust_remote_code)(text)[
+                "input_ids"
+            ]
             for place in (folder, tokenizer_dir)
         )
     except Exception as error:  # whatever goes wrong in there, the folder does not work

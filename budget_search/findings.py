@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 from budget_search.confirmations import Confirmations
 from budget_search.layers import LayerSet
@@ -14,6 +15,8 @@ from budget_search.screens import Screens
 from budget_search.strategies import Question
 from budget_search.trial import Trial, TrialKey
 from budget_search.verdict import Judgement, share_of_error
+
+USUAL_SAMPLER, USUAL_CONFIDENCE = "tpe", 0.95
 
 
 class Findings:
@@ -77,11 +80,10 @@ class Findings:
         )
 
     def expected_losses(self, sets: Sequence[LayerSet]) -> list[float]:
-        """Points that sets are expected to lose in full, by all that was measured; empty before the first screen."""
-        screens = self.screens
-        if not sets or screens.rung not in screens.tolerance(0.0).baselines:
+        """Points that sets are expected to lose in full, by all that was measured; by what is usual before that."""
+        if not sets:
             return []
-        expected, _ = self.question(0.0).surrogate(screens.judged).expect(sets)
+        expected, _ = self.question(0.0).surrogate(self.screens.judged).expect(sets)
         return [float(lost) for lost in expected]
 
     # -- the candidates of a delta, in the order in which they were written down ------------------------------------
@@ -109,8 +111,17 @@ class Findings:
         """Another question to the same study makes a plan of its own."""
         plan = self.plan
         seeds = f"{len(plan.seeds)} seeds from {plan.seeds[0]}"
-        limits = f", {plan.limits.compact}" if plan.limits.asked else ""
-        return f"{what} for {delta:g} points, {plan.criterion}, {plan.strategy}, {seeds}{limits}"
+        words = [plan.criterion, plan.strategy, seeds]
+        if plan.limits.asked:
+            words.append(plan.limits.compact)
+        # As little as makes a difference: studies of before these were told apart keep their plans.
+        if plan.strategy == "optuna" and plan.sampler != USUAL_SAMPLER:
+            words.append(plan.sampler)
+        if plan.criterion == "certified" and plan.confidence != USUAL_CONFIDENCE:
+            words.append(f"confidence {plan.confidence:g}")
+        if plan.start:
+            words.append(f"from {' '.join(layers.compact for layers in plan.start)}")
+        return f"{what} for {delta:g} points, {', '.join(words)}"
 
     # -- answers ------------------------------------------------------------------------------------------------
 
@@ -140,7 +151,8 @@ class Findings:
         """Points a set may lose in the mean and hold, about: certified, its upper bound must stay within delta."""
         if self.plan.criterion == "observed":
             return delta
-        return delta - 2.0 * self.confirmations.seed_sd * math.sqrt(2 / len(self.plan.seeds))
+        strictness = NormalDist().inv_cdf(self.plan.confidence) / NormalDist().inv_cdf(USUAL_CONFIDENCE)
+        return delta - 2.0 * strictness * self.confirmations.seed_sd * math.sqrt(2 / len(self.plan.seeds))
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """A confirmed set against the baseline, at its share of the delta's confidence.

@@ -103,7 +103,10 @@ def forecast(found: Found, observer: Observer) -> Forecast:
         plan = plan_for(found, stored, task, with_measures(request.limits, stored, workplace), workers.count)
         history = _history(found, plan.total)
         answered = finished_report(found) is not None
-        observer.stage("timing a few steps at a few depths")
+        where = (
+            " here, not on the cluster: --workers says how many evaluations it will run" if request.scheduler else ""
+        )
+        observer.stage(f"timing a few steps at a few depths{where}")
         began = time.monotonic()
         speed = mean_speed(workers.speeds(plan.total))
         starting_seconds = max(0.0, time.monotonic() - began - speed.spent)

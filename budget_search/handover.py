@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from budget_search.store import StudyFolder
 
 
-def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path, name: str | None = None) -> Export:
+def hand_over(
+    folder: StudyFolder,
+    report: Report,
+    delta: float,
+    output: Path,
+    name: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Export:
     """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
 
     ``name`` is what others will load it by; the folder's own unless given.
@@ -53,6 +61,7 @@ def hand_over(folder: StudyFolder, report: Report, delta: float, output: Path, n
         held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
         card=lambda score: model_card(report, result, score, name=name or output.name, own=own),
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -61,7 +70,7 @@ def _own_loss(
 ) -> Judgement | None:
     """What this very model loses on held_out; None for the full model, or without its or the baseline's outputs."""
     full = LayerSet.full(report.layers_total)
-    confirmed = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG})
+    confirmed = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG} & {*report.seeds})
     seeds = [seed for seed in confirmed if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
     if key.layers.is_full or not seeds or not folder.outputs(key, "held_out").exists():
         return None

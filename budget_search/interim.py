@@ -25,12 +25,14 @@ def best_so_far(found: Found) -> str:
     baseline = means.pop(tuple(range(total)), None)
     # Those limits that need nothing measured; the report knows the others.
     allow = found.request.limits.counted.allow
-    means = {kept: mean for kept, mean in means.items() if allow(LayerSet(kept, total))}
+    named = [LayerSet.parse(text, total).kept for text in found.request.layers]
+    means = {kept: mean for kept, mean in means.items() if allow(LayerSet(kept, total)) and kept in (named or means)}
+    how = "hold" if found.request.criterion == "observed" else "hold in the mean"
     found_so_far = []
     for delta in found.request.deltas:
         holding = [kept for kept, mean in means.items() if baseline is not None and baseline - mean <= in_points(delta)]
         if holding:
             kept = min(holding, key=lambda kept: (len(kept), -means[kept]))
-            found_so_far.append(f"within {in_points(delta):g} points layers {compact_indices(kept)} of {total} hold")
+            found_so_far.append(f"within {in_points(delta):g} points layers {compact_indices(kept)} of {total} {how}")
     best = f"So far {', '.join(found_so_far)}" if found_so_far else "No answer is confirmed yet"
     return f"{best}; {len(history)} evaluations are kept."

@@ -134,7 +134,7 @@ class Search:
                 continue
             self._stage(f"searching for the fewest layers within {delta:g} points")
             if not self.findings.is_closed(delta):
-                job = self._next_screen(delta, self.plan.evaluations_until(position))
+                job = self._next_screen(delta, position)
                 if job is None and not self._awaits_screens:
                     job = self._next_confirmation(delta)
                 if job is not None or self._awaits_screens:
@@ -185,7 +185,7 @@ class Search:
         """Confirmations are chosen when every screen and the whole baseline have come."""
         return any(job.split == "selection" or job.key.layers.is_full for job in self._running)
 
-    def _next_screen(self, delta: float, evaluations: int) -> Job | None:
+    def _next_screen(self, delta: float, position: int) -> Job | None:
         """What the strategy proposes until it has finished, so many sets are screened, or no more can be afforded: what
         a confirmation takes is held back, for this delta and for each that is still to come."""
         if not self._proposed:
@@ -194,13 +194,13 @@ class Search:
             if allowed <= 0:
                 self.ended_early |= not self._running
                 return None
-            wanted = self._wanted_screens(delta, evaluations)
+            wanted = self._wanted_screens(delta, position)
             wanted = wanted[: int(min(allowed, len(wanted)))]
             self._afford(wanted)
             self._proposed = wanted
         return self._proposed.pop(0) if self._proposed else None
 
-    def _wanted_screens(self, delta: float, evaluations: int) -> list[Job]:
+    def _wanted_screens(self, delta: float, position: int) -> list[Job]:
         """What to screen beside what is running; empty when finished, or until that has come."""
         screens = self.findings.screens
         wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
@@ -211,6 +211,7 @@ class Search:
                 "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
             )
         screening = sum(job.split == "selection" for job in self._running)
+        evaluations = self.plan.evaluations_until(position, screens.rung)
         question = self.findings.question(delta, evaluations - screening)
         inherited = [
             self._screen(layers, screens.rung) for layers in unmeasured(self.plan.start, screens.judged, question)

@@ -39,16 +39,18 @@ def mean_loss(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> floa
     return float(np.mean(normaliser - logits[np.arange(len(labels)), labels]))
 
 
-def collapsed(outputs: np.ndarray, regression: bool) -> bool:
+def collapsed(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> bool:
     """Whether the model says (nearly) the same for everything: one class for 99 % of the examples, or a constant.
 
+    Where hardly any label is another one, that is right of the model: it may name half as many others as there are.
     Scores count as constant when they spread by less than a thousandth of their mean.
     """
     predicted = predictions(outputs)
     if regression:
         spread = float(np.std(predicted, dtype=np.float64))
         return spread <= COLLAPSED_SPREAD * abs(float(np.mean(predicted, dtype=np.float64)))
-    return bool(np.bincount(predicted).max() >= COLLAPSED_SHARE * len(predicted))
+    others, other_labels = (len(values) - np.bincount(values).max() for values in (predicted, labels))
+    return bool(others <= min((1 - COLLAPSED_SHARE) * len(predicted), other_labels / 2))
 
 
 def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:

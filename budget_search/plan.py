@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budget_search.config import RECIPES, Recipe
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
+from budget_search.planning import FEWEST_SCREENS
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Criterion
 
@@ -89,12 +90,13 @@ class Plan:
         """Whether smaller models take over weights or outputs of the full one, which must be finished by then."""
         return self.recipe.dropping == "untrained" or self.teacher is not None
 
-    def evaluations_until(self, position: int) -> int:
-        """How many layer sets may be screened by the end of the delta at this position, the largest delta first.
+    def evaluations_until(self, position: int, rung: float) -> int:
+        """How many layer sets may be screened at a rung by the end of the delta at this position, the largest first.
 
         The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
-        all deltas at once, has everything.
+        all deltas at once, has everything. Of longer screens there are fewer, so that all of them take no longer.
         """
+        evaluations = max(min(self.evaluations, FEWEST_SCREENS), round(self.evaluations * self.screen_rung / rung))
         if self.strategy == "auto" or len(self.deltas) == 1:
-            return self.evaluations
-        return round(self.evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))
+            return evaluations
+        return round(evaluations * (0.7 + 0.3 * (position + 1) / len(self.deltas)))

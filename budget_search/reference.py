@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from budget_search.archive import read_report, stored_config, write_report
-from budget_search.config import SearchConfig
-from budget_search.errors import BudgetSearchError, StudyError
+from budget_search.config import Recipe, SearchConfig
+from budget_search.errors import BudgetSearchError
 from budget_search.layers import LayerSet
 from budget_search.report import Reference, Report
 from budget_search.store import StudyFolder, StudyStore
@@ -39,13 +39,13 @@ class Means:
     wait: bool = False
 
 
-def require_readable(parents: Sequence[Parent], means: Means) -> None:
+def require_readable(parents: Sequence[Parent], means: Means, recipe: Recipe) -> None:
     """Raises UsageError and UnsupportedModelError for a model that could not be measured: before a search begins."""
     if parents:
         from budget_search.creation import Reader
 
         for parent in parents:
-            Reader.of(parent, trust_remote_code=means.trust_remote_code)
+            Reader.of(parent, trust_remote_code=means.trust_remote_code).require_usable(recipe)
 
 
 def with_references(folder: StudyFolder, parents: Sequence[Parent], means: Means, observer: Observer) -> Report:
@@ -90,24 +90,12 @@ def _measured(folder: StudyFolder, report: Report, parent: Parent, means: Means,
     workplace = Workplace(own, parent.folder, parent.name, config.recipe, device, means.trust_remote_code)
     workers = workers_for(workplace, asked.device, means.workers, means.scheduler)
     full = LayerSet.full(int(stored_config(own)["facts"]["layers_total"]))
-    keys = [TrialKey(full, FULL_RUNG, seed) for seed in _seeds(report)]
+    keys = [TrialKey(full, FULL_RUNG, seed) for seed in report.seeds]
     scores = _fine_tune(workers, keys, observer)
     found = _compared(folder, report, parent, workplace, keys, scores)
     # Nobody exports it.
     shutil.rmtree(own.path / "weights", ignore_errors=True)
     return found
-
-
-def _seeds(report: Report) -> range:
-    """Those of the baseline."""
-    try:
-        first, count = int(report.question["base_seed"]), int(report.question["seeds"])
-    except KeyError:
-        raise StudyError(
-            f"the report of {report.study} does not say which seeds it has; delete its report.json and run the search "
-            f"again: {report.command}"
-        ) from None
-    return range(first, first + count)
 
 
 def _make(

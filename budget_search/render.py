@@ -33,6 +33,8 @@ NOT_IN_CSV = {
     "metrics",
     "inference",
     "nearest_rejected",
+    "binding",
+    "throughput",
     "changes",
 }  # written otherwise, or not flat
 
@@ -244,6 +246,7 @@ def flat_row(report: Report, result: Result) -> dict[str, object]:
         "inference_saved": saved.value if saved else None,
         "inference_saved_low": saved.low if saved else None,
         "inference_saved_high": saved.high if saved else None,
+        "examples_per_second": result.throughput.examples_per_second if result.throughput else None,
     }
 
 

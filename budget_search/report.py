@@ -333,6 +333,18 @@ class Report:
         raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
 
     @property
+    def seeds(self) -> range:
+        """Those of the baseline and of every confirmation. Raises StudyError for a report that does not say."""
+        try:
+            first, count = int(self.question["base_seed"]), int(self.question["seeds"])
+        except KeyError:
+            raise StudyError(
+                f"the report of {self.study} does not say which seeds it has; delete its report.json and run the "
+                f"search again: {self.command}"
+            ) from None
+        return range(first, first + count)
+
+    @property
     def treated_model(self) -> str:
         """The model, and by which of the papers' methods it was fine-tuned, where by any."""
         method = {name: self.recipe[name] for name in METHODS if name in self.recipe}
@@ -357,7 +369,7 @@ class Report:
             return DataFrame([flat_row(self, result) for result in self.results])
         return DataFrame(plain(getattr(self, part)))
 
-    def export(self, output: str | Path, delta: float | None = None) -> Export:
+    def export(self, output: str | Path, delta: float | None = None, *, trust_remote_code: bool = False) -> Export:
         """Write the answer for ``delta`` (the smallest asked, unless given) as a plain Hugging Face checkpoint.
 
         The same as ``budget-search export``; see ``budget_search.handover``. Raises UsageError for a delta that was
@@ -369,7 +381,7 @@ class Report:
         from budget_search.store import StudyFolder
 
         chosen = min(result.delta for result in self.results) if delta is None else delta
-        return hand_over(StudyFolder(self.folder), self, chosen, Path(output))
+        return hand_over(StudyFolder(self.folder), self, chosen, Path(output), trust_remote_code=trust_remote_code)
 
     def __str__(self) -> str:
         """What ``budget-search report`` prints."""

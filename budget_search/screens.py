@@ -8,7 +8,7 @@ all later screens are longer.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from scipy import stats
@@ -99,12 +99,18 @@ class Screens:
         return baselines + missing
 
     def agreement(self, rung: float) -> float:
-        """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both."""
+        """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both.
+
+        Of scores, which chance moves much, or, until enough full runs speak, of mean losses where these agree better.
+        """
         short, long = self._lost(rung), self._lost_longer(rung)
-        both = [layers for layers in short if layers in long]
-        if len(both) < CHECKED:
-            return 1.0
-        return _rank_correlation([short[layers] for layers in both], [long[layers] for layers in both])
+        by_score = _agreement(short, long)
+        if len(short.keys() & self._in_full.keys()) >= CHECKED:
+            return by_score
+        further, longest = self._further_loss(rung), self._further_loss(longer(rung))
+        return (
+            max(by_score, _agreement(further, longest)) if len(further.keys() & longest.keys()) >= CHECKED else by_score
+        )
 
     def _lost_longer(self, rung: float) -> dict[LayerSet, float]:
         """Points lost per set in its longest run beyond this rung."""
@@ -122,6 +128,11 @@ class Screens:
             for layers, trial in self._by_rung.get(rung, {}).items()
             if baseline is not None and trial.score is not None and trial.state == "complete" and not layers.is_full
         }
+
+    def _further_loss(self, rung: float) -> dict[LayerSet, float]:
+        """Mean loss per example at this rung of the sets in ``_lost``, as far as it was recorded."""
+        losses = {layers: self._by_rung[rung][layers].metrics.get("loss") for layers in self._lost(rung)}
+        return {layers: loss for layers, loss in losses.items() if loss is not None}
 
     def _checking(self, rung: float) -> list[LayerSet]:
         """The sets to run twice as long: spread evenly over the ranking, while too few sets have both."""
@@ -160,6 +171,14 @@ def _lost_in_full(history: Sequence[Trial], full: LayerSet) -> dict[LayerSet, fl
             assert trial.score is not None and reference is not None
             lost.setdefault(trial.layers, []).append(reference - trial.score)
     return {layers: statistics.fmean(values) for layers, values in lost.items()}
+
+
+def _agreement(short: Mapping[LayerSet, float], long: Mapping[LayerSet, float]) -> float:
+    """Rank correlation over the sets that both have; 1 while these are too few."""
+    both = [layers for layers in short if layers in long]
+    if len(both) < CHECKED:
+        return 1.0
+    return _rank_correlation([short[layers] for layers in both], [long[layers] for layers in both])
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

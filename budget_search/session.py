@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from budget_search.archive import (
     earlier_report,
     finished_report,
+    kept_references,
     reduced,
     require_same_config,
     stored_config,
@@ -52,7 +53,7 @@ def run(found: Found, observer: Observer, command: str = "") -> Report:
     began = time.monotonic()
     if found.request.storage:
         require_storage(found.request.storage)
-    require_readable(found.references, _means(found))
+    require_readable(found.references, _means(found), found.config.recipe)
     from budget_search.creation import create
     from budget_search.device import resolve_device
 
@@ -102,6 +103,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     workers.workplace = dataclasses.replace(workplace, teacher=plan.teacher)
     evidence = Evidence(found.folder, task, plan.total, plan.seeds)
     earlier, before = float(store.facts.get("wall_seconds", 0.0)), earlier_report(found)
+    references = kept_references(found)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         return evidence.compare(layers, "certification", confidence, among=findings.confirmations.steady)
@@ -115,7 +117,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
     search = Search(findings, run_jobs, observer)
     observer.planned(plan, found.config, task, device, workers.count, store.history)
     search.run()
-    # The report keeps the answers that were given before, and the models set beside them.
+    # The report keeps the answers that were given before.
     asked_before = [result.delta for result in before.results] if before else []
     answers = findings.answers(in_points(delta) for delta in sorted({*request.deltas, *asked_before}))
     heritage_note = [whether_it_helped(findings, found.heritage.study)] if found.heritage else []
@@ -129,7 +131,7 @@ def _search(found: Found, device: Device, observer: Observer, command: str, bega
         identity={**_identity(found, facts, command), "similarities": store.facts.get("similarities")},
         wall_seconds=earlier + time.monotonic() - began,
         notes=[*search.notes(), *heritage_note],
-        references=before.references if before else (),
+        references=references,
     )
     write_report(found.folder, report)
     store.note(answer=[report.answer_sentence(result) for result in report.results])

@@ -32,15 +32,29 @@ def sentence_states(
     """Batches of these examples, as places among them, and their classification tokens: (layers + 1, batch, hidden).
 
     The first state is what the embeddings give to the lowest layer; fp32, on the device. The classification token is
-    the first, or the last where the tokenizer pads on the left (XLNet, decoders). The model visits the device.
+    the first; the last where the tokenizer pads on the left (XLNet) or the first one knows nothing of what follows, as
+    in a decoder. The model visits the device.
     """
-    token = -1 if split.pad_left else 0
     torch.nn.Module.to(model.eval(), device.name)
     with torch.inference_mode():
+        at_the_end = split.pad_left or not _first_knows_the_last(model, split)
         for places in reading_order(split.lengths[examples], EVALUATION_TOKENS[device.kind]):
             states = model(**split.batch(examples[places]), output_hidden_states=True).hidden_states
-            yield places, torch.stack([state[:, token] for state in states]).float()
+            lengths = torch.as_tensor(split.lengths[examples[places]], device=states[0].device)
+            token = (states[0].shape[1] if split.pad_left else lengths) - 1 if at_the_end else 0 * lengths
+            rows = torch.arange(len(places), device=states[0].device)
+            yield places, torch.stack([state[rows, token] for state in states]).float()
     torch.nn.Module.to(model, "cpu")
+
+
+def _first_knows_the_last(model: PreTrainedModel, split: DeviceSplit) -> bool:
+    """Whether another last token changes what the model makes of the first."""
+    longest = split.batch(np.array([split.lengths.argmax()]))
+    changed = {name: value.clone() for name, value in longest.items()}
+    words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    changed["input_ids"][:, -1] = (changed["input_ids"][:, -1] + 1) % words
+    first, other = (model(**inputs, output_hidden_states=True).hidden_states[-1][:, 0] for inputs in (longest, changed))
+    return not torch.equal(first, other)
 
 
 def similarity_to_input(states: torch.Tensor) -> torch.Tensor:

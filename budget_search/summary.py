@@ -229,8 +229,12 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        allow = self.findings.plan.limits.allow
+        plan = self.findings.plan
+        allow = plan.limits.allow
         tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
+        if plan.named:
+            # The study may know of smaller sets that hold; they were not asked about.
+            tried = [layers for layers in tried if layers in plan.named]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
         screens = self.findings.screens

@@ -27,7 +27,7 @@ from budget_search.findings import Findings
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
 from budget_search.plan import Plan
-from budget_search.planning import MEAN_SHARE_OF_LAYERS, SCREEN_EQUIVALENTS, SCREENS
+from budget_search.planning import screens_for
 from budget_search.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
 from budget_search.strategies import STRATEGIES
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
@@ -67,7 +67,6 @@ def within_deltas(
     draw = np.random.default_rng(repeat)
     seen, screened_seed, memory = table.drawn(draw), int(draw.choice(table.seeds())), Memory()
     rung = min(key.rung for key in (*table.prefixes, *table.trials))
-    screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     plan = Plan(
         total=table.total,
         deltas=tuple(deltas),
@@ -75,7 +74,7 @@ def within_deltas(
         seeds=tuple(table.seeds()),
         screen_seed=SCREEN_SEED + repeat,
         screen_rung=rung,
-        evaluations=min(max(screens, SCREENS[0]), SCREENS[1], 2**table.total - 2),
+        evaluations=screens_for(rung, table.total),
         budget=SearchBudget(max_trials=evaluations),
     )
 

@@ -73,19 +73,27 @@ def test_mean_loss_of_scores_is_squared_error() -> None:
 
 
 def test_one_class_for_nearly_everything_is_collapsed() -> None:
-    outputs = np.tile([1.0, 0.0], (200, 1))
+    outputs, labels = np.tile([1.0, 0.0], (200, 1)), np.arange(200) % 2
     outputs[:2] = [0.0, 1.0]
-    assert collapsed(outputs, regression=False)
+    assert collapsed(outputs, labels, regression=False)
     outputs[:3] = [0.0, 1.0]
-    assert not collapsed(outputs, regression=False)
+    assert not collapsed(outputs, labels, regression=False)
+
+
+def test_a_model_that_finds_the_few_others_has_not_collapsed() -> None:
+    labels = (np.arange(1000) < 8).astype(int)
+    right = np.eye(2)[labels]
+    assert not collapsed(right, labels, regression=False)
+    right[:4] = [1.0, 0.0]
+    assert collapsed(right, labels, regression=False), "half of the eight are still missed"
 
 
 def test_scores_that_hardly_vary_are_collapsed_whatever_their_scale() -> None:
     wiggle = np.linspace(-1, 1, 100)[:, None]
-    assert collapsed(2.7 + 1e-3 * wiggle, regression=True)
-    assert not collapsed(2.7 + 0.1 * wiggle, regression=True)
-    assert not collapsed(1e-3 * wiggle, regression=True)
-    assert collapsed(np.zeros((10, 1)), regression=True)
+    assert collapsed(2.7 + 1e-3 * wiggle, wiggle, regression=True)
+    assert not collapsed(2.7 + 0.1 * wiggle, wiggle, regression=True)
+    assert not collapsed(1e-3 * wiggle, wiggle, regression=True)
+    assert collapsed(np.zeros((10, 1)), wiggle[:10], regression=True)
 
 
 def test_predictions_of_classes_and_scores() -> None:

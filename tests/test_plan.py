@@ -46,7 +46,7 @@ def test_rehearsals_keep_to_limits_and_budget() -> None:
 @pytest.mark.parametrize("strategy", ["greedy", "top", "contribution"])
 def test_any_strategy_can_be_rehearsed(strategy: str) -> None:
     for each in rehearse(plan(total=4, strategy=strategy, deltas=(2.0,)), 1):
-        assert len(each.jobs) >= 4
+        assert any(not job.key.layers.is_full for job in each.jobs)
 
 
 def test_deep_models_are_rehearsed_with_fewer_layers() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from budget_search import wording
 from budget_search.errors import StudyError, UsageError
+from budget_search.limits import Binding
 from budget_search.render import COLUMNS, render, table
 from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result, ThroughputPoint
 
@@ -285,6 +286,15 @@ def test_csv_holds_the_unrounded_numbers_of_every_study(report: Report) -> None:
     assert [row["study"] for row in rows] == [report.study] * 4 + ["other, study"]
     assert float(rows[1]["parameters_saved"]) == report.results[1].parameters_saved
     assert (rows[1]["kept"], rows[1]["inference_batch"], rows[0]["probability_within"]) == ("0-4", "32", "")
+
+
+def test_csv_is_flat_whichever_answers_were_timed(report: Report) -> None:
+    """The full model has no throughput of its own: where it came first, the others had a column that it lacked."""
+    timed = dataclasses.replace(report.results[1], throughput=ThroughputPoint(32, 872, 250.0, Interval(0.4, 0.3, 0.5)))
+    bound = dataclasses.replace(report.results[0], binding=Binding(None, None, ()))
+    rows = list(csv.DictReader(io.StringIO(render([with_results(report, bound, timed)], "csv"))))
+    assert [row["examples_per_second"] for row in rows] == ["", "250.0"]
+    assert not any("{" in value for row in rows for value in row.values())
 
 
 def test_several_reports_in_json_are_a_list(report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -72,8 +73,30 @@ def test_another_delta_reuses_what_was_measured() -> None:
     known = {trial.key for trial in memory.trials}
     more = World()
     search(more, memory, plan(deltas=(1.0,))).run()
+    assert more.asked
     assert not known & {job.key for job in more.asked}
     assert not any(job.key.layers.is_full for job in more.asked)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"strategy": "optuna"}, {"strategy": "optuna", "sampler": "random"}),
+        ({}, {"start": (LayerSet((1, 3, 5, 7, 9, 11), 12), LayerSet((0, 2, 4, 6), 12))}),
+        ({"criterion": "certified", "confidence": 0.5}, {"criterion": "certified", "confidence": 0.999}),
+    ],
+)
+def test_another_question_is_not_answered_by_the_last_ones_plan(before: dict[str, Any], after: dict[str, Any]) -> None:
+    memory = Memory()
+    first = search(World(), memory, plan(deltas=(2.0,), **before))
+    first.run()
+    assert first.findings.is_closed(2.0)
+    second = search(World(), memory, plan(deltas=(2.0,), **after))
+    assert not second.findings.is_closed(2.0)
+    second.run()
+    assert second.findings.is_closed(2.0)
+    if "start" in after:
+        assert set(after["start"]) <= {trial.layers for trial in memory.trials}
 
 
 def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
@@ -161,10 +184,12 @@ def test_a_baseline_that_learns_nothing_is_an_error() -> None:
         search(World(collapses_below={FULL: 2.0}), Memory()).run()
 
 
-@pytest.mark.parametrize("limit", [4, 9, 15, 25])
-def test_the_limit_of_fine_tunes_is_kept(limit: int) -> None:
-    world, memory = World(screen_sd=0.2, seed_sd=0.2), Memory()
-    answers = search(world, memory, plan(budget=SearchBudget(max_trials=limit))).run()
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("limit", [4, 5, 7, 9, 12, 15, 25])
+def test_the_limit_of_fine_tunes_is_kept(limit: int, width: int) -> None:
+    world, memory = Crowd(screen_sd=0.2, seed_sd=0.2), Memory()
+    world.slots = width
+    answers = search(world, memory, plan(budget=SearchBudget(max_trials=limit), width=width)).run()
     assert len(memory.trials) <= limit
     for delta, layers in answers.items():
         assert layers == FULL or 90 - world.worth(layers) <= delta + 0.5
