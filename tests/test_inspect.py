@@ -162,6 +162,28 @@ def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) 
     assert torch.allclose(states[:, 2], torch.stack([state[0, 0] for state in alone]), atol=1e-5)
 
 
+def test_of_a_decoder_the_last_token_is_looked_at(tmp_path: Path) -> None:
+    """Its first token has seen no other, and the classifier does not read it."""
+    from transformers import AutoModelForSequenceClassification
+
+    from budget_search.batches import DeviceSplit
+    from budget_search.device import Device
+    from budget_search.layerwise import _in_order
+    from budget_search.similarity import sentence_states
+
+    model = AutoModelForSequenceClassification.from_pretrained(tiny.make_llama(tmp_path / "llama"), pad_token_id=0)
+    lengths = np.array([4, 7, 2])
+    tokens = np.random.default_rng(0).integers(1, model.config.vocab_size, lengths.sum())
+    split = DeviceSplit(
+        tokens=torch.from_numpy(tokens), segments=None, starts=torch.tensor([0, 4, 11]),
+        sizes=torch.from_numpy(lengths), labels=torch.tensor([0, 1, 0]), lengths=lengths, pad_token=0, pad_segment=0, pad_left=False,
+    )  # fmt: skip
+    states = _in_order(sentence_states(model, split, np.arange(3), Device("cpu", "fp32")))
+    with torch.inference_mode():
+        alone = model(input_ids=torch.from_numpy(tokens[None, :4]), output_hidden_states=True).hidden_states
+    assert torch.allclose(states[:, 0], torch.stack([state[0, 3] for state in alone]), atol=1e-5)
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_a_probe_finds_what_is_linear(regression: bool) -> None:
     random = np.random.default_rng(0)

@@ -469,6 +469,17 @@ def test_every_method_together_from_the_command_to_the_checkpoint(
     shown = " ".join(capsys.readouterr().out.split())
     assert "dropping after, layer drop 0.1, freeze embeddings 0, distil 0.5" in shown
 
+    kept = list((here / "studies" / report["study"] / "weights").iterdir())
+    assert kept
+    word_table = AutoModelForSequenceClassification.from_pretrained("bert").get_input_embeddings().weight
+    for folder in kept:
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert torch.equal(model.get_input_embeddings().weight, word_table), "embeddings were to stay as they are"
+
+    # Two workers do the same.
+    side_by_side = ("--layers", "0,2", "--delta", "0.9", "--workers", "2", "--studies-dir", "by-two")
+    assert scores(reported(capsys, *methods, *side_by_side)) == scores(report)
+
     # Another question to the study, other seeds: its teacher stays, and nothing is measured twice.
     [teacher] = (here / "studies" / report["study"] / "artifacts").glob("*__train.npy")
     more = reported(capsys, *methods, "--layers", "0,2", "1,2", "--delta", "0.9", "--base-seed", "43")
