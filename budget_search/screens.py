@@ -43,9 +43,13 @@ class Screens:
     def rung(self) -> float:
         """The rung of the next screens: the first at which the full model learns and the ranking is not refuted."""
         rung = self._first_rung
-        while rung < FULL_RUNG and (self._baseline_collapsed(rung) or self.agreement(rung) < AGREEMENT):
+        while rung < FULL_RUNG and (self._baseline_collapsed(rung) or self._misleads(rung)):
             rung = longer(rung)
         return rung
+
+    def _misleads(self, rung: float) -> bool:
+        """Whether screens twice as long are wanted, and would not take as much as confirmations."""
+        return longer(rung) <= LONGEST_CHECKING_RUNG and self.agreement(rung) < AGREEMENT
 
     @cached_property
     def judged(self) -> list[Trial]:

@@ -176,7 +176,8 @@ def test_of_a_decoder_the_last_token_is_looked_at(tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(1, model.config.vocab_size, lengths.sum())
     split = DeviceSplit(
         tokens=torch.from_numpy(tokens), segments=None, starts=torch.tensor([0, 4, 11]),
-        sizes=torch.from_numpy(lengths), labels=torch.tensor([0, 1, 0]), lengths=lengths, pad_token=0, pad_segment=0, pad_left=False,
+        sizes=torch.from_numpy(lengths), labels=torch.tensor([0, 1, 0]), lengths=lengths,
+        pad_token=0, pad_segment=0, pad_left=False,
     )  # fmt: skip
     states = _in_order(sentence_states(model, split, np.arange(3), Device("cpu", "fp32")))
     with torch.inference_mode():
