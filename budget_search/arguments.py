@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from budget_search.config import DROPPING, METRICS, PRECISIONS, RECIPES
 from budget_search.errors import UsageError
@@ -21,13 +18,15 @@ from budget_search.request import (
     SPLIT_MODES,
     STRATEGY_NAMES,
     Request,
+    parse_count,
     parse_delta,
-    require_place,
 )
+from budget_search.settings import FORMATS, OTHER_OPTIONS, SEARCH_FIELDS, from_environment, from_file
+
+Value = TypeVar("Value")
 
 _VERBOSE = "show a traceback when something fails"
 COMMANDS = ("run", "plan", "report", "inspect", "export", "ls", "tasks", "doctor")
-FORMATS = ("table", "markdown", "latex", "html", "json", "csv")
 INSPECT_FORMATS = ("table", "markdown", "json")
 # Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
 _SPREAD = {
@@ -35,6 +34,20 @@ _SPREAD = {
     **dict.fromkeys(("--layers", "--keep-layers", "--drop-layers"), re.compile(r"[\d][\d,-]*")),
     "--freeze": re.compile(r"embeddings|[\d][\d,-]*"),
 }
+
+
+def _as_argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except UsageError as error:
+            # argparse wants its own kind of error; the text stays.
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+_delta, _count = _as_argument(parse_delta), _as_argument(parse_count)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,9 +69,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         argv = ["run", *argv]
     arguments = build_parser().parse_args(argv or ["--help"])
     if arguments.command in ("run", "plan"):
-        settings = {**_from_file(arguments.config), **_from_environment((*_SEARCH_FIELDS, *_OTHER_OPTIONS))}
+        settings = {**from_file(arguments.config), **from_environment((*SEARCH_FIELDS, *OTHER_OPTIONS))}
     else:
-        settings = _from_environment(("studies_dir",))
+        settings = from_environment(("studies_dir",))
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     return argparse.Namespace(**{**vars(arguments), **settings, **given})
 
@@ -70,7 +83,7 @@ def request_from(arguments: argparse.Namespace) -> Request:
         if required not in settings:
             raise UsageError(f"--{required} is required; see `budget-search run --help`")
     changes = {name: settings.pop(name) for name in RECIPE_FIELDS if name in settings}
-    fields: dict[str, Any] = {name: settings[name] for name in _SEARCH_FIELDS if name in settings}
+    fields: dict[str, Any] = {name: settings[name] for name in SEARCH_FIELDS if name in settings}
     if "delta" in settings:
         fields["deltas"] = tuple(settings["delta"])
     for name in ("text_columns", "layers", "reference"):
@@ -202,7 +215,12 @@ def _add_search(commands: Any, name: str, help_text: str, description: str) -> N
 def _add_limits(run: argparse.ArgumentParser) -> None:
     limits = run.add_argument_group("further limits on the answer")
     limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
-    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters of the whole model, 66000000 or 66M")
+    limits.add_argument(
+        "--max-params",
+        type=_count,
+        metavar="N",
+        help="parameters of the whole model, 66000000 or 66M",
+    )
     limits.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds to predict one example here")
     limits.add_argument("--keep-layers", action="append", metavar="I", help="layers that must stay, such as 0 1 or 0-1")
     limits.add_argument("--drop-layers", action="append", metavar="I", help="layers that must go")
@@ -304,23 +322,6 @@ def _add_storage(parser: Any) -> None:
     parser.add_argument("--studies-dir", metavar="DIR", help="where the studies are (default studies)")
 
 
-def _delta(text: str) -> float:
-    try:
-        return parse_delta(text)
-    except UsageError as error:
-        # argparse wants its own kind of error; the text stays.
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _count(text: str) -> int:
-    """``66000000``, ``66_000_000`` or ``66M``."""
-    match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
-    try:
-        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 66000000 or 66M") from None
-
-
 def _dashed(argument: str) -> str:
     """``--batch_size=8`` is ``--batch-size=8``."""
     if not argument.startswith("--"):
@@ -342,72 +343,3 @@ def _spread(argv: Sequence[str]) -> list[str]:
         option = argument if argument in _SPREAD else None
         spread.append(argument)
     return spread
-
-
-_SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not in ("deltas", "recipe_changes"))
-_OTHER_OPTIONS = ("delta", "format", "fail_if_none", "dry_run", "quiet", "verbose", *RECIPE_FIELDS)
-
-
-def _from_environment(names: Sequence[str]) -> dict[str, Any]:
-    prefix = "BUDGET_SEARCH_"
-    found = {}
-    known = [prefix + name.upper() for name in (*_SEARCH_FIELDS, *_OTHER_OPTIONS)]
-    for variable in (set(os.environ) - set(known)) & {name for name in os.environ if name.startswith(prefix)}:
-        if near := difflib.get_close_matches(variable, known, n=1, cutoff=0.9):
-            raise UsageError(f"{variable} is set, which is no option; did you mean {near[0]}?")
-    for name in names:
-        text = os.environ.get(prefix + name.upper())
-        if text is not None:
-            found[name] = _typed(name, text.split() if name in _LISTS else text, f"{prefix}{name.upper()}")
-    return found
-
-
-def _from_file(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    import yaml
-
-    require_place("--config", path)
-    # A pipe or a device might never end.
-    if not Path(path).is_file():
-        raise UsageError(f"--config {path} cannot be read: there is no such file")
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
-    except OSError as error:
-        raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, Mapping):
-        raise UsageError(f"--config {path} must hold `option: value` lines")
-    options = {str(name).replace("-", "_"): value for name, value in settings.items()}
-    known = {*_SEARCH_FIELDS, *_OTHER_OPTIONS}
-    if unknown := sorted(options.keys() - known):
-        raise UsageError(f"--config {path}: unknown {', '.join(unknown)}; allowed: {' '.join(sorted(known))}")
-    return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
-
-
-_LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns", "freeze")
-_SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
-_WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
-_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup", "layer_drop", "distil")
-
-
-def _typed(name: str, value: Any, where: str) -> Any:
-    """A setting from a file or the environment as the command line would have it. Raises UsageError."""
-    try:
-        if name in _LISTS:
-            texts = [str(item) for item in (value if isinstance(value, list) else [value])]
-            return [parse_delta(text) for text in texts] if name == "delta" else texts
-        if name in _SWITCHES:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[str(value).lower()]
-        if name in _WHOLE:
-            return int(str(value))
-        if name in _DECIMAL:
-            return float(value)
-        if name == "max_params":
-            return _count(str(value))
-        if name == "format" and value not in FORMATS:
-            raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
-    except (KeyError, TypeError, ValueError, argparse.ArgumentTypeError) as error:
-        raise UsageError(f"{where}: cannot be {value!r}") from error
-    return str(value)

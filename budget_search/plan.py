@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budget_search.config import RECIPES, Recipe
 from budget_search.layers import LayerSet
 from budget_search.limits import Limits
-from budget_search.planning import FEWEST_SCREENS
 from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.verdict import Criterion
 
@@ -17,6 +16,9 @@ if TYPE_CHECKING:
     from budget_search.config import SearchConfig
     from budget_search.device import Device
     from budget_search.encode import EncodedTask
+
+# As many sets are screened in any case, however long that takes.
+FEWEST_SCREENS = 12
 
 
 class History(Protocol):

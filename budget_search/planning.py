@@ -19,7 +19,7 @@ LONGEST_RUNG = 1 / 2
 # What is spent on screens in all, in full fine-tunes, when a screened set keeps this share of the layers.
 SCREEN_EQUIVALENTS = 2.0
 MEAN_SHARE_OF_LAYERS = 0.58
-FEWEST_SCREENS, MOST_SCREENS = 12, 60
+MOST_SCREENS = 60
 
 
 def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: Limits, width: int) -> Plan:
@@ -65,5 +65,7 @@ def screen_rung(full_steps: int) -> float:
 
 def screens_for(rung: float, total: int) -> int:
     """How many layer sets are screened at this rung: for about two full fine-tunes, but never very few or many."""
+    from budget_search.plan import FEWEST_SCREENS
+
     screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     return min(max(screens, FEWEST_SCREENS), MOST_SCREENS, 2**total - 2)

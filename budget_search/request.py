@@ -184,6 +184,15 @@ class Request:
         }
 
 
+def parse_count(text: str) -> int:
+    """``66000000``, ``66_000_000`` or ``66M``. Raises UsageError."""
+    match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
+    try:
+        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
+    except ValueError:
+        raise UsageError(f"{text!r} is no number; write 66000000 or 66M") from None
+
+
 def parse_delta(text: str) -> float:
     """``0.01`` or ``1%`` as a fraction. Raises UsageError for what is no tolerance."""
     match = re.fullmatch(r"\s*([^%\s]+)\s*(%?)\s*", text)

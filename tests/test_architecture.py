@@ -29,7 +29,7 @@ BANDS = {
     "canvas pictures layer_pictures strategy_pictures plots page render card push destination export summary progress "
     "outlook",
     "wire": "heritage location archive planning interim capacity session creation finish prices forecast handover "
-    "layerwise examine reference listing arguments cli __main__",
+    "layerwise examine reference listing settings arguments cli __main__",
 }
 BAND_OF = {name: band for band, names in BANDS.items() for name in names.split()}
 ORDER = list(BANDS)
@@ -38,7 +38,7 @@ WITHOUT_TORCH = (
     f"{BANDS['say']} {BANDS['decide']} tables labels tasks data hub_data splits encode metrics parent store report "
     "curves layout beside sections details comparison protocols averages inspection layer_sections canvas pictures "
     "layer_pictures strategy_pictures plots page churn render card push destination summary progress outlook "
-    "heritage location archive planning interim session examine reference listing arguments cli"
+    "heritage location archive planning interim session examine reference listing settings arguments cli"
 )
 
 

@@ -37,7 +37,9 @@ def test_keep_layers_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(targets) > 10
+    for target in targets:
         assert (ROOT / target).exists(), target
 
 

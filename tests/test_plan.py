@@ -40,6 +40,7 @@ def test_rehearsals_keep_to_limits_and_budget() -> None:
     limits = Limits(keep=frozenset({4}), max_layers=3)
     for each in rehearse(plan(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11)), 1):
         assert len(each.jobs) <= 11
+        assert any(not job.key.layers.is_full for job in each.jobs)
         assert all(job.key.layers.is_full or limits.allow(job.key.layers) for job in each.jobs)
 
 

@@ -93,6 +93,7 @@ def test_no_color_is_heeded_on_a_terminal(monkeypatch: pytest.MonkeyPatch, confi
     shown.finished(run(LayerSet.full(12), 42))
     shown.close()
     codes = [code for found in COLOUR.findall(file.getvalue()) for code in found[2:-1].split(";")]
+    assert "layers 0-11" in file.getvalue()
     assert not [code for code in codes if code[:1] in "39" and len(code) == 2], codes
 
 

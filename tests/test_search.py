@@ -41,7 +41,10 @@ def test_screens_and_confirmations_never_share_a_seed() -> None:
     world = World()
     search(world, Memory()).run()
     screened = {job.key.seed for job in world.asked if job.split == "selection"}
-    assert not screened & {job.key.seed for job in world.asked if job.split == "certification"}
+    confirmed = {job.key.seed for job in world.asked if job.split == "certification"}
+    assert screened
+    assert confirmed
+    assert not screened & confirmed
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 7, 12, 20, 29, 41, 50])
