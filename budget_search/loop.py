@@ -250,6 +250,7 @@ class Search:
         planned = self.findings.candidates(delta)
         tries = self._tries(delta, planned)
         question, judged = self.findings.question(delta), self.findings.screens.judged
+        broken = [frozenset(layers.kept) for layers in self.findings.screens.broken]
         screened = [trial.layers for trial in judged if trial.state != "failed" and not trial.layers.is_full]
         depth = self._expected_depth(delta)
         tried = [layers.depth for layers in planned]
@@ -259,6 +260,8 @@ class Search:
             if layers.depth < depth
             and question.allows(layers)
             and self._is_open(layers, delta)
+            # What broke, breaks with fewer layers as well.
+            and not any(other.issuperset(layers.kept) for other in broken)
             and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
         ]
         if not pool:

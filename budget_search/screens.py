@@ -14,6 +14,7 @@ from functools import cached_property
 from scipy import stats
 
 from budget_search.layers import LayerSet
+from budget_search.surrogate import BROKEN
 from budget_search.trial import FULL_RUNG, Tolerance, Trial
 
 # Screens of one rung before some are run twice as long to check it, and how many sets a check needs.
@@ -86,21 +87,39 @@ class Screens:
         return min(max(product / square, SLOPES[0]), SLOPES[1])
 
     def doubtful(self) -> list[tuple[LayerSet, float]]:
-        """Screens to run longer: (layer set, rung), with the full model wherever a rung is new.
+        """Screens to run longer: (layer set, rung), and the full model wherever something is to be compared with it.
 
         These are sets whose screen collapsed, which says that it was too short rather than that the set is bad, and
         the sets that check the current rung.
         """
-        wanted = [
-            (trial.layers, longer(trial.rung))
-            for trial in self.judged
+        longest = self._longest()
+        collapsed = [
+            (layers, longer(trial.rung))
+            for layers, trial in sorted(longest.items())
             if trial.state == "collapsed" and trial.rung < FULL_RUNG
         ]
-        wanted += [(layers, longer(self.rung)) for layers in self._checking(self.rung)]
-        missing = [pair for pair in wanted if pair[0] not in self._by_rung.get(pair[1], {})]
-        rungs = {self.rung, *(rung for _, rung in missing)}
+        checking = [(layers, longer(self.rung)) for layers in self._checking(self.rung)]
+        missing = [pair for pair in (*collapsed, *checking) if pair[0] not in self._by_rung.get(pair[1], {})]
+        learnt = (trial.rung for trial in longest.values() if trial.state == "complete")
+        rungs = {self.rung, *learnt, *(rung for _, rung in checking)}
         baselines = [(self._full, rung) for rung in sorted(rungs) if self._full not in self._by_rung.get(rung, {})]
         return baselines + missing
+
+    def _longest(self) -> dict[LayerSet, Trial]:
+        """The longest screen of every smaller set, of those that are not too short."""
+        longest: dict[LayerSet, Trial] = {}
+        for rung in sorted(rung for rung in self._by_rung if rung >= self.rung):
+            longest |= self._by_rung[rung]
+        longest.pop(self._full, None)
+        return longest
+
+    @cached_property
+    def broken(self) -> list[LayerSet]:
+        """The sets that lost so much, on their longest screen or in full, that nothing can be left of them."""
+        tolerance = self.tolerance(0.0)
+        learnt = [trial for trial in self.judged if trial.state == "complete"]
+        short = [trial.layers for trial in learnt if tolerance.degradation(trial) >= BROKEN]
+        return short + [layers for layers, lost in self._in_full.items() if lost >= BROKEN]
 
     def agreement(self, rung: float) -> float:
         """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both.
