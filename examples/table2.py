@@ -219,16 +219,16 @@ def lower_layers(reports: Sequence[Report]) -> str:
 
 
 def robust_tasks(reports: Sequence[Report]) -> str:
-    """Of models that were run on both kinds of tasks only."""
+    """Of models that were run on both kinds of tasks by one recipe only."""
     finding = "QQP and STS-B lose least"
     groups: dict[bool, list[Report]] = {True: [], False: []}
-    for name in dict.fromkeys(report.model for report in reports):
-        studies = [report for report in reports if report.model == name]
+    for name in dict.fromkeys(label(report, reports) for report in reports):
+        studies = [report for report in reports if label(report, reports) == name]
         if len({report.task in ROBUST for report in studies}) == 2:
             for report in studies:
                 groups[report.task in ROBUST].append(report)
     if not groups[True]:
-        return f"{finding}: cannot be checked, no model was run on one of them and on another task."
+        return f"{finding}: cannot be checked, no model was run on one of them and on another task by one recipe."
     robust, others = robustness(groups[True]), robustness(groups[False])
     tasks = " and ".join(sorted({report.task for report in groups[True]}))
     return (
@@ -238,17 +238,18 @@ def robust_tasks(reports: Sequence[Report]) -> str:
 
 
 def earlier_maturity(reports: Sequence[Report]) -> str:
-    """Of pairs of models as deep as each other, one with xlnet and the other with bert in its name, on one task."""
+    """Of pairs of models as deep as each other, one with xlnet and the other with bert in its name, on one task by one
+    recipe."""
     finding = "XLNet matures earlier than BERT"
     compared = [
         (xlnet, bert)
         for xlnet, bert in product(reports, reports)
         if "xlnet" in xlnet.model.lower()
         and "bert" in bert.model.lower()
-        and (xlnet.task, xlnet.layers_total) == (bert.task, bert.layers_total)
+        and (xlnet.task, xlnet.layers_total, xlnet.recipe) == (bert.task, bert.layers_total, bert.recipe)
     ]
     if not compared:
-        return f"{finding}: cannot be checked, no two such models of one depth were run on one task."
+        return f"{finding}: cannot be checked, no two such models of one depth were run on one task by one recipe."
     xlnet, bert = robustness([pair[0] for pair in compared]), robustness([pair[1] for pair in compared])
     return (
         f"{finding}: {held(xlnet > bert)}. Top-dropping takes {percent(xlnet)} of XLNet's layers on average, "
