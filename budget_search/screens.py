@@ -115,9 +115,12 @@ class Screens:
 
     @cached_property
     def broken(self) -> list[LayerSet]:
-        """The sets that lost so much, on their longest screen or in full, that nothing can be left of them."""
+        """The sets that lost so much, in full or on a screen of half the recipe, that nothing can be left of them.
+
+        Shorter screens exaggerate too much for that.
+        """
         tolerance = self.tolerance(0.0)
-        learnt = [trial for trial in self.judged if trial.state == "complete"]
+        learnt = [trial for trial in self.judged if trial.state == "complete" and trial.rung >= LONGEST_CHECKING_RUNG]
         short = [trial.layers for trial in learnt if tolerance.degradation(trial) >= BROKEN]
         return short + [layers for layers, lost in self._in_full.items() if lost >= BROKEN]
 
