@@ -250,18 +250,17 @@ class Search:
         planned = self.findings.candidates(delta)
         tries = self._tries(delta, planned)
         question, judged = self.findings.question(delta), self.findings.screens.judged
-        broken = [frozenset(layers.kept) for layers in self.findings.screens.broken]
+        # The surrogate knows nothing of what breaks; so below all that has not broken, one layer at a time.
+        fewest = self.findings.screens.fewest_alive - 1
         screened = [trial.layers for trial in judged if trial.state != "failed" and not trial.layers.is_full]
         depth = self._expected_depth(delta)
         tried = [layers.depth for layers in planned]
         pool = [
             layers
             for layers in (question.sets(screened) if self.plan.strategy == "auto" else screened)
-            if layers.depth < depth
+            if fewest <= layers.depth < depth
             and question.allows(layers)
             and self._is_open(layers, delta)
-            # What broke, breaks with fewer layers as well.
-            and not any(other.issuperset(layers.kept) for other in broken)
             and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
         ]
         if not pool:

@@ -114,15 +114,16 @@ class Screens:
         return longest
 
     @cached_property
-    def broken(self) -> list[LayerSet]:
-        """The sets that lost so much, in full or on a screen of half the recipe, that nothing can be left of them.
-
-        Shorter screens exaggerate too much for that.
-        """
+    def fewest_alive(self) -> int:
+        """The fewest layers of which anything is left, on screens of half the recipe or in full; of all of them where
+        everything broke. 1 where screens are shorter, for these exaggerate too much to tell."""
+        if self.rung < LONGEST_CHECKING_RUNG:
+            return 1
         tolerance = self.tolerance(0.0)
-        learnt = [trial for trial in self.judged if trial.state == "complete" and trial.rung >= LONGEST_CHECKING_RUNG]
-        short = [trial.layers for trial in learnt if tolerance.degradation(trial) >= BROKEN]
-        return short + [layers for layers, lost in self._in_full.items() if lost >= BROKEN]
+        learnt = [trial for trial in self.judged if trial.state == "complete"]
+        alive = [trial.layers.depth for trial in learnt if tolerance.degradation(trial) < BROKEN]
+        alive += [layers.depth for layers, lost in self._in_full.items() if lost < BROKEN]
+        return min(alive, default=self._full.total)
 
     def agreement(self, rung: float) -> float:
         """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both.

@@ -111,6 +111,21 @@ def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
     assert [t.rung for t in memory.history if t.layers == best and t.split == "selection"] == [0.25, 0.5, 1.0]
 
 
+def test_a_screen_that_goes_on_collapsing_is_compared_with_nothing() -> None:
+    """The full model's screens as long as those that teach nothing either would cost the most of all."""
+    world = World(effects=(5, 4, 0.1), collapses_below={LayerSet((0, 1), 3): 0.9})
+    memory = Memory()
+    assert search(world, memory, plan(total=3, deltas=(1.0,), screen_rung=0.25)).run() == {1.0: LayerSet((0, 1), 3)}
+    assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25, 1.0]
+
+
+def test_where_everything_breaks_no_few_layers_are_tried_for_luck() -> None:
+    world, memory = World(effects=(30,) * 6), Memory()
+    assert search(world, memory, plan(total=6, deltas=(1.0,), screen_rung=0.5)).run() == {1.0: LayerSet.full(6)}
+    confirmed = {job.key.layers.depth for job in world.asked if job.split == "certification"}
+    assert confirmed <= {5, 6}
+
+
 def test_screens_whose_ranking_misleads_are_lengthened() -> None:
     world = World(misleading_below=0.2)
     found = search(world, Memory(), plan(deltas=(2.0,)))
