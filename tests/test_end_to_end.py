@@ -221,7 +221,7 @@ def test_ls_tells_finished_from_damaged(here: Path, capsys: pytest.CaptureFixtur
     depth = read_report(study)["results"][0]["depth"]
     assert "finished" in finished
     assert f"{depth} of 4" in finished
-    assert "standard, epochs" in finished  # what is otherwise than in the recipe of that name
+    assert "standard, train examples 200" in finished  # what is otherwise than in the recipe of that name
     assert "damaged" in next(line for line in lines if line.startswith("other"))
 
 
