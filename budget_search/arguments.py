@@ -215,12 +215,7 @@ def _add_search(commands: Any, name: str, help_text: str, description: str) -> N
 def _add_limits(run: argparse.ArgumentParser) -> None:
     limits = run.add_argument_group("further limits on the answer")
     limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
-    limits.add_argument(
-        "--max-params",
-        type=_count,
-        metavar="N",
-        help="parameters of the whole model, 66000000 or 66M",
-    )
+    limits.add_argument("--max-params", type=_count, metavar="N", help="parameters of the whole model, 66000000 or 66M")
     limits.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds to predict one example here")
     limits.add_argument("--keep-layers", action="append", metavar="I", help="layers that must stay, such as 0 1 or 0-1")
     limits.add_argument("--drop-layers", action="append", metavar="I", help="layers that must go")

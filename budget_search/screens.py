@@ -132,12 +132,11 @@ class Screens:
         """
         short, long = self._lost(rung), self._lost_longer(rung)
         by_score = _agreement(short, long)
-        if len(short.keys() & self._in_full.keys()) >= CHECKED:
-            return by_score
         further, longest = self._further_loss(rung), self._further_loss(longer(rung))
-        return (
-            max(by_score, _agreement(further, longest)) if len(further.keys() & longest.keys()) >= CHECKED else by_score
-        )
+        full_runs_speak = len(short.keys() & self._in_full.keys()) >= CHECKED
+        if full_runs_speak or len(further.keys() & longest.keys()) < CHECKED:
+            return by_score
+        return max(by_score, _agreement(further, longest))
 
     def _lost_longer(self, rung: float) -> dict[LayerSet, float]:
         """Points lost per set in its longest run beyond this rung."""

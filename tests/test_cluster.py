@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from budget_search.cluster import connect
 from tests import tiny
 from tests.test_end_to_end import read_report
 
@@ -51,7 +52,7 @@ def test_a_worker_that_dies_is_replaced_and_its_evaluation_run_again(
     cluster: str, tmp_path: Path, bert: Path, sst2: Path
 ) -> None:
     tiny.workplace(tmp_path, sst2=sst2, bert=bert)
-    options = [*OPTIONS, "--backend", "dask", "--scheduler", cluster]
+    options = [*OPTIONS, "--workers", "2", "--backend", "dask", "--scheduler", cluster]
     workers = processes_of(cluster)
     assert len(workers) == 2
     with tiny.ended(tiny.start(options, tmp_path, tiny.environment(tmp_path))) as process:
@@ -66,6 +67,7 @@ def test_a_worker_that_dies_is_replaced_and_its_evaluation_run_again(
     study = tiny.only_study(tmp_path / "studies")
     beside = read_report(study)
     assert len(tiny.recorded(study)) == len(set(tiny.recorded(study))) == 6
+    assert [connect(cluster, study, most).count for most in (None, 1, 2, 40)] == [2, 1, 2, 2]
     # The same scores as in this process, to the last digit.
     before = Path.cwd()
     os.chdir(tmp_path)

@@ -134,6 +134,10 @@ def test_a_search_measures_it_too_and_later_searches_keep_it(study: StudyFolder)
     report = read_report(study)
     assert [result.delta for result in report.results] == [0.05, 0.06, 0.5]
     assert report.references == (reference,)
+    assert tiny.command(*options, "0.5", "--max-trials", "1000") == 0
+    assert read_report(study).references == (reference,), "another question, beside the same baseline"
+    assert tiny.command(*options, "0.5", "--confidence", "0.9") == 0
+    assert read_report(study).references == (), "its bound is for another confidence"
 
 
 @pytest.mark.parametrize(
