@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from budget_search.errors import UnsupportedModelError
 from budget_search.files import appearing, write_whole
 from budget_search.finetune import DivergedError, FineTuned, fine_tune, out_of_memory, predict
 from budget_search.freezing import frozen
+from budget_search.last_layer import Tail, find_tail, only_read_token
 from budget_search.layers import LayerSet
 from budget_search.metrics import collapsed, mean_loss, measure
 from budget_search.model import keep_layers
@@ -58,6 +59,11 @@ class Loaded:
     def is_regression(self) -> bool:
         return not self.task.label_names
 
+    @cached_property
+    def tail(self) -> Tail | None:
+        """What of a last layer one token is enough for."""
+        return find_tail(self.parent, DeviceSplit.of(self.task, self.task.splits["train"], "cpu"))
+
 
 def run_job(workplace: Workplace, job: Job) -> Trial:
     """Fine-tune and score; what goes wrong comes back as a failed trial, never as an exception."""
@@ -79,13 +85,12 @@ def _run(workplace: Workplace, job: Job) -> Trial:
     model, trained = _trained(workplace, job.key)
 
     started = time.perf_counter()
-    split = split_of(workplace, job.split)
-    outputs = predict(model, split, device)
-    read = int(split.lengths.sum())
+    outputs = outputs_of(workplace, model, job.split)
+    read = int(split_of(workplace, job.split).lengths.sum())
     if not np.isfinite(outputs).all():
         raise DivergedError("the fine-tuned model's outputs are not numbers")
     if job.key == workplace.teacher:
-        save_outputs(workplace.folder.outputs(job.key, "train"), predict(model, split_of(workplace, "train"), device))
+        save_outputs(workplace.folder.outputs(job.key, "train"), outputs_of(workplace, model, "train"))
         read += int(split_of(workplace, "train").lengths.sum())
     evaluation_seconds = time.perf_counter() - started
 
@@ -127,7 +132,10 @@ def _trained(workplace: Workplace, key: TrialKey) -> tuple[PreTrainedModel, list
             kept = phase.layers.kept
         still = [kept.index(layer) for layer in kept if layer in phase.frozen]
         lessons, part = _lessons(workplace, phase.layers), replace(recipe, epochs=phase.epochs)
-        with frozen(model, still, embeddings=recipe.freezes_embeddings):
+        with (
+            frozen(model, still, embeddings=recipe.freezes_embeddings),
+            only_read_token(model, here.tail),
+        ):
             trained.append((phase, fine_tune(model, lessons, part, key.rung, key.seed, device)))
     return model, trained
 
@@ -140,7 +148,7 @@ def _lessons(workplace: Workplace, layers: LayerSet) -> DeviceSplit:
     path = workplace.folder.outputs(teacher, "train")
     if not path.exists():
         # Somebody deleted it.
-        save_outputs(path, predict(load_weights(workplace, teacher), train, workplace.device))
+        save_outputs(path, outputs_of(workplace, load_weights(workplace, teacher), "train"))
     logits = torch.from_numpy(np.load(path)).to(workplace.device.name)
     return replace(train, soft=SoftTargets(logits, workplace.recipe.distil))
 
@@ -151,7 +159,13 @@ def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
     if missing := {name: path for name, path in wanted.items() if not path.exists()}:
         model = load_weights(workplace, key)
         for name, path in missing.items():
-            save_outputs(path, predict(model, split_of(workplace, name), workplace.device))
+            save_outputs(path, outputs_of(workplace, model, name))
+
+
+def outputs_of(workplace: Workplace, model: PreTrainedModel, split: str) -> np.ndarray:
+    """Logits of every example of a split, in order: float32 (examples, classes), or (examples, 1) for regression."""
+    with only_read_token(model, loaded(workplace).tail):
+        return predict(model, split_of(workplace, split), workplace.device)
 
 
 def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:

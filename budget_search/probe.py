@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from budget_search.batches import DeviceSplit, reading_order, training_order
 from budget_search.evaluate import Workplace, loaded, save_weights, split_of
 from budget_search.finetune import EVALUATION_TOKENS, fine_tune, predict
+from budget_search.last_layer import only_read_token
 from budget_search.model import keep_layers
 from budget_search.parent import fresh_head
 
@@ -79,7 +81,7 @@ def padded_tokens(lengths: np.ndarray, device_kind: str) -> int:
 
 
 def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, float]:
-    here, device, recipe = loaded(workplace), workplace.device, workplace.recipe
+    here, device = loaded(workplace), workplace.device
     started = time.perf_counter()
     model = keep_layers(here.parent, range(depth))
     fresh_head(model, here.fresh, 0)
@@ -87,6 +89,18 @@ def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, flo
     device.synchronize()
     building = time.perf_counter() - started
 
+    with only_read_token(model, here.tail):
+        step = _step_seconds(workplace, model)
+        token = _token_seconds(workplace, model)
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(model, Path(folder) / "weights")
+    return building, step, token, time.perf_counter() - started
+
+
+def _step_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
+    device, recipe = workplace.device, workplace.recipe
     train = split_of(workplace, "train")
     batches = _spread_batches(train.lengths, recipe.batch_size)
     few = dataclasses.replace(recipe, epochs=1)
@@ -97,7 +111,12 @@ def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, flo
     count = min(max(round(SECONDS_PER_DEPTH / once), FEWEST_STEPS), MOST_STEPS, len(batches))
     chosen = [batches[int((index + 0.5) * len(batches) / count)] for index in range(count)]
     trained = fine_tune(model, part_of(train, np.concatenate(chosen)), few, 1.0, 0, device)
+    return trained.seconds / trained.steps
 
+
+def _token_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
+    """Per padded token of an evaluation."""
+    device = workplace.device
     split = split_of(workplace, "selection")
     order = list(reading_order(split.lengths, EVALUATION_TOKENS[device.kind]))
     places = np.linspace(0, len(order) - 1, min(EVALUATION_BATCHES, len(order))).round().astype(int)
@@ -105,12 +124,7 @@ def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, flo
     predict(model, part_of(split, order[-1]), device)
     started = time.perf_counter()
     predict(model, examples, device)
-    token = (time.perf_counter() - started) / padded_tokens(examples.lengths, device.kind)
-
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        save_weights(model, Path(folder) / "weights")
-    return building, trained.seconds / trained.steps, token, time.perf_counter() - started
+    return (time.perf_counter() - started) / padded_tokens(examples.lengths, device.kind)
 
 
 def _spread_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
