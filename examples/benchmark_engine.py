@@ -5,10 +5,11 @@
     python examples/benchmark_engine.py --shapes demo                # the embedded model and task, with scores
     python examples/benchmark_engine.py --shapes FOLDER --task sst2  # a model of yours on real sentences, with scores
 
-The same model, examples, recipe and number of steps by Trainer with its defaults, by Trainer with bf16 and length
-grouping, and by this engine with one worker and with several side by side. They take turns, `--repeats` rounds after
-one to warm up, each in processes of its own that stay; start-up and loading are in none of the figures. On a CPU
-Trainer has all cores, a worker of ours one.
+The same model, examples, recipe and number of steps by Trainer with its defaults, by Trainer as it is tuned (batches
+grouped by length, bf16 where the hardware has it), by the plain loop that everybody writes (batches grouped by length,
+bf16 where the hardware has it, nothing clever), and by this engine with one worker and with several side by side. They
+take turns, `--repeats` rounds after one to warm up, each in processes of its own that stay; start-up and loading are in
+none of the figures. On a CPU Trainer has all cores, the plain loop and a worker of ours one.
 
 `sst2` and `qqp` are real texts where BUDGET_SEARCH_GLUE names a folder that holds them and the model has a tokenizer;
 else random tokens of the same lengths, which learn nothing but take the same time. Ratios compare within a round;
@@ -47,8 +48,10 @@ from transformers import (
     Trainer,
     TrainingArguments,
     XLNetConfig,
+    get_linear_schedule_with_warmup,
 )
 
+from budget_search.batches import DeviceSplit, training_order
 from budget_search.config import Recipe
 from budget_search.creation import create
 from budget_search.demo import MODEL_DIR
@@ -56,6 +59,7 @@ from budget_search.device import Device, resolve_device
 from budget_search.dispatch import Workers
 from budget_search.encode import EncodedSplit, EncodedTask
 from budget_search.evaluate import Workplace
+from budget_search.finetune import predict
 from budget_search.layers import LayerSet
 from budget_search.location import locate
 from budget_search.metrics import measure
@@ -78,9 +82,11 @@ SHAPES: dict[str, PreTrainedConfig] = {
     "small": BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536),  # that of MiniLM-L6
 }
 TRAINER = "Trainer"
-TRAINER_BF16 = "Trainer, bf16, grouped by length"
+TUNED = "Trainer, tuned"
+PLAIN = "plain loop"
 ENGINE = "engine, 1 worker"
-SCORED_EXAMPLES = 400
+# Examples that a candidate is scored on, per training example.
+SCORED_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Measured:
 # What runs in the contenders' own processes.
 
 
-def by_trainer(setting: Setting, seed: int, bf16: bool) -> Measured:
+def by_trainer(setting: Setting, seed: int, tuned: bool) -> Measured:
     torch.set_num_threads(os.cpu_count() or 1)
     quiet_transformers()
     task = EncodedTask.load(setting.folder.examples)
@@ -130,9 +136,9 @@ def by_trainer(setting: Setting, seed: int, bf16: bool) -> Measured:
             learning_rate=recipe.lr,
             warmup_steps=round(recipe.warmup * steps),
             seed=seed,
-            bf16=bf16,
+            bf16=tuned and resolve_device(setting.device, "auto").precision == "bf16",
             use_cpu=setting.device == "cpu",
-            train_sampling_strategy="group_by_length" if bf16 else "random",
+            train_sampling_strategy="group_by_length" if tuned else "random",
             # Neither checkpoints nor bars: they are not what is compared.
             save_strategy="no",
             disable_tqdm=True,
@@ -149,12 +155,44 @@ def by_trainer(setting: Setting, seed: int, bf16: bool) -> Measured:
     return Measured(1, done - started, trained - started, done - trained, score)
 
 
+def by_plain_loop(setting: Setting, seed: int) -> Measured:
+    """As one writes it with PyTorch: whole model, batches of similar length, one process."""
+    torch.set_num_threads(1)
+    quiet_transformers()
+    task, recipe, device = EncodedTask.load(setting.folder.examples), setting.recipe, _device_of(setting)
+    model, fresh = load_parent(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
+    fresh_head(model, fresh, seed)
+    torch.nn.Module.to(model, device.name).train()
+    train, selection = (DeviceSplit.of(task, task.splits[name], device.name) for name in ("train", "selection"))
+    started = time.perf_counter()
+    steps = recipe.steps(train.examples)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
+    for indices in itertools.islice(training_order(train.lengths, recipe.batch_size, seed), steps):
+        with device.autocast():
+            loss = model(**train.batch(indices), labels=train.labels_of(indices)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    device.synchronize()
+    trained = time.perf_counter()
+    outputs = predict(model, selection, device)
+    done = time.perf_counter()
+    score = measure((task.metric,), outputs, task.splits["selection"].labels)[task.metric]
+    return Measured(1, done - started, trained - started, done - trained, score)
+
+
+def _device_of(setting: Setting) -> Device:
+    return Device(setting.device, resolve_device(setting.device, "auto").precision)
+
+
 def by_engine(setting: Setting, seed: int, workers: int) -> Measured:
     quiet_transformers()
     layers = LayerSet.full(setting.layers)
     jobs = [Job(TrialKey(layers, FULL_RUNG, seed + index), "selection") for index in range(workers)]
-    device = Device(setting.device, resolve_device(setting.device, "auto").precision)
-    workplace = Workplace(setting.folder, setting.parent, setting.shape, setting.recipe, device)
+    workplace = Workplace(setting.folder, setting.parent, setting.shape, setting.recipe, _device_of(setting))
     started = time.perf_counter()
     trials = list(_lasting_workers(workplace, workers).run(jobs))
     wall = time.perf_counter() - started
@@ -271,6 +309,10 @@ def prepare(shape: str, options: argparse.Namespace, scratch: Path) -> Setting:
     return Setting(shape, parent, folder, recipe, device, layers, real=shape not in SHAPES and bool(real_task))
 
 
+def scored_examples(options: argparse.Namespace) -> int:
+    return max(1, round(SCORED_SHARE * options.examples))
+
+
 def _glue() -> str:
     return os.environ.get("BUDGET_SEARCH_GLUE", "")
 
@@ -295,7 +337,7 @@ def _random_tokens(config: PreTrainedConfig, options: argparse.Namespace) -> Enc
         return EncodedSplit(tokens, segments, offsets, random.integers(0, 2, examples))
 
     left = config.model_type == "xlnet"
-    splits = {"train": split(options.examples), "selection": split(SCORED_EXAMPLES)}
+    splits = {"train": split(options.examples), "selection": split(scored_examples(options))}
     pad_token = config.pad_token_id if config.pad_token_id is not None else 0
     return EncodedTask(splits, ("no", "yes"), "accuracy", (), pad_token, 3 if left else 0, left)
 
@@ -315,12 +357,13 @@ def _real_examples(task: str, model: str, options: argparse.Namespace, scratch: 
     create(found, resolve_device(options.device, "auto"), Console(quiet=True))
     encoded = EncodedTask.load(found.folder.examples)
     selection = encoded.splits["selection"]
-    end = selection.offsets[SCORED_EXAMPLES]
+    count = scored_examples(options)
+    end = selection.offsets[count]
     scored = EncodedSplit(
         selection.tokens[:end],
         None if selection.segments is None else selection.segments[:end],
-        selection.offsets[: SCORED_EXAMPLES + 1],
-        selection.labels[:SCORED_EXAMPLES],
+        selection.offsets[: count + 1],
+        selection.labels[:count],
     )
     replace(encoded, splits={"train": encoded.splits["train"], "selection": scored}).save(found.folder.examples)
     return found.folder
@@ -339,11 +382,13 @@ def training_flops(setting: Setting, lengths: np.ndarray) -> float:
     return 6.0 * matrices * float(lengths.sum()) + attention
 
 
-def matrix_rate(device: str, seconds: float = 1.0) -> float:
-    """FLOP/s of large bf16 matrix products, by all cores or one GPU: the best of what fits into some time."""
+def matrix_rate(device: Device, seconds: float = 1.0) -> float:
+    """FLOP/s of large matrix products in this precision, by all cores or one GPU: the best of what fits into some
+    time."""
     torch.set_num_threads(os.cpu_count() or 1)
-    size = 8192 if device != "cpu" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    size = 8192 if device.kind != "cpu" else 1024
+    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
+    left, right = (torch.randn(size, size, device=device.name, dtype=dtype) for _ in range(2))
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
@@ -393,7 +438,8 @@ def row(setting: Setting, name: str, found: dict[str, list[Measured]], rate: flo
         "score": statistics.fmean(run.score for run in runs) if setting.real else None,
         "candidates/h": median(_per_hour),
         "x Trainer": ratio(TRAINER),
-        "x bf16": ratio(TRAINER_BF16),
+        "x tuned": ratio(TUNED),
+        "x plain": ratio(PLAIN),
     }
 
 
@@ -419,10 +465,11 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     device = resolve_device(options.device, "auto")
-    rate = matrix_rate(device.name)
+    rate = matrix_rate(device)
     contenders = [
         Contender(TRAINER, by_trainer, False),
-        Contender(TRAINER_BF16, by_trainer, True),
+        Contender(TUNED, by_trainer, True),
+        Contender(PLAIN, by_plain_loop),
         Contender(ENGINE, by_engine, 1),
         Contender(f"engine, {options.workers} workers", by_engine, options.workers),
     ]
@@ -445,7 +492,10 @@ def main() -> None:
         print(json.dumps({"conditions": conditions, "table": table, "rounds": rounds}, indent=1))
         return
     print(tabulate(table, headers="keys", floatfmt=".3g", missingval="-"))
-    print(f"\nbf16 matrix products: {rate / 1e9:,.0f} GFLOP/s;", ", ".join(f"{k} {v}" for k, v in conditions.items()))
+    print(
+        f"\n{device.precision} matrix products: {rate / 1e9:,.0f} GFLOP/s;",
+        ", ".join(f"{k} {v}" for k, v in conditions.items()),
+    )
 
 
 if __name__ == "__main__":

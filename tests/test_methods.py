@@ -27,10 +27,11 @@ from budget_search import dispatch, evaluate
 from budget_search.allowance import Pace
 from budget_search.config import RECIPES, Recipe, SearchConfig
 from budget_search.errors import UnsupportedModelError
-from budget_search.evaluate import Workplace, load_weights, loaded, run_job, split_of
+from budget_search.evaluate import Workplace, load_weights, loaded, outputs_of, run_job, split_of
 from budget_search.findings import Findings
-from budget_search.finetune import fine_tune, loss_of, predict
+from budget_search.finetune import fine_tune, loss_of
 from budget_search.freezing import frozen
+from budget_search.last_layer import only_read_token
 from budget_search.layer_drop import skipping_layers
 from budget_search.layers import LayerSet
 from budget_search.loop import Search
@@ -267,13 +268,16 @@ def test_dropping_after_a_fine_tune_is_the_three_steps_by_hand(place: Place) -> 
     model = begun(workplace)
     for name, weight in model.named_parameters():
         weight.requires_grad_(not name.startswith(tuple(f"bert.encoder.layer.{index}." for index in (1, 2, 3))))
-    first = fine_tune(model, train, SHORT, 1.0, SEED, CPU)
+    tail = loaded(workplace).tail
+    with only_read_token(model, tail):
+        first = fine_tune(model, train, SHORT, 1.0, SEED, CPU)
     for weight in model.parameters():
         weight.requires_grad_(True)
     smaller = keep_layers(model, SMALLER.kept)
     for name, weight in smaller.named_parameters():
         weight.requires_grad_(not name.startswith("bert.encoder.layer.1."))
-    second = fine_tune(smaller, train, SHORT, 1.0, SEED, CPU)
+    with only_read_token(smaller, tail):
+        second = fine_tune(smaller, train, SHORT, 1.0, SEED, CPU)
     assert same(weights_of(workplace, SMALLER), smaller.state_dict())
     assert trial.train_tokens == first.tokens + second.tokens
     assert trial.training_work == 4 * first.tokens + 2 * second.tokens
@@ -310,8 +314,9 @@ def test_untrained_is_a_part_of_the_trained_full_model(place: Place) -> None:
     assert parent.training_work == 4 * parent.train_tokens > 0
     assert (trial.train_tokens, trial.training_work, trial.train_seconds) == (0, 0, 0)
     by_hand = begun(workplace)
-    fine_tune(by_hand, split_of(workplace, "train"), workplace.recipe, 1.0, SEED, CPU)
-    expected = predict(keep_layers(by_hand, SMALLER.kept), split_of(workplace, "certification"), CPU)
+    with only_read_token(by_hand, loaded(workplace).tail):
+        fine_tune(by_hand, split_of(workplace, "train"), workplace.recipe, 1.0, SEED, CPU)
+    expected = outputs_of(workplace, keep_layers(by_hand, SMALLER.kept), "certification")
     written = np.load(workplace.folder.outputs(full_run(SMALLER).key, "certification"))
     np.testing.assert_array_equal(written, expected)
     # Where the full model's weights were deleted, they come back the same.
@@ -342,7 +347,7 @@ def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
     train_tokens = int(split_of(workplace, "train").lengths.sum())
     assert own.evaluation_tokens == other.evaluation_tokens + train_tokens
     full = load_weights(workplace, teacher)
-    np.testing.assert_array_equal(np.load(said), predict(full, split_of(workplace, "train"), CPU))
+    np.testing.assert_array_equal(np.load(said), outputs_of(workplace, full, "train"))
     plain = place(SHORT)
     run_job(plain, full_run(FULL))
     assert same(full.state_dict(), weights_of(plain, FULL)), "the baseline has no teacher"
