@@ -80,7 +80,7 @@ class LocalPool:
 
     def _new(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self.count, timeout=IDLE_SECONDS, initializer=_begin_worker, initargs=(os.getpid(),), env=ONE_THREAD
+            self.count, timeout=IDLE_SECONDS, initializer=begin_worker, initargs=(os.getpid(),), env=ONE_THREAD
         )
 
 
@@ -185,7 +185,7 @@ def _give_memory_back() -> None:
         libc.malloc_trim(0)
 
 
-def _begin_worker(coordinator: int) -> None:
+def begin_worker(coordinator: int) -> None:
     """Leave Ctrl-C to the process that this worker works for, and end when that is gone, however it ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

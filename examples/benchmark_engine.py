@@ -56,7 +56,7 @@ from budget_search.config import Recipe
 from budget_search.creation import create
 from budget_search.demo import MODEL_DIR
 from budget_search.device import Device, resolve_device
-from budget_search.dispatch import Workers
+from budget_search.dispatch import Workers, begin_worker
 from budget_search.encode import EncodedSplit, EncodedTask
 from budget_search.evaluate import Workplace
 from budget_search.finetune import predict
@@ -249,7 +249,9 @@ class Contender:
     def __init__(self, name: str, run: Any, *arguments: Any) -> None:
         self.name = name
         self._run, self._arguments = run, arguments
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool = ProcessPoolExecutor(
+            1, mp_context=get_context("spawn"), initializer=begin_worker, initargs=(os.getpid(),)
+        )
         self._pid = self._pool.submit(os.getpid)
 
     @cached_property
