@@ -439,7 +439,7 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(trials: int, fresh: 
 def check_interrupted(process: subprocess.Popen[str]) -> None:
     """It says what it has and how to go on, on standard error, and that it was interrupted by its exit code."""
     out, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == ""
     lines = err.splitlines()
     assert lines[-2].startswith("interrupted. ")
