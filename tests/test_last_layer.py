@@ -135,6 +135,14 @@ def test_the_attention_sees_all_tokens_however_little_they_weigh() -> None:
     assert tail.name == "attention.output"
 
 
+def test_an_attention_that_does_nothing_yet_is_not_cut_away() -> None:
+    model = make(BERT)
+    with torch.no_grad():
+        for layer in model.bert.encoder.layer:
+            layer.attention.output.dense.weight.zero_()
+    assert find_tail(model, texts()) is None
+
+
 def equally_long(split: DeviceSplit) -> DeviceSplit:
     """The first tokens of every text: as if all were as long as the shortest."""
     shortest = int(split.lengths.min())
