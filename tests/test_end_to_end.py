@@ -495,8 +495,8 @@ def test_a_second_command_waits_for_nobody_and_sigterm_ends_the_first(
 ) -> None:
     with tiny.ended(tiny.start(OPTIONS, fresh, tiny.environment(fresh))) as process:
         tiny.wait_for(has_recorded(fresh, 1), process)
-        process.send_signal(signal.SIGSTOP)
         study = tiny.only_study(fresh / "studies")
+        tiny.pause(process, study)
         before = tiny.recorded(study)
         assert tiny.command(*OPTIONS) == 1
         shown = capsys.readouterr()

@@ -239,6 +239,20 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.01)
 
 
+def pause(process: subprocess.Popen[str], study: Path) -> None:
+    """Stop the process between two writes: one that is stopped inside a write keeps everybody out of its database."""
+    while True:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        try:
+            recorded(study)
+            return
+        except sqlite3.OperationalError as error:
+            assert "locked" in str(error), error
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.05)
+
+
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
     """Whether the condition holds before that long has passed."""
     deadline = time.monotonic() + seconds
