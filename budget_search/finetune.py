@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from budget_search.batches import DeviceSplit, SoftTargets, reading_order, training_order
 from budget_search.config import Recipe
+from budget_search.cpu_kernels import Kernels, cpu_kernels
 from budget_search.device import Device
 from budget_search.layer_drop import skipping_layers
 from budget_search.vocabulary import only_occurring_rows
@@ -69,10 +70,11 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.0, fused=device.kind != "mps")
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(recipe.warmup * steps), steps)
     torch.manual_seed(seed)
+    kernels = cpu_kernels(device, seed)
     model.train()
     tokens = 0
     for step, indices in enumerate(islice(training_order(train.lengths, recipe.batch_size, seed), steps), start=1):
-        loss = _backward(model, train, indices, device)
+        loss = _backward(model, train, indices, device, kernels)
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
@@ -89,7 +91,7 @@ def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.nd
     tokens_per_batch = EVALUATION_TOKENS[device.kind]
     order: list[np.ndarray] = []
     logits: list[torch.Tensor] = []
-    with torch.inference_mode(), device.autocast():
+    with torch.inference_mode(), cpu_kernels(device), device.autocast():
         for indices in reading_order(split.lengths, tokens_per_batch):
             order.append(indices)
             logits.append(model(**split.batch(indices)).logits.float())
@@ -117,13 +119,15 @@ def _distance(logits: torch.Tensor, wanted: torch.Tensor, regression: bool) -> t
     return kl_div(own, theirs, reduction="batchmean", log_target=True) * TEMPERATURE**2
 
 
-def _backward(model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, device: Device) -> torch.Tensor:
+def _backward(
+    model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, device: Device, kernels: Kernels
+) -> torch.Tensor:
     """Add the gradients of the batch's mean loss; on a device short of memory, piece by piece."""
     remembered = (device.name, len(indices))
     micro = _fitted.get(remembered, len(indices))
     while True:
         try:
-            return _accumulate(model, train, indices, micro, device)
+            return _accumulate(model, train, indices, micro, device, kernels)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -139,12 +143,12 @@ def _backward(model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, d
 
 
 def _accumulate(
-    model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, micro: int, device: Device
+    model: PreTrainedModel, train: DeviceSplit, indices: np.ndarray, micro: int, device: Device, kernels: Kernels
 ) -> torch.Tensor:
     total = torch.zeros((), device=device.name)
     for start in range(0, len(indices), micro):
         part = indices[start : start + micro]
-        with device.autocast():
+        with kernels, device.autocast():
             logits = model(**train.batch(part)).logits
         # Weighted so that the sum over the parts is the mean over the batch.
         loss = loss_of(logits, train.labels_of(part), train.soft_of(part)) * (len(part) / len(indices))
