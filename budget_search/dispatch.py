@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -28,6 +29,9 @@ Outcome = TypeVar("Outcome")
 
 # Loading the model again costs more than a waiting process does.
 IDLE_SECONDS = 600
+# For glibc's mallopt (malloc.h): from which size on memory comes from the system, and goes back to it, at once.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 2**30
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 
 
@@ -149,7 +153,7 @@ class Workers:
         try:
             while True:
                 while len(running) < pool.count and (item := next(items, None)) is not None:
-                    running[pool.submit(_in_worker, self._place, function, item)] = item
+                    running[pool.submit(self._place, function, item)] = item
                 if not running:
                     return
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -164,25 +168,27 @@ def _at_a_free_device(
 ) -> Outcome:
     if workplace.device.kind == "cpu":
         torch.set_num_threads(1)
-    with one_of(slots(workplace.device, asked, workers)) as name:
+    with one_of(slots(workplace.device, asked, workers)) as name, _memory_at_hand():
         return function(replace(workplace, device=replace(workplace.device, name=name)), item)
 
 
-def _in_worker(place: Callable[..., Outcome], function: Callable[[Workplace, Item], Outcome], item: Item) -> Outcome:
-    try:
-        return place(function, item)
-    finally:
-        _give_memory_back()
+@contextmanager
+def _memory_at_hand() -> Iterator[None]:
+    """Meanwhile C's allocator keeps what is freed: a step of training frees and wants hundreds of megabytes, and the
+    system clears every page that it hands out again.
 
-
-def _give_memory_back() -> None:
-    """Return freed memory to the system.
-
-    C's allocator keeps what the last fine-tune freed. Where psutil is installed, loky takes that for a leak and
-    replaces the worker, and the next one loads model and examples anew.
+    Afterwards all that is free is returned: where psutil is installed, loky takes kept memory for a leak and replaces
+    the worker, and the next one loads model and examples anew.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    try:
+        yield
+    finally:
+        if hasattr(library, "malloc_trim"):
+            library.malloc_trim(0)
 
 
 def begin_worker(coordinator: int) -> None:

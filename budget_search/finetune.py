@@ -17,9 +17,9 @@ from budget_search.config import Recipe
 from budget_search.cpu_kernels import Kernels, cpu_kernels
 from budget_search.device import Device
 from budget_search.layer_drop import skipping_layers
+from budget_search.optimizer import clipped_adamw, rounded_weights
 from budget_search.vocabulary import only_occurring_rows
 
-CLIP_NORM = 1.0
 # At which soft targets are compared: it brings out what the other model thinks of the classes it does not choose.
 TEMPERATURE = 2.0
 # How many steps may pass before a loss that is no longer a number is noticed: looking at it waits for the device.
@@ -55,19 +55,28 @@ def fine_tune(
     model that cannot skip layers.
     """
     started = time.perf_counter()
-    with skipping_layers(model, recipe.layer_drop), only_occurring_rows(model, train.vocabulary):
-        steps, tokens = _train(model, train, recipe, rung, seed, device)
+    with (
+        skipping_layers(model, recipe.layer_drop),
+        only_occurring_rows(model, train.vocabulary),
+        rounded_weights(model, device) as rounded,
+    ):
+        optimizer = clipped_adamw(model, rounded, recipe.lr, device)
+        steps, tokens = _train(model, train, recipe, rung, seed, device, optimizer)
     device.synchronize()
     return FineTuned(time.perf_counter() - started, steps, tokens)
 
 
 def _train(
-    model: PreTrainedModel, train: DeviceSplit, recipe: Recipe, rung: float, seed: int, device: Device
+    model: PreTrainedModel,
+    train: DeviceSplit,
+    recipe: Recipe,
+    rung: float,
+    seed: int,
+    device: Device,
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[int, int]:
     """The loop itself: how many steps it took, on how many tokens."""
     steps = recipe.steps(train.examples, rung)
-    # No weight decay: rows of the word table that no text uses must stay where they are.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.0, fused=device.kind != "mps")
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(recipe.warmup * steps), steps)
     torch.manual_seed(seed)
     kernels = cpu_kernels(device, seed)
@@ -75,7 +84,6 @@ def _train(
     tokens = 0
     for step, indices in enumerate(islice(training_order(train.lengths, recipe.batch_size, seed), steps), start=1):
         loss = _backward(model, train, indices, device, kernels)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
 from budget_search import finetune
@@ -88,18 +89,11 @@ def test_it_learns_scores() -> None:
 @pytest.mark.parametrize(("rung", "steps"), [(1.0, 24), (0.5, 12), (0.001, 1)])
 def test_a_rung_is_a_fraction_of_the_steps_with_a_schedule_of_its_own(rung: float, steps: int) -> None:
     rates: list[float] = []
-
-    class Watched(torch.optim.AdamW):
-        def step(self, closure=None):  # type: ignore[no-untyped-def]
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(closure)
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(finetune.torch.optim, "AdamW", Watched)
+    watch = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     try:
         done = finetune.fine_tune(make_model(), on_cpu(make_task()), RECIPE, rung, 1, CPU)
     finally:
-        patch.undo()
+        watch.remove()
     assert done.steps == len(rates) == steps
     if steps > 1:
         assert rates[0] < max(rates)

@@ -21,6 +21,7 @@ from transformers import (
 
 from budget_search import finetune
 from budget_search.batches import DeviceSplit, training_order
+from budget_search.optimizer import CLIP_NORM
 from budget_search.vocabulary import OccurringRows, only_occurring_rows
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
 
@@ -56,7 +57,7 @@ def plain_loop(model: PreTrainedModel, train: DeviceSplit, seed: int) -> None:
     model.train()
     for indices in islice(training_order(train.lengths, RECIPE.batch_size, seed), steps):
         finetune.loss_of(model(**train.batch(indices)).logits, train.labels_of(indices)).backward()
-        clip_grad_norm_(model.parameters(), finetune.CLIP_NORM)
+        clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
