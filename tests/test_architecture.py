@@ -23,8 +23,8 @@ BANDS = {
     "strategies",
     "know": "tables labels tasks data hub_data phrases grouping resemble splits texts encode metrics demo "
     "demo_language layer_stack layer_match model parent",
-    "do": "files store batches device cpu_kernels optimizer vocabulary layer_drop freezing last_layer finetune evaluate "
-    "probe dispatch cluster similarity cost churn evidence replay rehearsal",
+    "do": "files store batches device cpu_kernels optimizer vocabulary layer_drop freezing last_layer finetune "
+    "evaluate probe dispatch cluster similarity cost churn evidence replay rehearsal",
     "tell": "report curves layout beside sections details comparison protocols averages inspection layer_sections "
     "canvas pictures layer_pictures strategy_pictures plots page render card push destination export summary progress "
     "outlook",
