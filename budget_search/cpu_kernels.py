@@ -139,6 +139,17 @@ def _filled(states: torch.Tensor, row: int) -> torch.Tensor:
     return filled.flatten(0, 1)
 
 
+def _softmax(
+    input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Of attention that a model writes out itself."""
+    count = input.shape[-1] if input.dim() else 0
+    if dim not in (-1, input.dim() - 1) or not 1 < count < ROW:
+        return functional.softmax(input, dim, _stacklevel, dtype)
+    filled = functional.pad(input, (0, ROW - count), value=-torch.inf)
+    return functional.softmax(filled, -1, dtype=dtype)[..., :count]
+
+
 class _Intercepted(TorchFunctionMode):
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -146,6 +157,7 @@ class _Intercepted(TorchFunctionMode):
         self._own: dict[Callable[..., Any], Callable[..., Any]] = {
             functional.dropout: self._dropout,
             functional.scaled_dot_product_attention: self._attention,
+            functional.softmax: _softmax,
         }
         # The last attention mask: all layers are given the same one.
         self._mask: torch.Tensor | None = None

@@ -51,7 +51,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from budget_search.batches import DeviceSplit, training_order
+from budget_search.batches import DeviceSplit, reading_order, training_order
 from budget_search.config import Recipe
 from budget_search.creation import create
 from budget_search.demo import MODEL_DIR
@@ -59,7 +59,7 @@ from budget_search.device import Device, resolve_device
 from budget_search.dispatch import Workers, begin_worker
 from budget_search.encode import EncodedSplit, EncodedTask
 from budget_search.evaluate import Workplace
-from budget_search.finetune import predict
+from budget_search.finetune import EVALUATION_TOKENS
 from budget_search.layers import LayerSet
 from budget_search.location import locate
 from budget_search.metrics import measure
@@ -178,9 +178,14 @@ def by_plain_loop(setting: Setting, seed: int) -> Measured:
         optimizer.zero_grad()
     device.synchronize()
     trained = time.perf_counter()
-    outputs = predict(model, selection, device)
+    outputs, order = [], list(reading_order(selection.lengths, EVALUATION_TOKENS[device.kind]))
+    model.eval()
+    with torch.inference_mode(), device.autocast():
+        for indices in order:
+            outputs.append(model(**selection.batch(indices)).logits.float())
+    logits = torch.cat(outputs).cpu().numpy()
     done = time.perf_counter()
-    score = measure((task.metric,), outputs, task.splits["selection"].labels)[task.metric]
+    score = measure((task.metric,), logits, task.splits["selection"].labels[np.concatenate(order)])[task.metric]
     return Measured(1, done - started, trained - started, done - trained, score)
 
 

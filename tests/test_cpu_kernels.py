@@ -178,6 +178,22 @@ def test_attention_out_of_the_ordinary_is_torch_s(case: str, taken: Counter[str]
     torch.testing.assert_close(ours, attention(query, key, value, **more), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 4, 14), (5, 1), (5, 16), (5, 20), (7,)])
+@pytest.mark.parametrize("dim", [-1, 0])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_softmax_is_torch_s(shape: tuple[int, ...], dim: int, dtype: torch.dtype | None) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(shape).mul(5)
+    scores[..., :2] = torch.finfo(torch.float32).min
+    scores.requires_grad_()
+    upwards = torch.randn(shape, dtype=dtype)
+    plain = functional.softmax(scores, dim, dtype=dtype)
+    with cpu_kernels.cpu_kernels(FP32):
+        ours = functional.softmax(scores, dim=dim, dtype=dtype)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(each, scores, upwards)[0] for each in (ours, plain)))
+
+
 # -- whole models ---------------------------------------------------------------------------------------------------
 
 
