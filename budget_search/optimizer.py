@@ -3,12 +3,13 @@
 A small batch updates every weight of a model for the products of a few hundred tokens, so that on a CPU much of a step
 goes into carrying weights, gradients and moments to the core and back: to round weights for bf16 products, to bring
 gradients back to fp32, to shrink them, to update. Here it all happens to a block of weights while it lies in the core's
-cache, and linear layers read bf16 copies that the update leaves behind. The results are the same: rounding happens
-where it happened before.
+cache, and linear layers read bf16 copies that the update leaves behind. Rounding happens where autocast has it, but for
+the parts of the gradients' norm, and for gradients that are summed over pieces of a batch, which are bf16 too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from budget_search.device import Device
 
 CLIP_NORM = 1.0
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-# Weights of a block: with gradient and moments 4 MB in fp32, near what a core's own cache holds.
+# Weights of a block, 4 MB with gradient and moments: the fastest of 2^14 to 2^20 (studies/LOG.md, 2026-11-26).
 BLOCK = 2**18
 
 # What linear layers read, by the weight that it was rounded from.
@@ -66,14 +67,14 @@ def rounded_weights(model: PreTrainedModel, device: Device) -> Iterator[Rounded]
 
 def _plain_linears(model: PreTrainedModel) -> list[tuple[nn.Linear, str]]:
     """Linear layers and the names of their fp32 weights, each weight used once."""
-    uses = [id(weight) for _, weight in model.named_parameters(remove_duplicate=False)]
+    uses = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
     return [
         (layer, name)
         for layer in model.modules()
         # Exactly this class: what others do with their weights is theirs to know.
         if type(layer) is nn.Linear
         for name, weight in layer.named_parameters(recurse=False)
-        if weight.dtype == torch.float32 and uses.count(id(weight)) == 1
+        if weight.dtype == torch.float32 and uses[weight] == 1
     ]
 
 

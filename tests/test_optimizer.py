@@ -33,13 +33,15 @@ def set_gradients(model: nn.Module, size: float, seed: int) -> None:
         parameter.grad = size * torch.randn_like(parameter)
 
 
-@pytest.mark.parametrize("block", [8, 100, 10_000])
+@pytest.mark.parametrize(("device", "block"), [(FP32, 8), (FP32, 100), (FP32, 10_000), (Device("mps", "fp32"), 0)])
 @pytest.mark.parametrize("size", [1e-3, 10.0], ids=["short", "clipped"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_step_is_torch_s(block: int, size: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_torch_s(
+    device: Device, block: int, size: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(optimizer, "BLOCK", block)
     ours, theirs = a_network().to(dtype), a_network().to(dtype)
-    own = clipped_adamw(ours, {}, 0.01, FP32)
+    own = clipped_adamw(ours, {}, 0.01, device)
     plain = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.0)
     for step in range(5):
         set_gradients(ours, size, step)
