@@ -50,7 +50,7 @@ class Masks:
         """
         bits, count = BITS_OF[dtype], math.prod(shape)
         values = 2 ** (8 * bits.itemsize - 1)
-        dropped = round(rate * values)
+        dropped = min(round(rate * values), values - 1)
         ahead = self._ahead.get((bits, dropped))
         if ahead is None or len(ahead) < count:
             ahead = self._drawn(max(count, BITS_AHEAD // (8 * bits.itemsize)), bits, dropped)
@@ -139,6 +139,13 @@ def _filled(states: torch.Tensor, row: int) -> torch.Tensor:
     return filled.flatten(0, 1)
 
 
+def _autocast(states: torch.Tensor) -> torch.Tensor:
+    """What autocast makes of the factors of a product."""
+    if states.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
+        return states.to(torch.get_autocast_dtype("cpu"))
+    return states
+
+
 def _softmax(
     input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
@@ -187,8 +194,7 @@ class _Intercepted(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> torch.Tensor:
-        if torch.is_autocast_enabled("cpu"):
-            query, key, value = (each.to(torch.get_autocast_dtype("cpu")) for each in (query, key, value))
+        query, key, value = map(_autocast, (query, key, value))
         usual = (
             not is_causal
             and not enable_gqa

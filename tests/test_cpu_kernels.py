@@ -135,6 +135,19 @@ def test_attention_is_torch_s_in_bf16(seen: int, masked: bool, scale: float | No
         assert error <= 2 * allowed + 0.01 * wanted.abs().max()
 
 
+def test_attention_takes_what_autocast_makes_of_fp32(taken: Counter[str]) -> None:
+    """Queries and keys as rotary positions leave them, values as a linear layer does."""
+    given = [states(2, 3, 6, 8), states(2, 3, 6, 8), states(2, 3, 6, 8, dtype=torch.bfloat16)]
+    with BF16.autocast():
+        plain = attention(*given)
+        with cpu_kernels.cpu_kernels(BF16):
+            ours = attention(*given)
+            attention(*(each.double() for each in given))
+    assert taken == {"_Attention": 1}
+    assert ours.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, plain, rtol=0.02, atol=0.02)
+
+
 def test_attention_with_dropout_has_torch_s_mean(taken: Counter[str]) -> None:
     torch.manual_seed(0)
     given = [states(4, 2, tokens, 8) for tokens in (3, 20, 20)]
