@@ -88,8 +88,10 @@ def test_a_fine_tune_ends_with_the_weights_of_the_plain_loop(name: str) -> None:
         finetune.fine_tune(ours, split, RECIPE, 1.0, 5, CPU)
     plain_loop(theirs, split, 5)
     weights = theirs.state_dict()
+    # XLM's softmax is fp32 even here, and rounds otherwise on a CPU's own way (cpu_kernels).
+    rounding = 1e-8 if name == "xlm" else 1e-10
     for key, weight in ours.state_dict().items():
-        torch.testing.assert_close(weight, weights[key], rtol=1e-7, atol=1e-10)
+        torch.testing.assert_close(weight, weights[key], rtol=1e-7, atol=rounding)
 
 
 def tokens_behind(model: PreTrainedModel, split: DeviceSplit) -> int:
