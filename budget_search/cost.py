@@ -71,8 +71,15 @@ def parameters(model: PreTrainedModel) -> int:
 def flops(model: PreTrainedModel, batch: Batch) -> int:
     """Floating-point operations of a forward pass, per example (a multiply and an add are two)."""
     inputs = _inputs(model, batch)
-    # The counter does not see the CPU's fused attention; the plain one has the same arithmetic.
-    with _evaluating([model]), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # The counter does not see the CPU's fused attention; the plain one has the same arithmetic. Nor can it follow a
+    # weight that is handed from module to module without gradients, as DeBERTa's positions are.
+    with (
+        _evaluating([model]),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
         model(**inputs)
     total: int = counter.get_total_flops()
     return round(total / len(batch["input_ids"]))

@@ -73,10 +73,14 @@ def run_job(workplace: Workplace, job: Job) -> Trial:
     except (DivergedError, UnsupportedModelError) as error:
         return Trial(job.key, job.split, "failed", error=str(error))
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
-            raise
-        reason = f"out of memory on {workplace.device.name}: {str(error).splitlines()[0]}"
-        return Trial(job.key, job.split, "failed", error=reason, machine_failure=True)
+        said = str(error).splitlines()[0]
+        if out_of_memory(error):
+            reason = f"out of memory on {workplace.device.name}: {said}"
+            return Trial(job.key, job.split, "failed", error=reason, machine_failure=True)
+        # A few models mix types that autocast does not reconcile: DeBERTa, X-MOD.
+        if workplace.device.precision == "bf16" and "BFloat16" in said:
+            return Trial(job.key, job.split, "failed", error=f"this model does not calculate in bf16: {said}")
+        raise
 
 
 def _run(workplace: Workplace, job: Job) -> Trial:

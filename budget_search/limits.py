@@ -149,6 +149,8 @@ class Limits:
             )
         stays = self.keep | set(undroppable)
         if len(stays) == total:
+            if not self.keep:
+                raise UsageError("no layer of this model can be dropped")
             raise UsageError(f"--keep-layers {compact_indices(sorted(self.keep))}: no layer is left to drop")
         if len(self.drop) == total:
             raise UsageError(f"--drop-layers {compact_indices(sorted(self.drop))}: no layer would stay")

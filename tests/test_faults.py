@@ -237,3 +237,23 @@ def test_a_device_named_twice_is_shared_by_two(tmp_path: Path) -> None:
 
 def start_script(script: str, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script, *arguments], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_model_that_does_not_calculate_in_bf16(fresh: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers import AutoTokenizer, DebertaConfig, DebertaForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(fresh / "bert")
+    DebertaForMaskedLM(
+        DebertaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+            max_position_embeddings=64, relative_attention=True, pos_att_type=["c2p", "p2c"],
+        )
+    ).save_pretrained(fresh / "deberta")  # fmt: skip
+    tokenizer.save_pretrained(fresh / "deberta")
+    capfd.readouterr()
+    options = ["deberta" if option == "bert" else option for option in OPTIONS]
+    assert tiny.command(*options, "--precision", "bf16") == 1
+    line = one_line(capfd)
+    assert "does not calculate in bf16" in line
+    assert "--precision fp32" in line
+    assert tiny.command(*options, "--precision", "fp32") == 0
