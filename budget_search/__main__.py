@@ -2,6 +2,6 @@
 
 import sys
 
-from budget_search.cli import main
+from budget_search.cli.main import main
 
 sys.exit(main())

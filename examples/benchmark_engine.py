@@ -51,23 +51,23 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from budget_search.batches import DeviceSplit, reading_order, training_order
-from budget_search.config import Recipe
-from budget_search.creation import create
-from budget_search.demo import MODEL_DIR
-from budget_search.device import Device, resolve_device
-from budget_search.dispatch import Workers, begin_worker
-from budget_search.encode import EncodedSplit, EncodedTask
-from budget_search.evaluate import Workplace
-from budget_search.finetune import EVALUATION_TOKENS
-from budget_search.layers import LayerSet
-from budget_search.location import locate
-from budget_search.metrics import measure
-from budget_search.parent import fresh_head, load_parent, quiet_transformers
-from budget_search.progress import Console
-from budget_search.request import Request
-from budget_search.store import StudyFolder
-from budget_search.trial import FULL_RUNG, Job, TrialKey
+from budget_search.app.create_study import create
+from budget_search.app.request import Request
+from budget_search.app.resolve import locate
+from budget_search.cli.progress import Console
+from budget_search.core.config import Recipe
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, TrialKey
+from budget_search.data.demo_task import MODEL_DIR
+from budget_search.data.metrics import measure
+from budget_search.data.tokenization import EncodedSplit, EncodedTask
+from budget_search.engine.batches import DeviceSplit, reading_order, training_order
+from budget_search.engine.device import Device, resolve_device
+from budget_search.engine.evaluation import Workplace
+from budget_search.engine.finetune import EVALUATION_TOKENS
+from budget_search.engine.workers import Workers, begin_worker
+from budget_search.models.pretrained import fresh_head, load_parent, quiet_transformers
+from budget_search.storage.study_folder import StudyFolder
 
 # Tokens per example, marks included, as a BERT tokenizer makes them: every twentieth part of 4,000 training examples,
 # from the shortest to the longest.

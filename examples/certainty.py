@@ -25,14 +25,14 @@ from joblib import Parallel, delayed
 from scipy import special
 from tabulate import tabulate
 
-from budget_search.findings import Findings
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.replay import Memory, Silent
-from budget_search.trial import FULL_RUNG, Job, Trial
-from budget_search.verdict import Criterion, Judgement, judge, verdict_word
-from budget_search.wording import plural
+from budget_search.core.formatting import plural
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, Trial
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Criterion, Judgement, judge, verdict_word
+from budget_search.simulation.replay import Memory, Silent
 
 Judge = Callable[[np.ndarray, Mapping[LayerSet, np.ndarray], float], dict[LayerSet, Judgement]]
 
@@ -50,7 +50,7 @@ LASTING, FLEETING = (0.01, 0.06), (0.5, 0.8)
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchProblem:
     """What is asked of every study. Deltas in points.
 
     ``tried`` sets lose a trace more than the first delta (the worst case); 0 leaves them as they are and lets the tool
@@ -87,7 +87,7 @@ class Question:
 class World:
     """One study's truth, and fine-tunes in it. The same number makes the same world, whatever was asked before."""
 
-    def __init__(self, number: int, question: Question) -> None:
+    def __init__(self, number: int, question: SearchProblem) -> None:
         self.number, self.question = number, question
         draw = np.random.default_rng([20261120, number])
         drawn_examples, drawn_sd = int(draw.choice(EXAMPLES)), float(draw.uniform(*SEED_SD))
@@ -157,7 +157,7 @@ class Answer:
     excess: float
 
 
-def play(number: int, question: Question) -> list[Answer]:
+def play(number: int, question: SearchProblem) -> list[Answer]:
     """Search the world of this number; what every rule answers, for every delta."""
     return search_in(World(number, question))
 
@@ -193,7 +193,7 @@ def one_seed(world: World, tried: Iterable[LayerSet], delta: float) -> LayerSet:
     return min(holding, key=lambda layers: (layers.depth, -scores[layers]), default=full)
 
 
-def rows(question: Question, answers: Sequence[Answer], studies: int) -> Iterator[tuple[object, ...]]:
+def rows(question: SearchProblem, answers: Sequence[Answer], studies: int) -> Iterator[tuple[object, ...]]:
     """Per rule: how often it gives a smaller model, how many of these break delta, and in how many studies one does."""
     for rule in ("certified", "observed", "one seed"):
         given = [answer for answer in answers if answer.rule == rule and answer.smaller]
@@ -210,10 +210,10 @@ def rows(question: Question, answers: Sequence[Answer], studies: int) -> Iterato
 
 
 QUESTIONS = (
-    Question("observed"),
-    Question("certified"),
-    Question("certified", (1.0,), tried=1),
-    Question("certified", (1.0,), tried=5),
+    SearchProblem("observed"),
+    SearchProblem("certified"),
+    SearchProblem("certified", (1.0,), tried=1),
+    SearchProblem("certified", (1.0,), tried=5),
 )
 HEADERS = ("studies", "rule", "smaller models", "of them wrong", "studies with a wrong one", "points too many")
 

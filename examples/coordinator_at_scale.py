@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from budget_search.findings import Findings
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.replay import Memory, Silent, Table, play
-from budget_search.trial import Trial, TrialKey
-from budget_search.verdict import Judgement
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Trial, TrialKey
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Judgement
+from budget_search.simulation.replay import Memory, Silent, Table, play
 
 TOTAL, SEEDS = 96, (42, 43, 44)
 NAMED = 3_333

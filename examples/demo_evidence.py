@@ -20,16 +20,16 @@ from sklearn.linear_model import LogisticRegression
 from tabulate import tabulate
 from transformers import AutoConfig, AutoTokenizer, BertForPreTraining
 
-from budget_search import demo
-from budget_search.creation import create
-from budget_search.device import resolve_device
-from budget_search.dispatch import Workers
-from budget_search.evaluate import Workplace
-from budget_search.layers import FAMILIES, LayerSet
-from budget_search.location import locate
-from budget_search.progress import Console
-from budget_search.request import Request
-from budget_search.trial import FULL_RUNG, Job, TrialKey
+from budget_search.app.create_study import create
+from budget_search.app.request import Request
+from budget_search.app.resolve import locate
+from budget_search.cli.progress import Console
+from budget_search.core.layers import FAMILIES, LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, TrialKey
+from budget_search.data import demo_task as demo
+from budget_search.engine.device import resolve_device
+from budget_search.engine.evaluation import Workplace
+from budget_search.engine.workers import Workers
 
 SEEDS = (42, 43, 44)
 DROPPED_FROM_THE_TOP = (1, 2, 3, 4, 6, 8, 11)

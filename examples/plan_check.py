@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from budget_search.arguments import parse, request_from
+from budget_search.cli.options import request_from
+from budget_search.cli.parser import parse
 
 
 def main() -> None:
@@ -29,20 +30,19 @@ def main() -> None:
         time.perf_counter = time.process_time
     request = request_from(parse(["plan", *options]))
 
-    from budget_search.archive import stored_config
-    from budget_search.creation import create
-    from budget_search.device import resolve_device
-    from budget_search.encode import EncodedTask
-    from budget_search.evaluate import Workplace, run_job
-    from budget_search.layers import LayerSet
-    from budget_search.limits import Limits
-    from budget_search.location import locate
-    from budget_search.planning import plan_for
-    from budget_search.prices import Prices
-    from budget_search.probe import measure_speed, probed_depths
-    from budget_search.progress import Console
-    from budget_search.store import StudyFolder
-    from budget_search.trial import Job, TrialKey
+    from budget_search.app.create_study import create
+    from budget_search.app.resolve import locate
+    from budget_search.app.search_settings import plan_for
+    from budget_search.cli.progress import Console
+    from budget_search.core.layers import LayerSet
+    from budget_search.core.limits import Limits
+    from budget_search.core.trial import Job, TrialKey
+    from budget_search.data.tokenization import EncodedTask
+    from budget_search.engine.device import resolve_device
+    from budget_search.engine.evaluation import Workplace, run_job
+    from budget_search.engine.evaluation_cost import Prices
+    from budget_search.engine.speed import measure_speed, probed_depths
+    from budget_search.storage.study_folder import StudyFolder, stored_config
 
     found = locate(request)
     device = resolve_device(found.config.device, found.config.precision)

@@ -12,9 +12,8 @@ import argparse
 
 from tabulate import tabulate
 
-from budget_search.plan import Plan
-from budget_search.planning import screen_rung, screens_for
-from budget_search.rehearsal import REHEARSALS, Rehearsal, rehearse
+from budget_search.layer_search.settings import Plan, screen_rung, screens_for
+from budget_search.simulation.rehearsal import REHEARSALS, Rehearsal, rehearse
 
 
 def evaluations(rehearsal: Rehearsal) -> float:

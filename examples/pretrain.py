@@ -31,7 +31,7 @@ import torch
 from pretrain_objectives import ARCHITECTURES, IGNORED, Architecture, Batch, Bert, Guesses, Passage, Words
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from budget_search import demo
+from budget_search.data import demo_task as demo
 
 SENTENCE_CHARACTERS = range(31, 220)  # of a Parquet text: neither a heading nor a list without full stops
 

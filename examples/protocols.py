@@ -17,13 +17,14 @@ from collections.abc import Iterator
 from tabulate import tabulate
 
 import budget_search as bs
-from budget_search.arguments import parse, request_from
-from budget_search.config import slug
-from budget_search.layers import compact_indices
-from budget_search.protocols import protocols
-from budget_search.report import Report
-from budget_search.request import Request
-from budget_search.wording import points
+from budget_search.app.request import Request
+from budget_search.cli.options import request_from
+from budget_search.cli.parser import parse
+from budget_search.core.config import slug
+from budget_search.core.formatting import points
+from budget_search.core.layers import compact_indices
+from budget_search.report.paper_protocols import protocols
+from budget_search.report.report import Report
 
 
 def searched(request: Request) -> Iterator[tuple[str, Report]]:

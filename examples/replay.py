@@ -22,16 +22,15 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
-from budget_search.errors import BudgetSearchError, StudyError, UsageError
-from budget_search.findings import Findings
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.planning import screens_for
-from budget_search.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
-from budget_search.strategies import STRATEGIES
-from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
-from budget_search.verdict import Judgement
+from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan, screens_for
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.strategies import STRATEGIES
+from budget_search.layer_search.verdict import Judgement
+from budget_search.simulation.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
 
 SCREEN_SEED = 10**6
 

@@ -18,14 +18,14 @@ import numpy as np
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
-from budget_search.findings import Findings
-from budget_search.generated import GeneratedModel, Noise
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.rehearsal import VirtualWorkers, layers_trained
-from budget_search.replay import Memory, Silent
-from budget_search.verdict import Judgement
+from budget_search.core.layers import LayerSet
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Judgement
+from budget_search.simulation.generated_models import GeneratedModel, Noise
+from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained
+from budget_search.simulation.replay import Memory, Silent
 
 DELTAS = (1.0, 2.0, 3.0)
 

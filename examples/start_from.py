@@ -17,15 +17,15 @@ from statistics import fmean
 from joblib import Parallel, delayed
 from tabulate import tabulate
 
-from budget_search.findings import Findings
-from budget_search.generated import GeneratedModel
-from budget_search.heritage import MOST_SETS
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.replay import Memory, Silent
-from budget_search.trial import Job, Trial
-from budget_search.verdict import Judgement
+from budget_search.app.warm_start import MOST_SETS
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, Trial
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Judgement
+from budget_search.simulation.generated_models import GeneratedModel
+from budget_search.simulation.replay import Memory, Silent
 
 TOTAL, DELTAS, SEEDS = 12, (1.0, 2.0, 3.0), (42, 43, 44)
 OTHERS = 100_000

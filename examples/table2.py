@@ -19,14 +19,14 @@ from pathlib import Path
 from statistics import fmean
 
 import budget_search as bs
-from budget_search.curves import MeasuredSet, measured_sets
-from budget_search.errors import BudgetSearchError, StudyError
-from budget_search.layers import FAMILIES, compact_indices
-from budget_search.render import markdown_section
-from budget_search.report import Report
-from budget_search.request import STRATEGY_NAMES
-from budget_search.sections import VERDICTS, Grid, Section
-from budget_search.wording import pairs, percent, plural, with_spread
+from budget_search.app.request import STRATEGY_NAMES
+from budget_search.core.errors import BudgetSearchError, StudyError
+from budget_search.core.formatting import pairs, percent, plural, with_spread
+from budget_search.core.layers import FAMILIES, compact_indices
+from budget_search.report.measured_sets import MeasuredSet, measured_sets
+from budget_search.report.renderers.markdown import markdown_section
+from budget_search.report.renderers.sections import VERDICTS, Grid, Section
+from budget_search.report.report import Report
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
 DELTAS = (0.01, 0.02, 0.03)

@@ -26,10 +26,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from budget_search.errors import StudyError
-from budget_search.files import appearing, write_json, write_whole
-from budget_search.store import StudyFolder, StudyStore
-from budget_search.trial import Job, Trial, TrialKey
+from budget_search.core.errors import StudyError
+from budget_search.core.trial import Job, Trial, TrialKey
+from budget_search.storage.files import appearing, write_json, write_whole
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 from tests import tiny
 from tests.worlds import World, plan, search
 

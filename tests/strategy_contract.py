@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from budget_search.layers import LayerSet
-from budget_search.replay import Table, play
-from budget_search.strategies import Question, propose
-from budget_search.trial import Tolerance, Trial, TrialKey
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Tolerance, Trial, TrialKey
+from budget_search.layer_search.strategies import propose
+from budget_search.layer_search.strategies.problem import SearchProblem
+from budget_search.simulation.replay import Table, play
 
 BASELINE = 90.0
 # Points that each of twelve layers is worth: lower layers are dear, some upper ones nearly free. No two sums of the
@@ -36,10 +37,10 @@ def baseline_of(table: Table) -> Trial:
     return table.trial(TrialKey(LayerSet.full(table.total), 1.0, 0))
 
 
-def question_for(table: Table, delta: float, **facts: Any) -> Question:
+def question_for(table: Table, delta: float, **facts: Any) -> SearchProblem:
     score = baseline_of(table).score
     assert score is not None
-    return Question(table.total, Tolerance(delta, {1.0: score}), **{"similarities": facts_of(table), **facts})
+    return SearchProblem(table.total, Tolerance(delta, {1.0: score}), **{"similarities": facts_of(table), **facts})
 
 
 def facts_of(table: Table) -> tuple[float, ...]:

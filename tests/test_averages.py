@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from budget_search import plots
-from budget_search.averages import BEST, averages
-from budget_search.curves import greedy_chain, strategy_sets
-from budget_search.errors import UsageError
-from budget_search.layers import LayerSet
-from budget_search.protocols import greedy_depths, protocols, scanned_depths
-from budget_search.render import COLUMNS, averaged
-from budget_search.report import Report, TrialRow
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.report.entries import TrialRow
+from budget_search.report.measured_sets import greedy_chain, strategy_sets
+from budget_search.report.paper_protocols import greedy_depths, protocols, scanned_depths
+from budget_search.report.plots import figures as plots
+from budget_search.report.renderers.strategy_averages import render_averages
+from budget_search.report.renderers.terminal import COLUMNS
+from budget_search.report.report import Report
+from budget_search.report.strategy_averages import BEST, averages
 from tests import tiny
 from tests.test_page import words
 from tests.test_report import GOLDEN, load
@@ -128,7 +130,7 @@ def test_methods_are_not_mixed(several: list[Report]) -> None:
 
 @pytest.mark.parametrize(("form", "file"), [("table", "curves.txt"), ("markdown", "curves.md"), ("csv", "curves.csv")])
 def test_the_whole_text(several: list[Report], form: str, file: str) -> None:
-    text = averaged(several, form) + "\n"
+    text = render_averages(several, form) + "\n"
     path = GOLDEN / file
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
@@ -138,12 +140,12 @@ def test_the_whole_text(several: list[Report], form: str, file: str) -> None:
 
 
 def test_programs_get_the_unrounded_means(several: list[Report]) -> None:
-    means = json.loads(averaged(several, "json"))
+    means = json.loads(render_averages(several, "json"))
     assert [each["model"] for each in means] == ["xlnet-base-cased", "other"]
-    rows = list(csv.DictReader(io.StringIO(averaged(several, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(render_averages(several, "csv"))))
     assert (rows[0]["strategy"], float(rows[0]["score"])) == ("full model", 85.5)
     with pytest.raises(UsageError, match="no --format latex"):
-        averaged(several, "latex")
+        render_averages(several, "latex")
 
 
 def test_the_picture_tells_models_strategies_and_units(several: list[Report]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from budget_search.changes import Changes
-from budget_search.churn import changes
-from budget_search.encode import EncodedTask, decoder
-from budget_search.store import StudyFolder
+from budget_search.data.tokenization import EncodedTask, decoder
+from budget_search.report.entries import Changes
+from budget_search.report.prediction_churn import changes
+from budget_search.storage.study_folder import StudyFolder
 
 EXAMPLES = 400
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from budget_search import arguments
-from budget_search.cli import main
-from budget_search.config import RECIPES
-from budget_search.request import Request
+from budget_search.app.request import Request
+from budget_search.cli import parser as arguments
+from budget_search.cli.main import main
+from budget_search.core.config import RECIPES
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -102,8 +102,8 @@ OPTIONS = (
 def test_parsing_and_help_import_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys\n"
-        "from budget_search.arguments import parse, request_from\n"
-        "from budget_search.cli import main\n"
+        "from budget_search.cli.options import request_from\nfrom budget_search.cli.parser import parse\n"
+        "from budget_search.cli.main import main\n"
         "request_from(parse(['--task', 'qqp', '--model', 'xlnet-base-cased', '--delta', '0.01']))\n"
         "try:\n    main(['run', '--help'])\n"
         "except SystemExit as exit_:\n    assert exit_.code == 0\n"

@@ -14,8 +14,8 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from budget_search import cost
-from budget_search.report import InferencePoint
+from budget_search.engine import cost
+from budget_search.report.entries import InferencePoint
 
 HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search import cpu_kernels
-from budget_search.cpu_kernels import Masks
-from budget_search.device import Device
+from budget_search.engine import cpu_kernels
+from budget_search.engine.cpu_kernels import Masks
+from budget_search.engine.device import Device
 from tests.test_finetune import make_model, make_task, on_cpu
 from tests.test_model_sweep import tiny_config
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from budget_search.comparison import comparison
-from budget_search.curves import best_by_depth, distinct_answers, families, measured_sets, readings
-from budget_search.render import COLUMNS, render
-from budget_search.report import Reference, Report, TrialRow
+from budget_search.report.comparison import comparison
+from budget_search.report.entries import Reference, TrialRow
+from budget_search.report.measured_sets import best_by_depth, distinct_answers, families, measured_sets, readings
+from budget_search.report.renderers import render
+from budget_search.report.renderers.terminal import COLUMNS
+from budget_search.report.report import Report
 from tests.test_report import GOLDEN, load
 
 REFERENCE = Reference(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForSequenceClassification, pipeline
 
-from budget_search.cli import main
-from budget_search.demo import LABELS
+from budget_search.cli.main import main
+from budget_search.data.demo_task import LABELS
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from budget_search import demo
+from budget_search.data import demo_task as demo
 
 Fact = tuple[str, ...]
 

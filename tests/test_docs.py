@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 import budget_search
-from budget_search.arguments import COMMANDS, build_parser, parse, request_from
+from budget_search.cli.options import request_from
+from budget_search.cli.parser import COMMANDS, build_parser, parse
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

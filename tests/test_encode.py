@@ -19,10 +19,10 @@ from transformers import (
     XLNetTokenizer,
 )
 
-from budget_search.data import Examples
-from budget_search.encode import EncodedTask, encode, longest_input, takes_segments
-from budget_search.errors import StudyError, UsageError
-from budget_search.splits import SplitTask
+from budget_search.core.errors import StudyError, UsageError
+from budget_search.data.loading import Examples
+from budget_search.data.splits import SplitTask
+from budget_search.data.tokenization import EncodedTask, encode, longest_input, takes_segments
 
 WORDS = ["good", "bad", "film", "a", "very", "long", "story", "short"]
 

@@ -18,11 +18,12 @@ import numpy as np
 import optuna
 import pytest
 
-from budget_search.cli import main
-from budget_search.encode import EncodedTask
-from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder, StudyStore
-from budget_search.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.cli.main import main
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.data.tokenization import EncodedTask
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 from tests import standin, tiny
 
 
@@ -264,7 +265,7 @@ def test_the_same_command_again_prints_the_report_at_once(here: Path, capsys: py
     before = tiny.tree(study)
     options = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06"]
     script = (
-        "import sys\nfrom budget_search.cli import main\n"
+        "import sys\nfrom budget_search.cli.main import main\n"
         f"code = main({options!r})\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules], file=sys.stderr)\n"
         "sys.exit(code)\n"
@@ -480,9 +481,10 @@ def test_an_interruption_waits_until_the_trial_is_recorded(
 
 
 def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
-    from budget_search.arguments import parse, request_from
-    from budget_search.interim import best_so_far
-    from budget_search.location import locate
+    from budget_search.app.earlier_answers import best_so_far
+    from budget_search.app.resolve import locate
+    from budget_search.cli.options import request_from
+    from budget_search.cli.parser import parse
 
     found = locate(request_from(parse(OPTIONS)))
     (result, _) = read_report(tiny.only_study(here / "studies"))["results"]

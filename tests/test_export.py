@@ -26,12 +26,13 @@ from transformers import (
     pipeline,
 )
 
-from budget_search.card import model_card, provenance
-from budget_search.errors import StudyError, UsageError
-from budget_search.export import Export, HeldOut, export_checkpoint, refuse_foreign
-from budget_search.parent import Parent, licence_of
-from budget_search.report import Report
-from budget_search.verdict import Judgement
+from budget_search.core.errors import StudyError, UsageError
+from budget_search.layer_search.verdict import Judgement
+from budget_search.models.checkpoint import Export, HeldOut, export_checkpoint, refuse_foreign
+from budget_search.models.pretrained import Parent, licence_of
+from budget_search.report.renderers.model_card import model_card, provenance
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "first", "sentence", "."]
 LABELS = {0: "different", 1: "duplicate"}
@@ -267,7 +268,7 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
     assert ["this checkpoint", "", "89.65"] in rows
     assert ["same layers, 3 seeds", "89.51 +- 0.12", "89.71"] in rows
     assert ["all 12 layers, 3 seeds", "90.11 +- 0.12", "90.42"] in rows
-    assert REPORT.answer_sentence(REPORT.result(0.01)) in body
+    assert answer_sentence(REPORT, REPORT.result(0.01)) in body
     assert "by this checkpoint" not in body
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from budget_search.errors import StudyError
-from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder, StudyStore
-from budget_search.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.core.errors import StudyError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 from tests import tiny
 from tests.test_end_to_end import read_report, timeless
 
@@ -140,7 +141,7 @@ def test_memory_that_runs_out_on_the_device(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return forward(model, *arguments, **named)
 
-    monkeypatch.setattr("budget_search.finetune._fitted", {})
+    monkeypatch.setattr("budget_search.engine.finetune._fitted", {})
     with monkeypatch.context() as patched:
         patched.setattr(BertForSequenceClassification, "forward", starved)
         assert tiny.command(*OPTIONS) == 1
@@ -148,7 +149,7 @@ def test_memory_that_runs_out_on_the_device(
     assert "out of memory" in line
     assert "--batch-size" in line
     assert sizes[-1] == 1
-    monkeypatch.setattr("budget_search.finetune._fitted", {})
+    monkeypatch.setattr("budget_search.engine.finetune._fitted", {})
     goes_on_as_if_nothing_had_happened(fresh, sst2_study)
 
 
@@ -194,7 +195,7 @@ def test_durations_come_from_clocks_that_do_not_jump() -> None:
 
 def test_a_device_is_held_by_one_process_at_a_time_and_free_when_that_dies(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom budget_search.device import one_of\n"
+        "import sys, time\nfrom budget_search.engine.device import one_of\n"
         "with one_of(('mps:0', 'mps:1')) as name:\n    print(name, flush=True)\n    time.sleep(600)\n"
     )
     env = tiny.environment(tmp_path, TMPDIR=str(tmp_path), PYTHONPATH=str(Path(__file__).parent.parent))
@@ -215,7 +216,7 @@ def test_a_device_is_held_by_one_process_at_a_time_and_free_when_that_dies(tmp_p
 
 def test_a_device_named_twice_is_shared_by_two(tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom budget_search.device import one_of\n"
+        "import sys, time\nfrom budget_search.engine.device import one_of\n"
         "with one_of(('mps:0',) * int(sys.argv[1])) as name:\n    print(name, flush=True)\n    time.sleep(600)\n"
     )
     env = tiny.environment(tmp_path, TMPDIR=str(tmp_path), PYTHONPATH=str(Path(__file__).parent.parent))

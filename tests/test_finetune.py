@@ -11,11 +11,11 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import BertConfig, BertForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
-from budget_search import finetune
-from budget_search.batches import DeviceSplit, reading_order, training_order
-from budget_search.config import Recipe
-from budget_search.device import Device
-from budget_search.encode import EncodedSplit, EncodedTask
+from budget_search.core.config import Recipe
+from budget_search.data.tokenization import EncodedSplit, EncodedTask
+from budget_search.engine import finetune
+from budget_search.engine.batches import DeviceSplit, reading_order, training_order
+from budget_search.engine.device import Device
 
 CPU = Device("cpu", "fp32")
 RECIPE = Recipe("test", epochs=3, train_examples=None, batch_size=8, lr=3e-3, max_length=32, warmup=0.1)

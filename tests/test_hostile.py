@@ -22,12 +22,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budget_search.arguments import parse, request_from
-from budget_search.config import METRICS, Recipe, SearchConfig, slug
-from budget_search.errors import UsageError
-from budget_search.layers import LayerSet
-from budget_search.passwords import hidden
-from budget_search.request import study_path
+from budget_search.cli.options import request_from
+from budget_search.cli.parser import parse
+from budget_search.core.config import METRICS, Recipe, SearchConfig, slug
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.storage.credentials import hidden
+from budget_search.storage.study_folder import study_path
 from tests import tiny
 from tests.test_cli import Bad, check_refused, rows
 

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from budget_search import plots
-from budget_search.inspection import Inspection, Layerwise, inspection, layer_costs, probed_depth
-from budget_search.layer_pictures import LAYER_PICTURES
-from budget_search.layers import LayerSet
-from budget_search.layerwise import fitted_probe
-from budget_search.render import COLUMNS, inspected
-from budget_search.report import Report, TrialRow
-from budget_search.similarity import similarity_to, similarity_to_input
+from budget_search.core.layers import LayerSet
+from budget_search.engine.layer_probes import fitted_probe
+from budget_search.engine.layer_similarity import similarity_to, similarity_to_input
+from budget_search.report.entries import TrialRow
+from budget_search.report.inspection import Inspection, Layerwise, inspection, layer_costs, probed_depth
+from budget_search.report.plots import figures as plots
+from budget_search.report.plots.layer_plots import LAYER_PICTURES
+from budget_search.report.renderers.inspection import render_inspection
+from budget_search.report.renderers.terminal import COLUMNS
+from budget_search.report.report import Report
 from tests import tiny
 from tests.test_page import words
 from tests.test_report import GOLDEN, load
@@ -107,14 +109,14 @@ def test_named_sets_alone_say_so(report: Report) -> None:
     trials = tuple(row for row in report.trials if row.split == "certification")
     found = inspection(dataclasses.replace(report, trials=trials), MEASURED)
     assert found.costs is None
-    assert "screened too few layer sets" in inspected(found, "table")
+    assert "screened too few layer sets" in render_inspection(found, "table")
     assert "costs" not in found.to_json()
     assert list(plots.drawn(LAYER_PICTURES, found)) == ["probes", "similarity"]
 
 
 @pytest.mark.parametrize(("form", "file"), [("table", "inspection.txt"), ("markdown", "inspection.md")])
 def test_the_whole_text(report: Report, form: str, file: str) -> None:
-    text = inspected(inspection(report, MEASURED), form) + "\n"
+    text = render_inspection(inspection(report, MEASURED), form) + "\n"
     path = GOLDEN / file
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
@@ -144,12 +146,12 @@ def test_cosines_are_between_the_right_states() -> None:
 
 def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) -> None:
     """Batches are read longest first; each example's states are its own, of the layers from the embeddings up."""
-    from budget_search.batches import DeviceSplit
-    from budget_search.device import Device
-    from budget_search.encode import EncodedTask
-    from budget_search.layerwise import _in_order
-    from budget_search.parent import load_parent
-    from budget_search.similarity import sentence_states
+    from budget_search.data.tokenization import EncodedTask
+    from budget_search.engine.batches import DeviceSplit
+    from budget_search.engine.device import Device
+    from budget_search.engine.layer_probes import _in_order
+    from budget_search.engine.layer_similarity import sentence_states
+    from budget_search.models.pretrained import load_parent
 
     task = EncodedTask.load(sst2_study / "examples.npz")
     model, _ = load_parent(bert, name="bert", label_names=task.label_names, pad_token=task.pad_token)
@@ -166,10 +168,10 @@ def test_of_a_decoder_the_last_token_is_looked_at(tmp_path: Path) -> None:
     """Its first token has seen no other, and the classifier does not read it."""
     from transformers import AutoModelForSequenceClassification
 
-    from budget_search.batches import DeviceSplit
-    from budget_search.device import Device
-    from budget_search.layerwise import _in_order
-    from budget_search.similarity import sentence_states
+    from budget_search.engine.batches import DeviceSplit
+    from budget_search.engine.device import Device
+    from budget_search.engine.layer_probes import _in_order
+    from budget_search.engine.layer_similarity import sentence_states
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny.make_llama(tmp_path / "llama"), pad_token_id=0)
     lengths = np.array([4, 7, 2])

@@ -71,7 +71,7 @@ def ends_alone(env: dict[str, str]) -> bool:
 def test_a_real_search_killed_inside_a_write(step: int, fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
     """Opening, renaming and removing files, and statements of the database, are counted; the process dies at one."""
     script = (
-        "import sys\nfrom budget_search.cli import main\nfrom tests import kills\n"
+        "import sys\nfrom budget_search.cli.main import main\nfrom tests import kills\n"
         f"kills.at_write({step})()\nsys.exit(main({OPTIONS!r}))\n"
     )
     done = tiny.run_script(script, fresh, marked)

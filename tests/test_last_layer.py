@@ -24,10 +24,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search import finetune
-from budget_search.batches import DeviceSplit
-from budget_search.last_layer import ReadToken, find_tail, only_read_token
-from budget_search.model import find_layers
+from budget_search.engine import finetune
+from budget_search.engine.batches import DeviceSplit
+from budget_search.engine.last_layer import ReadToken, find_tail, only_read_token
+from budget_search.models.keep_layers import find_layers
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
 from tests.test_model_sweep import tiny_config
 from tests.test_vocabulary import SMALL, plain_loop

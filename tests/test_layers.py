@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budget_search.errors import UsageError
-from budget_search.layers import FAMILIES, LayerSet, even_alternate, odd_alternate, symmetric, top
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import FAMILIES, LayerSet, even_alternate, odd_alternate, symmetric, top
 
 layer_sets = st.integers(1, 30).flatmap(
     lambda total: st.sets(st.integers(0, total - 1), min_size=1).map(lambda kept: LayerSet(tuple(sorted(kept)), total))

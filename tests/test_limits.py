@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from budget_search.binding import binding
-from budget_search.errors import UsageError
-from budget_search.ladder import all_sets
-from budget_search.layers import LayerSet
-from budget_search.limits import Binding, Breach, Limits, Loss
-from budget_search.records import plain, read_record
-from budget_search.request import Request
-from budget_search.strategies import STRATEGIES, propose, smallest_holding
-from budget_search.trial import TrialKey
-from budget_search.wording import bound_by
+from budget_search.app.request import Request
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.core.limits import Binding, Breach, Limits, Loss
+from budget_search.core.serialization import plain, read_record
+from budget_search.core.trial import TrialKey
+from budget_search.layer_search.acquisition import all_sets
+from budget_search.layer_search.binding_limits import binding
+from budget_search.layer_search.strategies import STRATEGIES, propose
+from budget_search.layer_search.strategies.problem import smallest_holding
+from budget_search.report.sentences import bound_by
 from tests import strategy_contract as contract
 from tests import tiny
 from tests.worlds import EFFECTS, Memory, World, plan, search

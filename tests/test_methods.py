@@ -23,28 +23,29 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from budget_search import dispatch, evaluate
-from budget_search.allowance import Pace
-from budget_search.config import RECIPES, Recipe, SearchConfig
-from budget_search.errors import UnsupportedModelError
-from budget_search.evaluate import Workplace, load_weights, loaded, outputs_of, run_job, split_of
-from budget_search.findings import Findings
-from budget_search.finetune import fine_tune, loss_of
-from budget_search.freezing import frozen
-from budget_search.last_layer import only_read_token
-from budget_search.layer_drop import skipping_layers
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.model import keep_layers
-from budget_search.parent import fresh_head
-from budget_search.phases import phases, training_depth
-from budget_search.plan import Plan
-from budget_search.prices import Prices
-from budget_search.probe import Speed
-from budget_search.replay import Memory, Silent
-from budget_search.store import StudyFolder
-from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
-from budget_search.verdict import Judgement
+from budget_search.core.config import RECIPES, Recipe, SearchConfig
+from budget_search.core.dropping import phases, training_depth
+from budget_search.core.errors import UnsupportedModelError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.engine import evaluation as evaluate
+from budget_search.engine import workers as dispatch
+from budget_search.engine.evaluation import Workplace, load_weights, loaded, outputs_of, run_job, split_of
+from budget_search.engine.evaluation_cost import Prices
+from budget_search.engine.finetune import fine_tune, loss_of
+from budget_search.engine.last_layer import only_read_token
+from budget_search.engine.speed import Speed
+from budget_search.layer_search.budget import Pace
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Judgement
+from budget_search.models.freezing import frozen
+from budget_search.models.keep_layers import keep_layers
+from budget_search.models.layer_drop import skipping_layers
+from budget_search.models.pretrained import fresh_head
+from budget_search.simulation.replay import Memory, Silent
+from budget_search.storage.study_folder import StudyFolder
 from tests import tiny
 from tests.test_finetune import CPU, VOCABULARY, make_model, make_task, on_cpu
 from tests.worlds import EFFECTS, World, plan

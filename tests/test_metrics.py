@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from budget_search.metrics import collapsed, contributions, mean_loss, measure, predictions
+from budget_search.data.metrics import collapsed, contributions, mean_loss, measure, predictions
 
 
 def classified(

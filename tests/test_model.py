@@ -51,8 +51,8 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from budget_search.errors import UnsupportedModelError
-from budget_search.model import find_layers, keep_layers, undroppable
+from budget_search.core.errors import UnsupportedModelError
+from budget_search.models.keep_layers import find_layers, keep_layers, undroppable
 
 IDS = torch.arange(10, 26).reshape(2, 8)
 SMALL_PART: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}

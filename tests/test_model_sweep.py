@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search.errors import UnsupportedModelError
-from budget_search.model import keep_layers
+from budget_search.core.errors import UnsupportedModelError
+from budget_search.models.keep_layers import keep_layers
 
 LAYERS = 6
 KEPT_SETS = ((0, 1, 2, 3, 4), (1, 2, 3, 4, 5), (0, 1, 4, 5), (0, 2, 4), (1, 3, 5), (0, 1), (3,))

@@ -12,9 +12,9 @@ from torch.nn.utils import clip_grad_norm_
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search import finetune, optimizer
-from budget_search.device import Device
-from budget_search.optimizer import CLIP_NORM, clipped_adamw, rounded_weights
+from budget_search.engine import finetune, optimizer
+from budget_search.engine.device import Device
+from budget_search.engine.optimizer import CLIP_NORM, clipped_adamw, rounded_weights
 from tests.test_finetune import RECIPE, make_model, make_task, on_cpu
 from tests.test_last_layer import gradients
 from tests.test_model_sweep import tiny_config

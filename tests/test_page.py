@@ -12,10 +12,11 @@ import html5lib
 import pytest
 from matplotlib.figure import Figure
 
-from budget_search import plots
-from budget_search.cli import main
-from budget_search.page import page
-from budget_search.report import Report
+from budget_search.cli.main import main
+from budget_search.report.plots import figures as plots
+from budget_search.report.renderers.html import page
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence
 from tests.test_report import GOLDEN, extremes, load
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -82,9 +83,9 @@ def test_the_whole_page_as_text(text: str) -> None:
 def test_the_answer_to_use_comes_first_and_all_answers_are_there(report: Report, text: str) -> None:
     lines = told(parsed(text)).replace("\u00a0", " ").splitlines()
     first = lines.index("How few layers of xlnet-base-cased does qqp need?") + 1
-    assert lines[first] == report.answer_sentence(report.result(0.01))
+    assert lines[first] == answer_sentence(report, report.result(0.01))
     for result in report.results:
-        assert report.answer_sentence(result) in lines
+        assert answer_sentence(report, result) in lines
 
 
 def test_a_page_needs_nothing_from_elsewhere(text: str) -> None:

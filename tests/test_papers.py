@@ -13,8 +13,8 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, XLNetConfig, XLNetModel
 
 from budget_search import keep_layers
-from budget_search.cost import parameters
-from budget_search.replay import Table, play
+from budget_search.engine.cost import parameters
+from budget_search.simulation.replay import Table, play
 
 # Scores by model and number of dropped layers, one for each task; how many can go by model and delta.
 PAPER = json.loads((Path(__file__).parent / "tables" / "poor-mans-bert.json").read_text(encoding="utf8"))

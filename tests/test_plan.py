@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from budget_search import rehearsal
-from budget_search.generated import GeneratedModel
-from budget_search.heritage import whether_it_helped
-from budget_search.layers import LayerSet
-from budget_search.limits import Limits
-from budget_search.rehearsal import VirtualWorkers, layers_trained, rehearse
-from budget_search.trial import Job, SearchBudget, TrialKey
+from budget_search.app.warm_start import whether_it_helped
+from budget_search.core.layers import LayerSet
+from budget_search.core.limits import Limits
+from budget_search.core.trial import Job, SearchBudget, TrialKey
+from budget_search.simulation import rehearsal
+from budget_search.simulation.generated_models import GeneratedModel
+from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained, rehearse
 from tests import tiny
 from tests.worlds import Memory, World, plan, search
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from rich.console import Console as Terminal
 
-from budget_search.config import RECIPES, SearchConfig
-from budget_search.device import Device
-from budget_search.encode import EncodedSplit, EncodedTask
-from budget_search.layers import LayerSet
-from budget_search.progress import COLUMNS, Console
-from budget_search.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.cli.progress import COLUMNS, Console
+from budget_search.core.config import RECIPES, SearchConfig
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.data.tokenization import EncodedSplit, EncodedTask
+from budget_search.engine.device import Device
 from tests.worlds import World, plan
 
 SPLIT = EncodedSplit(np.zeros(2, np.int32), None, np.array([0, 1, 2]), np.array([0, 1]))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, constants
 
-from budget_search.errors import BudgetSearchError
-from budget_search.push import push
+from budget_search.core.errors import BudgetSearchError
+from budget_search.models.hub_upload import push
 from tests import standin, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

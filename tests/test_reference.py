@@ -14,21 +14,23 @@ import numpy as np
 import pytest
 from transformers import AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from budget_search.archive import read_report
-from budget_search.beside import beside
-from budget_search.config import SearchConfig
-from budget_search.data import Examples
-from budget_search.encode import EncodedSplit, EncodedTask, decoder
-from budget_search.errors import StudyError
-from budget_search.location import references_of
-from budget_search.reference import Means, with_references
-from budget_search.render import COLUMNS, render
-from budget_search.replay import Silent
-from budget_search.report import Report
-from budget_search.splits import SplitTask
-from budget_search.store import StudyFolder, StudyStore
-from budget_search.texts import load_texts, save_texts
-from budget_search.trial import Trial
+from budget_search.app.reference_models import Means, with_references
+from budget_search.app.resolve import references_of
+from budget_search.app.study_report import read_report
+from budget_search.core.config import SearchConfig
+from budget_search.core.errors import StudyError
+from budget_search.core.trial import Trial
+from budget_search.data.loading import Examples
+from budget_search.data.splits import SplitTask
+from budget_search.data.texts import load_texts, save_texts
+from budget_search.data.tokenization import EncodedSplit, EncodedTask, decoder
+from budget_search.report.comparison import beside
+from budget_search.report.renderers import render
+from budget_search.report.renderers.terminal import COLUMNS
+from budget_search.report.report import Report
+from budget_search.simulation.replay import Silent
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 from tests import tiny
 from tests.test_curves import REFERENCE
 from tests.test_report import load

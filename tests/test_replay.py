@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from budget_search.errors import StudyError, UsageError
-from budget_search.layers import LayerSet
-from budget_search.replay import Table, play
-from budget_search.strategies import STRATEGIES
-from budget_search.trial import Job, TrialKey
+from budget_search.core.errors import StudyError, UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, TrialKey
+from budget_search.layer_search.strategies import STRATEGIES
+from budget_search.simulation.replay import Table, play
 from tests import strategy_contract as contract
 from tests.examples import example
 

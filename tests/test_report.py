@@ -16,11 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from budget_search import wording
-from budget_search.errors import StudyError, UsageError
-from budget_search.limits import Binding
-from budget_search.render import COLUMNS, render, table
-from budget_search.report import InferencePoint, Interval, Quantiles, Rejected, Report, Result, ThroughputPoint
+from budget_search.api import StudyReport
+from budget_search.core import formatting
+from budget_search.core.errors import StudyError, UsageError
+from budget_search.core.limits import Binding
+from budget_search.report.entries import InferencePoint, Interval, Quantiles, Rejected, Result, ThroughputPoint
+from budget_search.report.renderers import render
+from budget_search.report.renderers.terminal import COLUMNS
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence, why_not_smaller
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -126,7 +130,9 @@ def test_a_result_is_found_by_its_delta(report: Report) -> None:
 
 
 def test_importing_the_report_loads_neither_torch_nor_numpy() -> None:
-    script = "import sys, budget_search.report; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    script = (
+        "import sys, budget_search.report.report; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -134,7 +140,7 @@ def test_importing_the_report_loads_neither_torch_nor_numpy() -> None:
 
 
 def test_the_answer_in_one_sentence(report: Report) -> None:
-    assert report.answer_sentence(report.result(0.01)) == (
+    assert answer_sentence(report, report.result(0.01)) == (
         "qqp needs 5 of xlnet-base-cased's 12 layers (0-4) to stay within 1 point: 0.60 points lost (at most 0.93 "
         "with 95 % confidence), 46 % of the parameters and 57 % of the inference time saved."
     )
@@ -143,46 +149,46 @@ def test_the_answer_in_one_sentence(report: Report) -> None:
 def test_the_sentence_never_says_more_than_was_found(report: Report) -> None:
     good = report.result(0.01)
     observed = dataclasses.replace(good, verdict="observed", certified=False, degradation_upper=1.3)
-    assert "at most" not in report.answer_sentence(observed)
-    assert "a loss of 1.30 cannot be ruled out" in report.answer_sentence(observed)
-    assert "Not confirmed" in report.answer_sentence(dataclasses.replace(good, confirmed=False))
-    assert "0.20 points gained" in report.answer_sentence(dataclasses.replace(good, degradation=-0.2))
-    assert "inference" not in report.answer_sentence(dataclasses.replace(good, inference=()))
-    assert "do not rely on this answer" in report.answer_sentence(report.result(0.03))
-    assert "cannot be resolved" in report.answer_sentence(report.result(0.001))
+    assert "at most" not in answer_sentence(report, observed)
+    assert "a loss of 1.30 cannot be ruled out" in answer_sentence(report, observed)
+    assert "Not confirmed" in answer_sentence(report, dataclasses.replace(good, confirmed=False))
+    assert "0.20 points gained" in answer_sentence(report, dataclasses.replace(good, degradation=-0.2))
+    assert "inference" not in answer_sentence(report, dataclasses.replace(good, inference=()))
+    assert "do not rely on this answer" in answer_sentence(report, report.result(0.03))
+    assert "cannot be resolved" in answer_sentence(report, report.result(0.001))
     full = dataclasses.replace(report.result(0.001), verdict="full model")
-    assert "needs all of xlnet-base-cased's 12 layers" in report.answer_sentence(full)
+    assert "needs all of xlnet-base-cased's 12 layers" in answer_sentence(report, full)
 
 
 def test_why_not_smaller_names_the_miss_and_what_would_settle_it() -> None:
     missed = Rejected((0, 1, 3), 3, "confirmation", 1.34, 1.7, 0.34, "More seeds would.")
-    assert wording.why_not_smaller(0.01, missed) == (
+    assert why_not_smaller(0.01, missed) == (
         "The nearest smaller set, 3 layers (0-1,3), lost 1.34 points when confirmed, 0.34 more than allowed. "
         "More seeds would."
     )
     by_a_hair = dataclasses.replace(missed, degradation=0.9, degradation_upper=1.001, missed_by=0.001)
-    assert "1.00 cannot be ruled out, less than 0.01 more than allowed" in wording.why_not_smaller(0.01, by_a_hair)
+    assert "1.00 cannot be ruled out, less than 0.01 more than allowed" in why_not_smaller(0.01, by_a_hair)
     untrained = dataclasses.replace(missed, degradation=None, degradation_upper=None, missed_by=None)
-    assert "could not be trained" in wording.why_not_smaller(0.01, untrained)
-    assert wording.why_not_smaller(0.01, None) == "No smaller set was measured."
+    assert "could not be trained" in why_not_smaller(0.01, untrained)
+    assert why_not_smaller(0.01, None) == "No smaller set was measured."
 
 
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (wording.points(-0.0001), "0.00"),
-        (wording.points(-1.006), "-1.01"),
-        (wording.points(None), "-"),
-        (wording.percent(-0.001), "0 %"),
-        (wording.percent(0.456), "46 %"),
-        (wording.tolerance(0.01), "1 point"),
-        (wording.tolerance(0.07), "7 points"),
-        (wording.tolerance(0.005), "0.5 points"),
-        (wording.count(999_999), "999,999"),
-        (wording.count(116_718_336), "116.7 M"),
-        (wording.duration(4.13), "4.1 s"),
-        (wording.duration(200), "3 min 20 s"),
-        (wording.duration(4349), "1 h 12 min"),
+        (formatting.points(-0.0001), "0.00"),
+        (formatting.points(-1.006), "-1.01"),
+        (formatting.points(None), "-"),
+        (formatting.percent(-0.001), "0 %"),
+        (formatting.percent(0.456), "46 %"),
+        (formatting.tolerance(0.01), "1 point"),
+        (formatting.tolerance(0.07), "7 points"),
+        (formatting.tolerance(0.005), "0.5 points"),
+        (formatting.count(999_999), "999,999"),
+        (formatting.count(116_718_336), "116.7 M"),
+        (formatting.duration(4.13), "4.1 s"),
+        (formatting.duration(200), "3 min 20 s"),
+        (formatting.duration(4349), "1 h 12 min"),
     ],
 )
 def test_numbers_in_plain_words(written: str, expected: str) -> None:
@@ -241,11 +247,11 @@ def extremes(report: Report) -> Report:
 
 
 def test_the_table_fits_the_terminal_whatever_it_holds(report: Report) -> None:
-    for text in (table(report), table(extremes(report))):
+    for text in (render([report], "table"), render([extremes(report)], "table")):
         assert max(map(len, text.split("In short")[0].splitlines())) <= COLUMNS
     short = dataclasses.replace(report, results=(), finished=None)
-    assert "No answer yet." in table(short)
-    assert "(interrupted)" in table(short)
+    assert "No answer yet." in render([short], "table")
+    assert "(interrupted)" in render([short], "table")
 
 
 @pytest.mark.parametrize("form", ["table", "markdown"])
@@ -276,8 +282,8 @@ def test_how_fast_the_answers_read_is_told_and_kept(report: Report) -> None:
 def test_choosing_and_reporting_on_the_same_examples_is_said(report: Report) -> None:
     held_out = report.splits["held_out"]
     official = dataclasses.replace(report, splits={"selection": held_out, "held_out": held_out})
-    assert "the same examples" in table(official)
-    assert "the same examples" not in table(report)
+    assert "the same examples" in render([official], "table")
+    assert "the same examples" not in render([report], "table")
 
 
 def test_csv_holds_the_unrounded_numbers_of_every_study(report: Report) -> None:
@@ -302,16 +308,17 @@ def test_several_reports_in_json_are_a_list(report: Report) -> None:
 
 
 def test_the_snippet_loads_what_was_exported_or_tells_how_to_export(report: Report) -> None:
-    assert 'from_pretrained("my \\"model\\"")' in table(report, exported='my "model"')
-    assert "budget-search export" not in table(report, exported="out")
+    assert 'from_pretrained("my \\"model\\"")' in render([report], "table", exported='my "model"')
+    assert "budget-search export" not in render([report], "table", exported="out")
     # The smallest delta kept the whole model and the largest does not hold: neither is what somebody would export.
-    assert f"budget-search export {report.study} --delta 0.01 " in table(report)
+    assert f"budget-search export {report.study} --delta 0.01 " in render([report], "table")
 
 
 # --- from Python --------------------------------------------------------------------------------------------------
 
 
 def test_a_report_as_a_table(report: Report) -> None:
+    report = StudyReport.of(report)
     answers = report.to_frame()
     assert list(answers["depth"]) == [12, 5, 3, 2]
     assert answers["inference_saved"].iloc[1] == report.results[1].inference[-1].saved.value  # type: ignore[union-attr]
@@ -320,8 +327,9 @@ def test_a_report_as_a_table(report: Report) -> None:
 
 
 def test_a_report_shows_itself(report: Report) -> None:
-    assert str(report) == table(report)
-    frame = report._repr_html_()
+    shown = StudyReport.of(report)
+    assert str(shown) == render([report], "table")
+    frame = shown._repr_html_()
     assert frame.startswith(f"<p>Study <code>{report.study}</code></p><iframe srcdoc=")
     assert "<script" not in frame  # inside the attribute, escaped
     assert "&lt;script" in frame
@@ -329,7 +337,7 @@ def test_a_report_shows_itself(report: Report) -> None:
 
 def test_a_report_that_lies_nowhere_cannot_be_exported(report: Report, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="where its study is"):
-        report.export(tmp_path / "out")
+        StudyReport.of(report).export(tmp_path / "out")
     placed = dataclasses.replace(report, folder=tmp_path)
     assert placed == report
     assert "folder" not in placed.to_json()

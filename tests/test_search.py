@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from budget_search.errors import BudgetSearchError
-from budget_search.layers import LayerSet
-from budget_search.rehearsal import VirtualWorkers
-from budget_search.trial import FULL_RUNG, Job, SearchBudget, Trial
+from budget_search.core.errors import BudgetSearchError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial
+from budget_search.simulation.rehearsal import VirtualWorkers
 from tests.worlds import EFFECTS, Memory, World, fewest_layers, plan, search, without_interruption
 
 FULL = LayerSet.full(12)
@@ -257,7 +257,7 @@ def test_hours_are_kept_to_with_what_is_confirmed_by_then(
 ) -> None:
     world, memory = TimedWorld(seed_sd=0.2, screen_sd=0.2), Memory()
     world.clock = Clock()
-    monkeypatch.setattr("budget_search.allowance.time", world.clock)
+    monkeypatch.setattr("budget_search.layer_search.budget.time", world.clock)
     budget = SearchBudget(max_hours=seconds / 3600)
     found = search(world, memory, plan(strategy=strategy, budget=budget))
     answers = found.run()

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from budget_search.data import Examples, RawTask, load_task
-from budget_search.errors import UsageError
-from budget_search.grouping import normalised
-from budget_search.phrases import contained_pairs
-from budget_search.resemble import attainable, cells, pick, quotas
-from budget_search.splits import SplitTask, carve, resolution
-from budget_search.tasks import resolve_task
+from budget_search.core.errors import UsageError
+from budget_search.data.grouping import normalised
+from budget_search.data.loading import Examples, RawTask, load_task
+from budget_search.data.shared_phrases import contained_pairs
+from budget_search.data.splits import SplitTask, carve, resolution
+from budget_search.data.stratification import attainable, cells, pick, quotas
+from budget_search.data.tasks import resolve_task
 
 CARVED = ("train", "selection", "certification")
 GLUE_FOLDER = os.environ.get("BUDGET_SEARCH_GLUE", "")

@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from budget_search.passwords import hidden
+from budget_search.storage.credentials import hidden
 from tests import tiny
 from tests.test_end_to_end import read_report, timeless
 

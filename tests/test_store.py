@@ -12,11 +12,12 @@ import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from budget_search.errors import StudyError
-from budget_search.files import write_json
-from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder, StudyStore
-from budget_search.trial import Trial, TrialKey
+from budget_search.core.errors import StudyError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Trial, TrialKey
+from budget_search.storage.files import write_json
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 
 KEY = TrialKey(LayerSet((0, 3, 11), 12), 1 / 6, 1_000_142)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from budget_search.errors import UsageError
-from budget_search.layers import FAMILIES, LayerSet, odd_alternate, top
-from budget_search.replay import Table, play
-from budget_search.strategies import SAMPLERS, STRATEGIES, Question, propose, smallest_holding
-from budget_search.trial import Tolerance, Trial, TrialKey
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import FAMILIES, LayerSet, odd_alternate, top
+from budget_search.core.trial import Tolerance, Trial, TrialKey
+from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES, propose
+from budget_search.layer_search.strategies.problem import SearchProblem, smallest_holding
+from budget_search.simulation.replay import Table, play
 from tests import strategy_contract as contract
 
 ADDITIVE = contract.additive_table()
@@ -107,24 +108,27 @@ def test_depths_found_on_the_recorded_table(name, depths, recorded):
 
 def test_an_unknown_strategy_is_named_with_the_known_ones():
     with pytest.raises(UsageError, match=r"'gredy'.*auto.*greedy"):
-        propose("gredy", [], Question(4, Tolerance(1.0, {})))
+        propose("gredy", [], SearchProblem(4, Tolerance(1.0, {})))
 
 
 def test_a_strategy_sees_the_history_sorted_by_key(monkeypatch):
     monkeypatch.setitem(STRATEGIES, "echo", lambda history, question: [trial.layers for trial in history])
     sets = [dropping(0, 1), dropping(3), dropping()]
     history = [contract.trial_of(layers, 90.0) for layers in sets]
-    assert propose("echo", history, Question(4, Tolerance(1.0, {1.0: 90.0}))) == sorted(sets)
+    assert propose("echo", history, SearchProblem(4, Tolerance(1.0, {1.0: 90.0}))) == sorted(sets)
 
 
 def test_importing_the_strategies_loads_neither_optuna_nor_torch():
-    code = "import sys, budget_search.strategies, budget_search.replay; print({'optuna', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, budget_search.layer_search.strategies, budget_search.simulation.replay\n"
+        "print({'optuna', 'torch'} & set(sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
 
 
 def test_the_smallest_that_holds_is_the_one_that_loses_least_of_its_depth():
-    question = Question(4, Tolerance(1.0, {1.0: 90.0}))
+    question = SearchProblem(4, Tolerance(1.0, {1.0: 90.0}))
     scores = {dropping(): 90.0, dropping(3): 89.9, dropping(0, 1): 89.2, dropping(2, 3): 89.5, dropping(1, 2, 3): 88.9}
     history = [contract.trial_of(layers, score) for layers, score in scores.items()]
     best = smallest_holding(history, question)
@@ -133,7 +137,7 @@ def test_the_smallest_that_holds_is_the_one_that_loses_least_of_its_depth():
 
 
 def test_trials_of_different_rungs_are_judged_by_their_own_baseline():
-    question = Question(4, Tolerance(1.0, {0.25: 70.0, 1.0: 90.0}))
+    question = SearchProblem(4, Tolerance(1.0, {0.25: 70.0, 1.0: 90.0}))
     short = Trial(TrialKey(dropping(3), 0.25, 0), "selection", "complete", 69.5)
     assert smallest_holding([full_of(4), short], question) == short
 
@@ -144,19 +148,19 @@ def test_trials_of_different_rungs_are_judged_by_their_own_baseline():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_measured_at_every_depth_it_has(name):
     expected = [FAMILIES[name](12, dropped) for dropped in range(1, 12)]
-    assert propose(name, [full_of(12)], Question(12, Tolerance(1.0, {1.0: 90.0}))) == [s for s in expected if s]
+    assert propose(name, [full_of(12)], SearchProblem(12, Tolerance(1.0, {1.0: 90.0}))) == [s for s in expected if s]
 
 
 def test_a_family_with_fixed_layers_puts_them_back():
-    question = Question(6, Tolerance(1.0, {1.0: 90.0}), fixed=frozenset({5}))
+    question = SearchProblem(6, Tolerance(1.0, {1.0: 90.0}), fixed=frozenset({5}))
     assert [each.dropped for each in propose("top", [], question)] == [(4,), (3, 4), (2, 3, 4), (1, 2, 3, 4)]
 
 
 def test_contribution_tries_the_thresholds_first_then_every_number():
-    question = Question(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.91, 0.96, 0.93, 0.5))
+    question = SearchProblem(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.91, 0.96, 0.93, 0.5))
     proposed = propose("contribution", [full_of(5)], question)
     assert [each.dropped for each in proposed] == [(2,), (2, 3), (1, 2, 3), (1, 2, 3, 4)]
-    without_middle = Question(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.97, 0.96, 0.5, 0.4))
+    without_middle = SearchProblem(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.97, 0.96, 0.5, 0.4))
     first = propose("contribution", [full_of(5)], without_middle)[0]
     assert first.dropped == (1, 2)
 
@@ -164,7 +168,7 @@ def test_contribution_tries_the_thresholds_first_then_every_number():
 @pytest.mark.parametrize("similarities", [None, (0.9, 0.9)])
 def test_contribution_needs_a_similarity_per_layer(similarities):
     with pytest.raises(UsageError, match="similarities of all 4 layers"):
-        propose("contribution", [], Question(4, Tolerance(1.0, {}), similarities=similarities))
+        propose("contribution", [], SearchProblem(4, Tolerance(1.0, {}), similarities=similarities))
 
 
 # -- greedy -------------------------------------------------------------------------------------------------------
@@ -176,7 +180,7 @@ def greedy_after(scores: dict[LayerSet, float], delta: float = 1.0, losses: dict
         contract.trial_of(layers, score, metrics={"loss": losses[layers]} if layers in losses else {})
         for layers, score in scores.items()
     ]
-    return propose("greedy", history, Question(4, Tolerance(delta, {1.0: 90.0})))
+    return propose("greedy", history, SearchProblem(4, Tolerance(delta, {1.0: 90.0})))
 
 
 def test_greedy_goes_on_from_the_least_harmful_drop():
@@ -259,7 +263,7 @@ def test_optuna_is_quiet_and_leaves_its_settings_as_they_were(capfd):
 
 def test_an_unknown_sampler_is_refused():
     with pytest.raises(UsageError, match=r"'cma'.*tpe"):
-        propose("optuna", [full_of(4)], Question(4, Tolerance(1.0, {1.0: 90.0}), sampler="cma"))
+        propose("optuna", [full_of(4)], SearchProblem(4, Tolerance(1.0, {1.0: 90.0}), sampler="cma"))
 
 
 # -- auto ---------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from budget_search.ladder import Confirming, _best_first, all_sets, chances, choose
-from budget_search.layers import LayerSet
-from budget_search.strategies.auto import design
-from budget_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
+from budget_search.core.layers import LayerSet
+from budget_search.layer_search.acquisition import Confirming, _best_first, all_sets, chances, choose
+from budget_search.layer_search.strategies.auto import design
+from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
 
 EFFECTS = np.array([2.6, 1.4, 0.3, 0.5, 0.1, 0.6, 0.1, 0.4, 0.1, 0.7, 0.2, 0.1])
 EVERY = [LayerSet.dropping(gone, 12) for count in range(1, 12) for gone in itertools.combinations(range(12), count)]

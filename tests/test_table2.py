@@ -8,8 +8,9 @@ from types import ModuleType
 
 import pytest
 
-from budget_search.layers import LayerSet
-from budget_search.report import Report, TrialRow
+from budget_search.core.layers import LayerSet
+from budget_search.report.entries import TrialRow
+from budget_search.report.report import Report
 from tests.examples import example
 from tests.test_report import load
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from budget_search import digests
-from budget_search.config import METRICS
-from budget_search.data import RawTask, load_task
-from budget_search.digests import file_digest
-from budget_search.errors import UsageError
-from budget_search.tasks import GLUE, TASKS, resolve_task, task_digest
+from budget_search.core.config import METRICS
+from budget_search.core.errors import UsageError
+from budget_search.data.loading import RawTask, load_task
+from budget_search.data.tasks import GLUE, TASKS, resolve_task, task_digest
+from budget_search.storage import digests
+from budget_search.storage.digests import file_digest
 
 Rows = Sequence[dict[str, Any]]
 
@@ -84,7 +84,7 @@ def test_the_rows_are_those_of_the_contract() -> None:
 
 def test_importing_tasks_loads_nothing_heavy() -> None:
     heavy = ("numpy", "pyarrow", "datasets", "torch")
-    code = f"import sys, budget_search.tasks; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, budget_search.data.tasks; print([name for name in {heavy} if name in sys.modules])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
 
@@ -414,7 +414,7 @@ def test_a_hub_set_brings_its_class_names_and_its_test_split_if_that_has_labels(
 ) -> None:
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-    from budget_search import hub_data
+    from budget_search.data import hub as hub_data
 
     def split(labels: list[int]) -> Dataset:
         features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"]), "id": Value("int64")})

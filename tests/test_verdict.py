@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from budget_search.layers import LayerSet
-from budget_search.verdict import (
+from budget_search.core.layers import LayerSet
+from budget_search.layer_search.verdict import (
     ASSUMED_SEED_SD,
     Judgement,
     expected_seed_sd,

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from budget_search.layers import LayerSet
-from budget_search.trial import Job, Trial
-from budget_search.verdict import Judgement, judge, verdict_word
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, Trial
+from budget_search.layer_search.verdict import Judgement, judge, verdict_word
 from tests.examples import example
 from tests.worlds import Memory, World, plan, search
 
@@ -22,9 +22,9 @@ STUDIES = 600
 LIMIT = 0.072
 
 # Every set loses a trace more than allowed, so that every certified answer is wrong.
-ONE_SET = certainty.Question("certified", (1.0,), tried=1, seeds=2, examples=1500, seed_sd=1.0)
-FEW_EXAMPLES = certainty.Question("certified", (1.0,), tried=1, seeds=3, examples=277, seed_sd=0.1)
-FIVE_SETS = certainty.Question("certified", (1.0,), tried=5, seeds=3, examples=400, seed_sd=0.3)
+ONE_SET = certainty.SearchProblem("certified", (1.0,), tried=1, seeds=2, examples=1500, seed_sd=1.0)
+FEW_EXAMPLES = certainty.SearchProblem("certified", (1.0,), tried=1, seeds=3, examples=277, seed_sd=0.1)
+FIVE_SETS = certainty.SearchProblem("certified", (1.0,), tried=5, seeds=3, examples=400, seed_sd=0.3)
 
 
 def changed(change: Callable[[Judgement, np.ndarray], Judgement]) -> Callable[..., Judgements]:
@@ -92,7 +92,7 @@ def test_certified_answers_break_delta_in_at_most_one_study_of_twenty(question, 
 
 
 def test_what_is_observed_and_what_one_seed_says_is_wrong_far_more_often() -> None:
-    question = certainty.Question("observed", (1.0, 2.0, 3.0))
+    question = certainty.SearchProblem("observed", (1.0, 2.0, 3.0))
     answers = [answer for number in range(25) for answer in certainty.play(number, question)]
     rows = {row[1]: row for row in certainty.rows(question, answers, studies=25)}
     wrong = {name: float(row[3].rstrip("%")) for name, row in rows.items()}

@@ -19,10 +19,10 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from budget_search import finetune
-from budget_search.batches import DeviceSplit, training_order
-from budget_search.optimizer import CLIP_NORM
-from budget_search.vocabulary import OccurringRows, only_occurring_rows
+from budget_search.engine import finetune
+from budget_search.engine.batches import DeviceSplit, training_order
+from budget_search.engine.optimizer import CLIP_NORM
+from budget_search.engine.used_embeddings import OccurringRows, only_occurring_rows
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
 
 UNUSED = 25  # rows of every model below that no text uses

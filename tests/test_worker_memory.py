@@ -13,13 +13,13 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from budget_search.config import Recipe
-from budget_search.device import Device
-from budget_search.dispatch import Workers
-from budget_search.evaluate import Workplace, loaded, run_job
-from budget_search.layers import LayerSet
-from budget_search.store import StudyFolder
-from budget_search.trial import Job, TrialKey
+from budget_search.core.config import Recipe
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, TrialKey
+from budget_search.engine.device import Device
+from budget_search.engine.evaluation import Workplace, loaded, run_job
+from budget_search.engine.workers import Workers
+from budget_search.storage.study_folder import StudyFolder
 from tests.test_finetune import make_task
 
 RECIPE = Recipe("short", epochs=0.1, train_examples=None, batch_size=8, lr=1e-3, max_length=32, warmup=0.1)

@@ -150,7 +150,7 @@ def into_hub_cache(model: Path, hub: Path, name: str, commit: str) -> Path:
 
 def command(*arguments: str) -> int:
     """Run a command in this process; the signal handlers it installs are put back."""
-    from budget_search.cli import main
+    from budget_search.cli.main import main
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from zlib import crc32
 
-from budget_search.findings import Findings
-from budget_search.layers import LayerSet
-from budget_search.loop import Search
-from budget_search.plan import Plan
-from budget_search.replay import Memory, Silent
-from budget_search.trial import FULL_RUNG, Job, Trial
-from budget_search.verdict import Judgement
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Job, Trial
+from budget_search.layer_search.loop import Search
+from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import Judgement
+from budget_search.simulation.replay import Memory, Silent
 
 BASELINE = 90.0
 EFFECTS = (3.1, 2.2, 0.6, 0.3, 0.05, 0.9, 0.12, 0.4, 0.02, 0.7, 0.25, 0.08)

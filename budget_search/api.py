@@ -1,0 +1,100 @@
+"""The package as Python sees it: ``search`` and ``read_report``, and the report that they return."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from budget_search.app.request import RECIPE_FIELDS, Request
+from budget_search.app.resolve import locate
+from budget_search.app.search import answer
+from budget_search.app.study_report import report_for
+from budget_search.cli.progress import Console
+from budget_search.core.errors import UsageError
+from budget_search.core.serialization import plain
+from budget_search.models.export_folder import refuse_foreign
+from budget_search.report.entries import Result
+from budget_search.report.renderers import render
+from budget_search.report.renderers.plain_data import flat_row
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence
+from budget_search.storage.study_folder import StudyFolder
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from budget_search.models.checkpoint import Export
+
+
+class StudyReport(Report):
+    """A report with what one wants of it in Python: it prints, shows and exports itself."""
+
+    @classmethod
+    def of(cls, report: Report) -> StudyReport:
+        return cls(**vars(report))
+
+    def answer_sentence(self, result: Result) -> str:
+        """The answer in one sentence, for somebody who has never heard of layer dropping."""
+        return answer_sentence(self, result)
+
+    def to_frame(self, part: Literal["results", "frontier", "trials"] = "results") -> DataFrame:
+        """A pandas table: one row per delta (the columns of ``--format csv``), per depth or per evaluation."""
+        from pandas import DataFrame
+
+        if part == "results":
+            return DataFrame([flat_row(self, result) for result in self.results])
+        return DataFrame(plain(getattr(self, part)))
+
+    def export(self, output: str | Path, delta: float | None = None, *, trust_remote_code: bool = False) -> Export:
+        """Write the answer for ``delta`` (the smallest asked, unless given) as a plain Hugging Face checkpoint.
+
+        The same as ``budget-search export``; see ``app.export_answer``. Raises UsageError for a delta that was not
+        asked, a destination that is taken, and a report that was not read from its study.
+        """
+        if self.folder is None:
+            raise UsageError("this report does not know where its study is: export one that search() returned")
+        from budget_search.app.export_answer import hand_over
+
+        chosen = min(result.delta for result in self.results) if delta is None else delta
+        return hand_over(StudyFolder(self.folder), self, chosen, Path(output), trust_remote_code=trust_remote_code)
+
+    def __str__(self) -> str:
+        """What ``budget-search report`` prints."""
+        return render([self], "table")
+
+    def _repr_html_(self) -> str:
+        """In a notebook: where the study is, and ``report.html`` in a frame, which keeps the two styles apart."""
+        study, page = escape(str(self.folder or self.study)), escape(render([self], "html"))
+        frame = f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="border:0;width:100%;height:46rem"></iframe>'
+        return f"<p>Study <code>{study}</code></p>{frame}"
+
+
+def search(*, quiet: bool = False, **options: Any) -> StudyReport:
+    """Search like the command line: ``search(task="qqp", model="xlnet-base-cased", deltas=[0.01])``.
+
+    Takes the options of the command by their names, with ``deltas`` (fractions) for ``--delta``. Progress goes to
+    stderr unless ``quiet``. The report prints as the command does, shows itself in a notebook, and has ``to_frame()``
+    and ``export()``. Raises ``budget_search.errors.BudgetSearchError``.
+    """
+    changes = {name: options.pop(name) for name in RECIPE_FIELDS if name in options}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    request = Request(recipe_changes=changes, **fields)
+    if request.output:
+        refuse_foreign(Path(request.output))
+    found = locate(request)
+    console = Console(quiet=quiet)
+    try:
+        report = StudyReport.of(answer(found, console))
+    finally:
+        console.close()
+    if request.output:
+        report.export(request.output, min(request.deltas), trust_remote_code=request.trust_remote_code)
+    return report
+
+
+def read_report(study: str | Path) -> StudyReport:
+    """The report of a finished study, by the path of its folder. Raises ``budget_search.errors.BudgetSearchError``."""
+    return StudyReport.of(report_for(StudyFolder(Path(study)), ()))

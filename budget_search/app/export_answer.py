@@ -1,0 +1,95 @@
+"""From a study's answer to the exported folder: which weights, which evidence, checked on which examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from budget_search.app.study_report import confirmed_weights
+from budget_search.core.errors import StudyError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, TrialKey
+from budget_search.data.metrics import measure
+from budget_search.data.tokenization import EncodedTask
+from budget_search.engine.batches import DeviceSplit
+from budget_search.engine.device import Device
+from budget_search.engine.finetune import predict
+from budget_search.layer_search.verdict import Judgement
+from budget_search.models.checkpoint import Export, HeldOut, export_checkpoint
+from budget_search.models.pretrained import quiet_transformers
+from budget_search.report.predictions import Evidence
+from budget_search.report.renderers.model_card import model_card, provenance
+from budget_search.report.report import Report
+from budget_search.storage.study_folder import stored_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from budget_search.storage.study_folder import StudyFolder
+
+
+def hand_over(
+    folder: StudyFolder,
+    report: Report,
+    delta: float,
+    output: Path,
+    name: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Export:
+    """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
+
+    ``name`` is what others will load it by; the folder's own unless given.
+    Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
+    gone or damaged.
+    """
+    quiet_transformers()
+    result = report.result(delta)
+    if result.exported_seed is None:
+        raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")
+    key = TrialKey(LayerSet(result.kept, report.layers_total), FULL_RUNG, result.exported_seed)
+    weights = confirmed_weights(folder, report, key)
+    task = EncodedTask.load(folder.examples)
+    recorded = folder.outputs(key, "held_out")
+    own = _own_loss(folder, task, report, key, result.confidence)
+    return export_checkpoint(
+        weights,
+        output,
+        tokenizer_dir=folder.tokenizer,
+        held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
+        provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
+        card=lambda score: model_card(report, result, score, name=name or output.name, own=own),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _own_loss(
+    folder: StudyFolder, task: EncodedTask, report: Report, key: TrialKey, confidence: float
+) -> Judgement | None:
+    """What this very model loses on held_out; None for the full model, or without its or the baseline's outputs."""
+    full = LayerSet.full(report.layers_total)
+    confirmed = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG} & {*report.seeds})
+    seeds = [seed for seed in confirmed if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
+    if key.layers.is_full or not seeds or not folder.outputs(key, "held_out").exists():
+        return None
+    evidence = Evidence(folder, task, report.layers_total, tuple(seeds))
+    return evidence.compare_checkpoint(key.layers, key.seed, "held_out", confidence)
+
+
+def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:
+    """Scored in fp32 on the CPU: what whoever loads the folder will get."""
+    device = Device("cpu", "fp32")
+    split = DeviceSplit.of(task, task.splits["held_out"], device.name)
+    labels = task.splits["held_out"].labels
+
+    def logits(model: PreTrainedModel) -> np.ndarray:
+        torch.set_num_threads(1)
+        return predict(model, split, device)
+
+    def score(outputs: np.ndarray) -> float:
+        return measure((task.metric,), outputs, labels)[task.metric]
+
+    return HeldOut(logits, score, recorded)

@@ -1,0 +1,98 @@
+"""From a finished study to its inspection: which weights, which pre-trained model, measured once and kept."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from budget_search.app.study_report import confirmed_weights, read_report
+from budget_search.core.config import Recipe
+from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.core.serialization import plain, read_record
+from budget_search.core.trial import FULL_RUNG, TrialKey
+from budget_search.models.layer_measurements import Layerwise
+from budget_search.models.pretrained import Parent, resolve_model
+from budget_search.report.inspection import Inspection, inspection
+from budget_search.report.report import Report
+from budget_search.storage.files import write_json
+from budget_search.storage.study_folder import StudyFolder, stored_config
+
+if TYPE_CHECKING:
+    from budget_search.app.observer import Observer
+
+
+def inspect_study(
+    folder: StudyFolder, observer: Observer, *, model: str | None = None, trust_remote_code: bool = False
+) -> Inspection:
+    """Layer-wise probes and similarities of a study's fine-tuned full model, beside the study's answers.
+
+    What takes time is measured once, on up to 1,000 examples, and kept in the study's folder. ``model`` is the
+    pre-trained model where its name alone does not find it. Raises StudyError for a study that is not finished or
+    whose weights are gone, UsageError for another model than the study's.
+    """
+    report = read_report(folder)
+    known = _kept(folder)
+    if known is None:
+        observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")
+        known = _measure(folder, report, model, trust_remote_code)
+        write_json(folder.layerwise, plain(known))
+    return inspection(report, known)
+
+
+def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remote_code: bool) -> Layerwise:
+    key = _median_baseline(report)
+    confirmed_weights(folder, report, key)
+    config = stored_config(folder)["config"]
+    parent = _pretrained(config, model)
+    from budget_search.engine.device import resolve_device
+    from budget_search.engine.evaluation import Workplace
+    from budget_search.engine.layer_probes import measure_layers
+
+    device = resolve_device("auto", "fp32")
+    recipe = Recipe(**config["recipe"])
+    return measure_layers(Workplace(folder, parent.folder, parent.name, recipe, device, trust_remote_code), key)
+
+
+def _median_baseline(report: Report) -> TrialKey:
+    """Of the baseline's runs the one with the median score; of an even number, the lower middle one.
+
+    Of the report's own seeds: the weights of others that the study once ran are not kept.
+    """
+    full = LayerSet.full(report.layers_total)
+    runs = sorted(
+        (row.score, row.seed)
+        for row in report.trials
+        if row.split == "certification" and row.kept == full.kept and row.score is not None and row.seed in report.seeds
+    )
+    if not runs:
+        raise StudyError(f"the report of {report.study} holds no run of the full model; run its search again")
+    return TrialKey(full, FULL_RUNG, runs[(len(runs) - 1) // 2][1])
+
+
+def _pretrained(config: dict[str, str], model: str | None) -> Parent:
+    """The study's pre-trained model, by what ``--model`` says or else by its name. Raises UsageError."""
+    name = config["model"]
+    wanted = model or {"demo-bert": "demo"}.get(name, name)
+    try:
+        parent = resolve_model(wanted, offline=model is None)
+    except BudgetSearchError as error:
+        if model is not None:
+            raise
+        raise UsageError(
+            f"the study's pre-trained model {name} is not found by its name; say where it is: --model FOLDER"
+        ) from error
+    if parent.digest != config["model_digest"]:
+        raise UsageError(
+            f"--model {wanted} is not what the study began with: its content differs from that of {name}; "
+            "give the same files, or the same revision"
+        )
+    return parent
+
+
+def _kept(folder: StudyFolder) -> Layerwise | None:
+    """What was measured before; None where nothing was, or it cannot be read any more."""
+    try:
+        return read_record(Layerwise, json.loads(folder.layerwise.read_text(encoding="utf8")), folder.layerwise.name)
+    except (OSError, ValueError, StudyError):
+        return None

@@ -1,0 +1,119 @@
+"""After the search: score the answers on held_out, measure what they cost to run, delete weights nobody needs."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, TrialKey
+from budget_search.engine.batches import DeviceSplit
+from budget_search.engine.cost import (
+    TIMED_BATCHES,
+    TIMED_SECONDS,
+    Throughput,
+    Timing,
+    flops,
+    measure_inference,
+    measure_throughput,
+    parameters,
+    timed_batch,
+)
+from budget_search.engine.evaluation import load_weights, split_of
+from budget_search.models.pretrained import quiet_transformers
+from budget_search.report.builder import Measured
+from budget_search.report.entries import InferencePoint, Interval, Quantiles, ThroughputPoint
+
+if TYPE_CHECKING:
+    from budget_search.engine.workers import Workers
+    from budget_search.layer_search.state import Findings
+    from budget_search.storage.study_folder import StudyFolder
+
+READING_BATCH = 32
+
+
+def measure_answers(
+    workers: Workers, findings: Findings, answers: Mapping[float, LayerSet]
+) -> dict[LayerSet, Measured]:
+    """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
+    quiet_transformers()
+    workplace, full = workers.workplace, LayerSet.full(findings.plan.total)
+    sets = [full, *sorted({*answers.values()} - {full})]
+    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in findings.plan.seeds])
+    if workplace.device.kind == "cpu":
+        torch.set_num_threads(1)
+    seeds = {layers: findings.confirmations.median_seed(layers) for layers in sets}
+    models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
+    split = split_of(workplace, "held_out")
+    batches = [timed_batch(split, size) for size in TIMED_BATCHES]
+    timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
+    speeds = measure_throughput(models, _random_batches(split, READING_BATCH), budget_seconds=TIMED_SECONDS)
+    return {
+        layers: Measured(
+            parameters=parameters(models[str(layers)]),
+            flops=flops(models[str(layers)], batches[0]),
+            inference=tuple(_inference_point(timing) for timing in timings[str(layers)]),
+            throughput=_throughput_point(speeds[str(layers)]) if speeds else None,
+        )
+        for layers in sets
+    }
+
+
+def prune_weights(folder: StudyFolder, findings: Findings, answers: Iterable[LayerSet]) -> None:
+    """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
+    confirmations = findings.confirmations
+    lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+    useful = [
+        layers
+        for layers in lost
+        if not any(
+            other.depth <= layers.depth and (lost[other], other.depth, other) < (lost[layers], layers.depth, layers)
+            for other in lost
+        )
+    ]
+    keep = {
+        folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
+        for layers in (confirmations.full, *useful, *answers)
+        for seed in findings.plan.seeds
+    }
+    if findings.plan.builds_on_full:
+        # What smaller models were cut from or learnt from, they may be again.
+        keep |= {folder.weights(trial.key).name for trial in findings.history if trial.layers.is_full}
+    for path in folder.path.glob("weights/*"):
+        if path.name not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _random_batches(split: DeviceSplit, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Every example once."""
+    order = np.random.default_rng(0).permutation(split.examples)
+    return (split.batch(order[start : start + size]) for start in range(0, len(order), size))
+
+
+def _inference_point(timing: Timing) -> InferencePoint:
+    """The measurement as the report shows it."""
+    return InferencePoint(
+        batch=timing.batch,
+        length=timing.length,
+        ms=Quantiles(timing.median_ms, timing.low_ms, timing.high_ms),
+        saved=None if timing.saved is None else Interval(*timing.saved),
+        device=timing.device,
+        dtype=timing.dtype,
+        threads=timing.threads,
+        rounds=timing.rounds,
+        peak_bytes=timing.peak_bytes,
+    )
+
+
+def _throughput_point(measured: Throughput) -> ThroughputPoint:
+    return ThroughputPoint(
+        batch=measured.batch,
+        examples=measured.examples,
+        examples_per_second=measured.examples / measured.seconds,
+        saved=None if measured.saved is None else Interval(*measured.saved),
+    )

@@ -1,0 +1,221 @@
+"""What a user asks for, checked as far as that is cheap: no heavy import, nothing read, nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from budget_search.core.config import CRITERIA, METHODS, RECIPES, Criterion, Recipe, Splits
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import compact_indices
+from budget_search.core.limits import Limits
+from budget_search.core.paths import problem_with_place
+from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
+
+SPLIT_MODES = ("carved", "official")
+BACKENDS = ("loky", "dask")
+RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup", *METHODS)
+# Screens use seeds beyond this, so that they never coincide with a confirmation's.
+LARGEST_BASE_SEED = 1_000_000
+PLACES = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A search as asked for; the fields are the options of the command line, ``deltas`` as fractions.
+
+    Raises UsageError, naming everything that is wrong.
+    """
+
+    task: str
+    model: str
+    deltas: tuple[float, ...] = (0.01, 0.02, 0.03)
+    data_dir: str | None = None
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
+    metric: str | None = None
+    validation: str | None = None
+    strategy: str = "auto"
+    layers: tuple[str, ...] = ()
+    sampler: str = "tpe"
+    criterion: Criterion = "observed"
+    confidence: float = 0.95
+    recipe: str | None = None
+    recipe_changes: Mapping[str, Any] = field(default_factory=dict)
+    splits: Splits | None = None
+    seeds: int = 3
+    base_seed: int = 42
+    max_trials: int | None = None
+    max_hours: float | None = None
+    max_layers: int | None = None
+    max_params: int | None = None
+    max_latency_ms: float | None = None
+    keep_layers: tuple[int, ...] = ()
+    drop_layers: tuple[int, ...] = ()
+    start_from: str | None = None
+    reference: tuple[str, ...] = ()
+    device: str = "auto"
+    precision: str = "auto"
+    workers: int | None = None
+    backend: str = "loky"
+    scheduler: str | None = None
+    wait: bool = False
+    studies_dir: str = "studies"
+    storage: str | None = None
+    study: str | None = None
+    output: str | None = None
+    offline: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "deltas", tuple(sorted(set(self.deltas))))
+        wrong = [problem for problem in self._problems() if problem]
+        if wrong:
+            raise UsageError("; ".join(wrong))
+
+    def _problems(self) -> list[str | None]:
+        return [
+            *(problem_with_delta(delta) for delta in self.deltas),
+            None if self.deltas else "--delta needs at least one value, such as 0.01",
+            _one_of("--strategy", self.strategy, tuple(STRATEGIES)),
+            _one_of("--sampler", self.sampler, SAMPLERS),
+            _one_of("--criterion", self.criterion, CRITERIA),
+            _one_of("--recipe", self.recipe, (*RECIPES, None)),
+            _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
+            _one_of("--backend", self.backend, BACKENDS),
+            None
+            if (self.backend == "dask") == (self.scheduler is not None)
+            else "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
+            _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
+            _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
+            _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
+            self._problem_with_max_trials(),
+            _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
+            _within("--max-layers", self.max_layers, self.max_layers is None or self.max_layers >= 1, "from 1"),
+            _within("--max-params", self.max_params, self.max_params is None or self.max_params >= 1, "from 1"),
+            _within(
+                "--max-latency-ms",
+                self.max_latency_ms,
+                self.max_latency_ms is None or 0 < self.max_latency_ms < math.inf,
+                "a number above 0",
+            ),
+            *self._contradictions(),
+            _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
+            *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
+            *(problem_with_place("--reference", model) for model in self.reference),
+            None if self.task.strip() else "--task is empty; see `budget-search tasks`",
+            None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
+        ]
+
+    def _problem_with_max_trials(self) -> str | None:
+        """No answer is given without the baseline, so it has to be afforded."""
+        baseline = self.seeds + (not self.layers)
+        if self.max_trials is None or self.max_trials >= baseline:
+            return None
+        return (
+            f"--max-trials {self.max_trials}: the full model alone takes {baseline} fine-tunes, with {self.seeds} seeds"
+            f"{'' if self.layers else ' and on a screen'}; allow more, or fewer --seeds"
+        )
+
+    def _contradictions(self) -> Iterator[str]:
+        """Limits that no layer set of any model satisfies."""
+        limits = self.limits
+        if wrong := sorted(index for index in limits.keep | limits.drop if index < 0):
+            yield f"--keep-layers and --drop-layers name layers from 0, received {wrong[0]}"
+        elif both := sorted(limits.keep & limits.drop):
+            yield f"--keep-layers and --drop-layers both name {compact_indices(both)}: a layer stays or goes"
+        if limits.max_layers is not None and len(limits.keep) > limits.max_layers:
+            yield (
+                f"--keep-layers names {len(limits.keep)} layers and --max-layers allows {limits.max_layers}: "
+                "name fewer, or allow more"
+            )
+
+    @property
+    def limits(self) -> Limits:
+        """What the answer must satisfy beside delta, as asked; what has to be measured for that is not in it."""
+        return Limits.of(vars(self))
+
+    def recipe_from(self, default: str | Recipe) -> Recipe:
+        """The recipe asked for, else the task's own, with single fields changed. Raises UsageError."""
+        base = RECIPES[self.recipe] if self.recipe else default if isinstance(default, Recipe) else RECIPES[default]
+        return dataclasses.replace(base, **self.recipe_changes)
+
+    def splits_for(self, recipe: Recipe) -> Splits:
+        """The papers chose and reported on the official validation set; everybody else gets carved splits."""
+        return self.splits or ("official" if recipe.name == "paper" else "carved")
+
+    @property
+    def confirmation_seeds(self) -> tuple[int, ...]:
+        return tuple(range(self.base_seed, self.base_seed + self.seeds))
+
+    @property
+    def screen_seed(self) -> int:
+        return LARGEST_BASE_SEED + 100 + self.base_seed
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What of this decides the answer, beside what the study's configuration fixes already."""
+        return {
+            "strategy": self.strategy,
+            "layers": list(self.layers),
+            "sampler": self.sampler,
+            "criterion": self.criterion,
+            "confidence": self.confidence,
+            "seeds": self.seeds,
+            "base_seed": self.base_seed,
+            "max_trials": self.max_trials,
+            "max_hours": self.max_hours,
+            # Only where given: reports of before there were such options stay answers to the same question.
+            **self.limits.asked,
+            **({"start_from": self.start_from} if self.start_from else {}),
+        }
+
+
+def parse_count(text: str) -> int:
+    """``66000000``, ``66_000_000`` or ``66M``. Raises UsageError."""
+    match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
+    try:
+        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
+    except ValueError:
+        raise UsageError(f"{text!r} is no number; write 66000000 or 66M") from None
+
+
+def parse_delta(text: str) -> float:
+    """``0.01`` or ``1%`` as a fraction. Raises UsageError for what is no tolerance."""
+    match = re.fullmatch(r"\s*([^%\s]+)\s*(%?)\s*", text)
+    try:
+        value = float(match[1]) if match else math.nan
+    except ValueError:
+        value = math.nan
+    if match is None or math.isnan(value):
+        raise UsageError(f"--delta {text}: not a number; write 0.01 or 1% for one point")
+    delta = round(value / 100, 12) if match[2] else value
+    if problem := problem_with_delta(delta, text):
+        raise UsageError(problem)
+    return delta
+
+
+def problem_with_delta(delta: float, text: str | None = None) -> str | None:
+    shown = text or f"{delta:g}"
+    if math.isfinite(delta) and 0 < delta < 1:
+        return None
+    if math.isfinite(delta) and 1 <= delta <= 100:
+        return (
+            f"--delta {shown}: a delta is a fraction of the metric's scale, above 0 and below 1; "
+            f"for {delta:g} points write {delta / 100:g} or {delta:g}%"
+        )
+    return f"--delta {shown}: a delta is a fraction above 0 and below 1; write 0.01 or 1% for one point"
+
+
+def _one_of(option: str, value: str | None, allowed: Sequence[str | None]) -> str | None:
+    if value in allowed:
+        return None
+    return f"{option} {value}: unknown; allowed: {' '.join(name for name in allowed if name)}"
+
+
+def _within(option: str, value: object, holds: bool, allowed: str) -> str | None:
+    return None if holds else f"{option} {value}: must be {allowed}"

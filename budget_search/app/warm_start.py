@@ -1,0 +1,83 @@
+"""What another study found, to begin with: its good layer sets, screened first; and whether that helped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from budget_search.app.study_report import read_report
+from budget_search.core.errors import UsageError
+from budget_search.core.formatting import plural, points, printable
+from budget_search.core.layers import LayerSet
+from budget_search.storage.study_folder import find_study
+
+if TYPE_CHECKING:
+    from budget_search.layer_search.state import Findings
+    from budget_search.report.report import Report
+
+MOST_SETS = 6
+"""As many as are screened first: about a third of what a search screens in any case."""
+
+
+@dataclass(frozen=True)
+class Heritage:
+    """The good layer sets of a finished study of a model with ``total`` layers, the most telling first."""
+
+    study: str
+    total: int
+    sets: tuple[LayerSet, ...]
+
+    def require_depth(self, total: int) -> None:
+        """Raises UsageError for a model with another number of layers: nothing says which would stand for which."""
+        if self.total != total:
+            raise UsageError(
+                f"--start-from {self.study}: its model has {self.total} layers, this one has {total}; "
+                "name a study of a model as deep, or leave it out"
+            )
+
+
+def heritage_of(name: str, studies_dir: str) -> Heritage:
+    """Of a study by its name, its beginning or its path. Raises UsageError and StudyError."""
+    folder = find_study(name, studies_dir)
+    report = read_report(folder)
+    return Heritage(folder.path.name, report.layers_total, good_sets(report))
+
+
+def good_sets(report: Report) -> tuple[LayerSet, ...]:
+    """The answers, then the best measured sets of the depths nearest to an answer's; of equals those run in full."""
+    total = report.layers_total
+    depths = [result.depth for result in report.results if not result.is_full] or [total]
+    frontier = sorted(
+        (point for point in report.frontier if point.depth < total),
+        key=lambda point: (min(abs(point.depth - depth) for depth in depths), -point.rung, point.degradation or 0.0),
+    )
+    found = [*(result.kept for result in report.results if not result.is_full), *(point.kept for point in frontier)]
+    return tuple(LayerSet(kept, total) for kept in dict.fromkeys(found))[:MOST_SETS]
+
+
+def whether_it_helped(findings: Findings, study: str) -> str:
+    """A sentence for the report: which answers are among the sets that were handed over, how good the others were."""
+    sets = plural(len(findings.plan.start), "layer set")
+    return f"Started from {sets} of {printable(study)}: {'; '.join(_told(findings))}."
+
+
+def _told(findings: Findings) -> Iterator[str]:
+    screens = findings.screens
+    tolerance = screens.tolerance(0.0)
+    lost = {trial.layers: tolerance.degradation(trial) for trial in screens.judged if not trial.layers.is_full}
+    for delta, answer in sorted(findings.answers().items()):
+        within = f"within {points(delta)} points"
+        same_depth = sorted((lost[layers], layers) for layers in lost if layers.depth == answer.depth)
+        ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in findings.plan.start]
+        if answer in findings.plan.start:
+            yield f"the answer {within} is one of them"
+        elif answer.is_full:
+            yield f"none holds {within}"
+        elif ranks:
+            yield (
+                f"{within} another set is the answer, and the best of them with as many layers came out number "
+                f"{ranks[0]} of {len(same_depth)} screened"
+            )
+        else:
+            yield f"{within} the answer is another, of a depth that none of them has"

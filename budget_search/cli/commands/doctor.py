@@ -1,0 +1,53 @@
+"""``budget-search doctor``: what a search would find on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from budget_search.core.versions import versions
+
+HELP = "versions, devices, precision, caches, whether the hub is reachable"
+DESCRIPTION = HELP
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    print(doctor_table())
+    return 0
+
+
+def doctor_table() -> str:
+    """What a search would find on this machine."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from tabulate import tabulate
+
+    from budget_search.engine.device import available_devices, default_workers, resolve_device
+
+    device = resolve_device("auto", "auto")
+    rows = [
+        *versions().items(),
+        ("devices", " ".join(available_devices())),
+        ("chosen", f"{device.name} with {device.precision}"),
+        ("evaluations at a time", default_workers(device, "auto")),
+        ("model cache", HF_HUB_CACHE),
+        ("hub", _hub_state()),
+    ]
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def _hub_state() -> str:
+    """Whether the hub answers within three seconds."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return "offline (HF_HUB_OFFLINE is set)"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=3)
+    except Exception as error:
+        return f"not reachable ({type(error).__name__}); local files and the cache work"
+    return f"reachable ({os.environ.get('HF_ENDPOINT') or constants.ENDPOINT})"

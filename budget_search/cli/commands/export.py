@@ -1,0 +1,72 @@
+"""``budget-search export``: write an answer as a plain Hugging Face checkpoint, and upload it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from budget_search.cli.options import add_studies_dir, delta_argument
+from budget_search.cli.output import DEFAULT_STUDIES
+from budget_search.core.errors import UsageError
+from budget_search.core.paths import require_place
+
+if TYPE_CHECKING:
+    from budget_search.report.report import Report
+    from budget_search.storage.study_folder import StudyFolder
+
+HELP = "write the answer as a plain Hugging Face checkpoint"
+DESCRIPTION = "STUDY is a study's name, the unique beginning of one, or a path."
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", metavar="STUDY")
+    parser.add_argument(
+        "--delta", type=delta_argument, action="append", metavar="D", required=True, help="which answer"
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it to the hub, as name or org/name")
+    parser.add_argument("--private", action="store_true", help="for nobody else to see")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
+    add_studies_dir(parser)
+
+
+def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    from budget_search.app.study_report import report_for
+    from budget_search.models.export_folder import refuse_foreign
+    from budget_search.models.hub_upload import push, require_pushable
+    from budget_search.storage.study_folder import find_study
+
+    if len(arguments.delta) != 1:
+        raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
+    require_place("STUDY", arguments.study)
+    require_place("--output", arguments.output)
+    refuse_foreign(Path(arguments.output))
+    repository = arguments.push_to_hub
+    if repository is not None:
+        require_pushable(repository)
+    elif arguments.private:
+        raise UsageError("--private says who sees what --push-to-hub uploads; name that too")
+    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
+    report = report_for(folder, tuple(arguments.delta))
+    trust = arguments.trust_remote_code
+    export_and_tell(folder, report, arguments.delta[0], Path(arguments.output), name=repository, trust=trust)
+    if repository is not None:
+        address = push(Path(arguments.output), repository, private=arguments.private)
+        print(f"uploaded to {address}", file=sys.stderr)
+    return 0
+
+
+def export_and_tell(
+    folder: StudyFolder, report: Report, delta: float, output: Path, *, trust: bool, name: str | None = None
+) -> None:
+    from budget_search.app.export_answer import hand_over
+
+    exported = hand_over(folder, report, delta, output, name, trust_remote_code=trust)
+    print(
+        f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
+        f"held-out score {exported.held_out_score:.2f}",
+        file=sys.stderr,
+    )

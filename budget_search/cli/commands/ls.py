@@ -1,0 +1,83 @@
+"""``budget-search ls``: the studies, one line each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from budget_search.cli.options import add_studies_dir
+from budget_search.cli.output import DEFAULT_STUDIES
+from budget_search.core.config import RECIPES
+from budget_search.core.errors import StudyError
+from budget_search.core.formatting import pairs, printable, tolerance
+from budget_search.core.layers import compact_indices
+
+HELP = "the studies: task, model, trials, state, best answer"
+DESCRIPTION = HELP
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_studies_dir(parser)
+
+
+def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
+    print(studies_table(arguments.studies_dir or DEFAULT_STUDIES))
+    return 0
+
+
+def studies_table(studies_dir: str) -> str:
+    """One line per study."""
+    from tabulate import tabulate
+
+    from budget_search.storage.study_folder import study_paths
+
+    rows = [_study_row(path) for path in study_paths(studies_dir)]
+    if not rows:
+        return f"There are no studies in {studies_dir}. Begin one: budget-search --task demo --model demo"
+    headers = ("study", "task", "model", "recipe", "trials", "state", "best answer")
+    return tabulate(rows, headers=headers, tablefmt="simple")
+
+
+def _study_row(path: Path) -> Iterator[str]:
+    """Name, task, model, recipe, trials, state, best answer; a damaged study is shown as such."""
+    from budget_search.app.study_report import read_report
+    from budget_search.report.renderers.sections import to_export
+    from budget_search.storage.study_folder import StudyFolder, stored_config
+    from budget_search.storage.study_store import StudyStore
+
+    folder = StudyFolder(path)
+
+    yield folder.path.name
+    try:
+        stored = stored_config(folder)
+        config, facts = stored["config"], stored["facts"]
+        yield printable(str(config["task"]))
+        yield printable(str(config["model"]))
+        yield _recipe(config["recipe"])
+        if folder.report.exists():
+            report = read_report(folder)
+            yield str(report.cost.fine_tunes)
+            yield "finished"
+            best = to_export(report)
+            yield f"{best.depth} of {report.layers_total} ({compact_indices(best.kept)}) within {tolerance(best.delta)}"
+            return
+        trials = 0
+        if folder.database.exists():
+            trials = len(StudyStore.open(folder.path.name, int(facts["layers_total"]), folder=folder).history)
+        yield str(trials)
+        yield "unfinished"
+        yield "-"
+    except (StudyError, KeyError) as error:
+        yield f"damaged: {error}"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """Its name, and what is otherwise than in the recipe of that name."""
+    from budget_search.data.tasks import DEMO_RECIPE
+
+    known = {**RECIPES, DEMO_RECIPE.name: DEMO_RECIPE}.get(recipe["name"])
+    usual = known.to_json() if known else recipe
+    changed = {name: value for name, value in recipe.items() if usual.get(name) != value}
+    return ", ".join(filter(None, (recipe["name"], pairs(changed))))

@@ -1,0 +1,73 @@
+"""The command line: arguments to a command to an exit code. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+
+from budget_search.cli.commands import COMMANDS
+from budget_search.cli.commands.run import INTERRUPTED
+from budget_search.cli.parser import parse
+from budget_search.core.errors import BudgetSearchError
+from budget_search.core.formatting import printable
+from budget_search.storage.credentials import hidden, leave_the_title
+
+# Data may hold a word of megabytes, and a message quotes it.
+LONGEST_WORD = 200
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 3 none found, 130 interrupted)."""
+    received = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        leave_the_title(received)
+    verbose = "-v" in received or "--verbose" in received
+    try:
+        arguments = parse(received)
+        verbose = bool(arguments.verbose)
+        _listen_to_signals()
+        return COMMANDS[arguments.command].run(arguments, received)
+    except BudgetSearchError as error:
+        if verbose:
+            traceback.print_exc()
+        print(f"budget-search: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("budget-search: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the report has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        print(
+            f"budget-search: unexpected {type(error).__name__}: {_one_line(error)}; -v shows where; "
+            "finished evaluations are kept, the same command goes on with them",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _listen_to_signals() -> None:
+    """SIGTERM like Ctrl-C; a second one of either quits at once."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(INTERRUPTED))
+        # joblib would complain of the evaluations that are not finished.
+        warnings.simplefilter("ignore")
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def _one_line(error: BaseException) -> str:
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in hidden(str(error)).split())
+    return printable(" ".join(words)) or type(error).__name__

@@ -1,0 +1,160 @@
+"""Groups of options that commands share, as the contract names them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from budget_search.app.request import BACKENDS, RECIPE_FIELDS, SPLIT_MODES, Request, parse_count, parse_delta
+from budget_search.cli.config_file import SEARCH_FIELDS
+from budget_search.core.config import CRITERIA, DROPPING, METRICS, PRECISIONS, RECIPES
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import parse_indices
+from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
+from budget_search.report.renderers import FORMATS
+
+Value = TypeVar("Value")
+
+
+def _as_argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except UsageError as error:
+            # argparse wants its own kind of error; the text stays.
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+delta_argument, count_argument = _as_argument(parse_delta), _as_argument(parse_count)
+
+
+def add_studies_dir(parser: Any) -> None:
+    parser.add_argument("--studies-dir", metavar="DIR", help="where the studies are (default studies)")
+
+
+def add_search_options(run: argparse.ArgumentParser) -> None:
+    """The options of ``run`` and ``plan``; None is left to the defaults of ``Request``."""
+    what = run.add_argument_group("what to search")
+    what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a file or folder")
+    what.add_argument("--model", help="a hub id, a local folder, or demo")
+    what.add_argument(
+        "--delta",
+        type=delta_argument,
+        action="append",
+        metavar="D",
+        help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; several "
+        "values are answered by one study (default 0.01 0.02 0.03)",
+    )
+    what.add_argument("--data-dir", metavar="DIR", help="read a GLUE task from local train.* and validation.* files")
+    what.add_argument("--text-columns", nargs="+", metavar="A", help="the columns that hold the texts, one or two")
+    what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
+    what.add_argument("--metric", choices=METRICS, help="default: the task's own; accuracy for your files")
+    what.add_argument("--validation", metavar="FILE", help="held-out examples; else they are carved out of train")
+    how = run.add_argument_group("how to search")
+    how.add_argument("--strategy", choices=tuple(STRATEGIES), help="what proposes layer sets (default auto)")
+    how.add_argument("--start-from", metavar="STUDY", help="begin with what this study of another task or model found")
+    how.add_argument(
+        "--reference", action="append", metavar="MODEL", help="another model to set beside the answers; may be repeated"
+    )
+    how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
+    how.add_argument("--sampler", choices=SAMPLERS, help="for --strategy optuna (default tpe)")
+    how.add_argument(
+        "--criterion",
+        choices=CRITERIA,
+        help="observed: the mean loss is within delta (default); certified: its upper bound is",
+    )
+    how.add_argument("--confidence", type=float, metavar="C", help="level of that bound (default 0.95)")
+    how.add_argument(
+        "--splits",
+        choices=SPLIT_MODES,
+        help="carved: choose and confirm on parts of train; official: on the validation set, as the papers",
+    )
+    how.add_argument(
+        "--seeds", type=int, metavar="K", help="runs of the baseline and of every confirmation (default 3)"
+    )
+    how.add_argument("--base-seed", type=int, metavar="N", help="the first of those seeds (default 42)")
+    how.add_argument(
+        "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
+    )
+    how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
+    _add_limits(run)
+    _add_recipe(run)
+    where = run.add_argument_group("where to run and what to write")
+    where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
+    where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
+    )
+    where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
+    where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
+    add_studies_dir(where)
+    where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
+    where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
+    where.add_argument(
+        "--wait", action="store_true", default=None, help="wait for another command that works on the same study"
+    )
+    where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
+    where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
+    where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
+    where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
+    where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
+    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
+    where.add_argument("--dry-run", action="store_true", default=None, help="the same as the command `plan`")
+    where.add_argument("--quiet", action="store_true", default=None, help="no progress")
+
+
+def _add_limits(run: argparse.ArgumentParser) -> None:
+    limits = run.add_argument_group("further limits on the answer")
+    limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
+    limits.add_argument(
+        "--max-params", type=count_argument, metavar="N", help="parameters of the whole model, 66000000 or 66M"
+    )
+    limits.add_argument("--max-latency-ms", type=float, metavar="MS", help="milliseconds to predict one example here")
+    limits.add_argument("--keep-layers", action="append", metavar="I", help="layers that must stay, such as 0 1 or 0-1")
+    limits.add_argument("--drop-layers", action="append", metavar="I", help="layers that must go")
+
+
+def _add_recipe(run: argparse.ArgumentParser) -> None:
+    recipe = run.add_argument_group("how to fine-tune")
+    recipe.add_argument("--recipe", choices=tuple(RECIPES), help="default standard, or the task's own")
+    recipe.add_argument("--epochs", type=float, metavar="E", help="passes over the training examples")
+    recipe.add_argument("--train-examples", type=int, metavar="N", help="examples to train on")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="examples per step")
+    recipe.add_argument("--lr", type=float, metavar="R", help="peak learning rate")
+    recipe.add_argument("--max-length", type=int, metavar="N", help="tokens at which texts are cut")
+    recipe.add_argument("--warmup", type=float, metavar="F", help="fraction of the steps that warm up")
+    recipe.add_argument(
+        "--dropping",
+        choices=DROPPING,
+        help="when layers go: first, then fine-tune (default); after a fine-tune, then fine-tune again; gradual, one "
+        "after every two epochs; untrained, out of the fine-tuned full model with no training after",
+    )
+    recipe.add_argument("--layer-drop", type=float, metavar="RATE", help="skip whole layers in training at this rate")
+    recipe.add_argument(
+        "--freeze", action="append", metavar="PART ...", help="do not train: embeddings, layers, such as embeddings 0-2"
+    )
+    recipe.add_argument(
+        "--distil", type=float, metavar="W", help="weight of the full model's outputs in a smaller one's loss, 0 to 1"
+    )
+
+
+def request_from(arguments: argparse.Namespace) -> Request:
+    """The search that parsed options ask for. Raises UsageError for what is missing or wrong."""
+    settings = {name: value for name, value in vars(arguments).items() if value is not None}
+    for required in ("task", "model"):
+        if required not in settings:
+            raise UsageError(f"--{required} is required; see `budget-search run --help`")
+    changes = {name: settings.pop(name) for name in RECIPE_FIELDS if name in settings}
+    fields: dict[str, Any] = {name: settings[name] for name in SEARCH_FIELDS if name in settings}
+    if "delta" in settings:
+        fields["deltas"] = tuple(settings["delta"])
+    for name in ("text_columns", "layers", "reference"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    for name in ("keep_layers", "drop_layers"):
+        if name in fields:
+            fields[name] = tuple(index for text in fields[name] for index in parse_indices(text))
+    return Request(recipe_changes=changes, **fields)

@@ -1,0 +1,189 @@
+"""How a search tells how it goes: a bar on a terminal, one plain line per evaluation elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console as Terminal
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from budget_search.core.formatting import duration, pairs, plural, points, tolerance
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, Trial, TrialKey
+from budget_search.layer_search.confirmation import Confirmations
+
+if TYPE_CHECKING:
+    from budget_search.core.config import SearchConfig
+    from budget_search.data.tokenization import EncodedTask
+    from budget_search.engine.device import Device
+    from budget_search.layer_search.settings import Plan
+
+# A screened or confirmed set keeps about this share of the layers; only for guessing how long a search will take.
+TYPICAL_SHARE = 0.6
+COLUMNS = 80
+A_LONG_TIME = 30 * 24 * 3600.0
+
+
+class Console:
+    """Tells people: plain lines, and on a terminal a bar below them, under what is known and done right now. ``quiet``
+    says nothing.
+
+    rich leaves colours out where there is no terminal, or where ``NO_COLOR`` is set.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        self._live: Live | None = None
+        self._plan: Plan | None = None
+        self._trials: list[Trial] = []
+        self._running: set[TrialKey] = set()
+        self._slots = 0
+        self._reused = 0
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._terminal.print(text, markup=False)
+
+    def planned(
+        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
+    ) -> None:
+        """Before anything long: what will be done, in a few lines."""
+        from budget_search.layer_search.verdict import resolution
+
+        sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
+        recipe = config.recipe
+        steps = recipe.steps(task.splits["train"].examples)
+        method = f", {pairs(recipe.method)}" if recipe.method else ""
+        self._fact("examples", sizes)
+        self._fact(
+            "recipe",
+            f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
+            f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
+        )
+        seeds = plural(len(plan.seeds), "seed")
+        certifiable = resolution(task.splits["certification"].examples, len(plan.seeds), confidence=plan.confidence)
+        self._fact("to expect", certifiable.explanation)
+        if plan.named:
+            self._fact("to do", f"{plural(len(plan.named), 'named layer set')} and the full model, {seeds} each")
+        else:
+            self._fact(
+                "to do",
+                f"the full model with {seeds}; screens of {plan.screen_rung:.2g} of the recipe "
+                f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}",
+            )
+        if known:
+            self._fact("known", f"{plural(len(known), 'evaluation')} of this study, reused")
+        self._plan, self._trials = plan, list(known)
+        self._slots, self._reused = workers, len(known)
+        self._show_bar(_expected(plan), sum(_share(trial.key) for trial in known))
+
+    def stage(self, text: str) -> None:
+        self.say(f"{_clock()} {text}")
+
+    def started(self, job: Job) -> None:
+        self._running.add(job.key)
+        self._refresh()
+
+    def finished(self, trial: Trial) -> None:
+        self.say(f"{_clock()}   {_describe(trial)}")
+        self._trials.append(trial)
+        self._running.discard(trial.key)
+        if self._bar is not None:
+            [shown] = self._bar.tasks
+            self._bar.advance(shown.id, _share(trial.key))
+            if shown.total is not None and shown.completed > shown.total:
+                # It takes more than expected: admit it, instead of standing at the end.
+                self._bar.update(shown.id, total=shown.completed * 1.1)
+        self._refresh()
+
+    def answered(self, delta: float, layers: LayerSet) -> None:
+        kept = "all layers" if layers.is_full else f"{plural(layers.depth, 'layer')} ({layers.compact})"
+        self.say(f"{_clock()} within {tolerance(delta / 100)}: {kept} of {layers.total}")
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+        self._bar = self._live = None
+
+    def _refresh(self) -> None:
+        if self._live is not None:
+            self._live.refresh()
+
+    def _fact(self, name: str, text: str) -> None:
+        """Folded like a report: a narrower terminal folds it once more, a file keeps it."""
+        margin = f"  {name:<11}"
+        self.say(textwrap.fill(text, COLUMNS, initial_indent=margin, subsequent_indent=" " * len(margin)))
+
+    def _status(self) -> str:
+        """What stands above the bar, one line."""
+        reused = f", {self._reused:,} reused" if self._reused else ""
+        return f"{self._so_far()}; {len(self._running)} of {self._slots} busy{reused}"
+
+    def _so_far(self) -> str:
+        """The smallest set that every seed confirmed within the largest delta."""
+        if self._plan is None:
+            return ""
+        confirmations = Confirmations(self._trials, self._plan.total, self._plan.seeds)
+        lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+        holding = [layers for layers in lost if lost[layers] <= max(self._plan.deltas)]
+        if not holding:
+            return "nothing confirmed yet"
+        best = min(holding, key=lambda layers: (layers.depth, lost[layers]))
+        return f"so far {best.depth} of {best.total} layers, {points(lost[best])} lost"
+
+    def _show_bar(self, total: float, completed: float) -> None:
+        if self._quiet or not self._terminal.is_terminal:
+            return
+        self._bar = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.1f} of ~{task.total:.0f} fine-tunes"),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=self._terminal,
+            expand=True,
+            # Evaluations are far apart: all of them say how fast it goes.
+            speed_estimate_period=A_LONG_TIME,
+        )
+        task = self._bar.add_task("", total=max(total, completed))
+        self._bar.advance(task, completed)
+        bar = self._bar
+        self._live = Live(
+            get_renderable=lambda: Group(Text(self._status()), bar), console=self._terminal, transient=True
+        )
+        self._live.start()
+
+
+def _expected(plan: Plan) -> float:
+    """A guess of what a search takes, in full fine-tunes of the full model."""
+    if plan.named:
+        return len(plan.seeds) * (1 + sum(layers.depth / plan.total for layers in plan.named))
+    screens = plan.screen_rung * (1 + plan.evaluations * TYPICAL_SHARE)
+    # One candidate in three or so fails after a seed or two.
+    confirmations = len(plan.deltas) * (len(plan.seeds) + 1) * TYPICAL_SHARE
+    return len(plan.seeds) + screens + confirmations
+
+
+def _share(key: TrialKey) -> float:
+    """What an evaluation takes, in full fine-tunes of the full model."""
+    return key.rung * key.layers.depth / key.layers.total
+
+
+def _describe(trial: Trial) -> str:
+    # All screens share a seed.
+    kind = f"full run, seed {trial.key.seed}" if trial.split == "certification" else f"screen {trial.rung:.2g}"
+    outcome = trial.error or "failed" if trial.score is None else f"{points(trial.score)} on {trial.split}"
+    collapsed = ", collapsed" if trial.state == "collapsed" else ""
+    return f"layers {trial.layers}  {kind}: {outcome}{collapsed} ({duration(trial.train_seconds)})"
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")

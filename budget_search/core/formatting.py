@@ -1,0 +1,70 @@
+"""Numbers, shares and durations as text. Of a report, only this module and ``renderers`` round."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NOTHING = "-"
+
+
+def printable(text: str) -> str:
+    """On one line, without characters that a terminal would obey."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def points(value: float | None) -> str:
+    """``0.60``: two decimals, never ``-0.00``."""
+    return NOTHING if value is None else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def percent(fraction: float | None) -> str:
+    return NOTHING if fraction is None else f"{round(100 * fraction)} %"
+
+
+def share(fraction: float) -> str:
+    """``10.4 %``: where a whole per cent would be too coarse."""
+    return f"{100 * fraction:.1f} %"
+
+
+def tolerance(delta: float) -> str:
+    """``1 point`` for 0.01."""
+    amount = f"{100 * delta:.4g}"
+    return f"{amount} point" if amount == "1" else f"{amount} points"
+
+
+def count(number: int) -> str:
+    """``116.7 M``, or all digits below a million."""
+    return f"{number / 1e6:,.1f} M" if number >= 1_000_000 else f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """``4.1 s``, ``3 min 20 s`` or ``1 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def with_spread(score: float, std: float | None) -> str:
+    """``89.51 +- 0.12``: the mean over seeds and their standard deviation, where there are several."""
+    return points(score) if std is None else f"{points(score)} +- {points(std)}"
+
+
+def milliseconds(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """``name standard, epochs 3``: whatever the record holds; None is no limit."""
+    return ", ".join(f"{name.replace('_', ' ')} {_plainly(value)}" for name, value in values.items())
+
+
+def _plainly(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return "all" if value is None else str(value)
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

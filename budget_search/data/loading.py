@@ -1,0 +1,164 @@
+"""A task's examples as they are: texts and labels of every split that has labels, checked, not yet carved up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from budget_search.core.errors import UsageError
+from budget_search.data import labels, tables
+from budget_search.data.tasks import GLUE, GLUE_REPOSITORY, TaskSource, TaskSpec
+
+Columns = Mapping[str, Sequence[Any]]
+_NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*", flags=re.ASCII)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Some examples. ``texts`` holds one list per text column; ``labels`` is int64 or float32 (examples,)."""
+
+    texts: tuple[Sequence[str], ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> Examples:
+        """These examples, in this order."""
+        return Examples(tuple([column[row] for row in rows] for column in self.texts), self.labels[rows])
+
+
+@dataclass(frozen=True)
+class RawTask:
+    """All labelled examples: ``splits`` holds ``train``, ``held_out`` (if there is one) and further ones.
+
+    ``label_names`` is in the order of the label numbers, empty for scores; ``notes`` are sentences for the report.
+    """
+
+    splits: Mapping[str, Examples]
+    label_names: tuple[str, ...]
+    metric: str
+    also: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_task(source: TaskSource, *, offline: bool = False) -> RawTask:
+    """Read and check a task. ``offline`` asks nothing of the network.
+
+    Raises UsageError with one line that says what is wrong with the files, texts or labels.
+    """
+    spec = source.spec
+    notes: list[str] = []
+    if source.files is not None:
+        wanted = (*spec.text_columns, spec.label_column)
+        columns: dict[str, Columns] = {
+            _our_name(spec, split): tables.read_columns(path, wanted) for split, path in source.files.items()
+        }
+    elif spec.name in GLUE:
+        columns = _glue_from_hub(spec, offline)
+    elif source.hub is not None:
+        columns, names, notes = _any_from_hub(source.hub, spec, offline)
+        return _checked(source, columns, names, notes)
+    else:
+        from budget_search.data import demo_task as demo
+
+        columns = {_our_name(spec, split): _by_column(demo.examples(split)) for split in ("train", spec.held_out)}
+        return _checked(source, columns, demo.LABELS, notes)
+    return _checked(source, columns, spec.label_names, notes)
+
+
+def _our_name(spec: TaskSpec, split: str) -> str:
+    """``validation_mismatched`` -> ``held_out_mismatched``; the main one is ``held_out``."""
+    return "held_out" if split == spec.held_out else split.replace("validation", "held_out")
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _glue_from_hub(spec: TaskSpec, offline: bool) -> dict[str, Columns]:
+    from budget_search.data import hub as hub_data
+
+    splits = ("train", spec.held_out, *spec.further_held_out)
+    files = hub_data.split_files(GLUE_REPOSITORY, spec.name, splits, offline=offline)
+    wanted = (*spec.text_columns, spec.label_column)
+    columns: dict[str, Columns] = {}
+    for split, paths in files.items():
+        shards = [tables.read_columns(path, wanted) for path in paths]
+        columns[_our_name(spec, split)] = {name: [v for shard in shards for v in shard[name]] for name in wanted}
+    return columns
+
+
+def _any_from_hub(
+    hub: tuple[str, str], spec: TaskSpec, offline: bool
+) -> tuple[dict[str, Columns], tuple[str, ...], list[str]]:
+    from budget_search.data import hub as hub_data
+
+    loaded = hub_data.load_splits(*hub, offline=offline)
+    if "train" not in loaded:
+        raise UsageError(f"the data set {hub[0]} has no split 'train'; its splits are: {' '.join(loaded)}")
+    train = loaded["train"]
+    wanted = (*spec.text_columns, spec.label_column)
+    tables.check_columns(f"the data set {hub[0]}", train.column_names, wanted)
+    names = tuple(getattr(train.features[spec.label_column], "names", None) or ())
+    splits, notes = {"train": train}, []
+    if spec.held_out in loaded:
+        splits["held_out"] = loaded[spec.held_out]
+    elif "test" in loaded and _has_labels(loaded["test"], spec.label_column):
+        splits["held_out"] = loaded["test"]
+        notes.append("held_out is the data set's test split, since it has no validation split.")
+    for split in splits.values():
+        tables.check_columns(f"the data set {hub[0]}", split.column_names, wanted)
+    return {name: {c: list(split[c]) for c in wanted} for name, split in splits.items()}, names, notes
+
+
+def _has_labels(split: Any, column: str) -> bool:
+    return column in split.column_names and not any(label in (None, -1, "") for label in split[column])
+
+
+def _checked(source: TaskSource, columns: Mapping[str, Columns], names: Sequence[str], notes: list[str]) -> RawTask:
+    spec = source.spec
+    for split, held in columns.items():
+        if not held[spec.label_column]:
+            raise UsageError(f"there are no examples in {split} of {source.name}")
+        _check_texts(spec, split, held)
+    if len(columns["train"][spec.label_column]) < 2:
+        raise UsageError(f"there is one example in train of {source.name}; nothing can be learned from that")
+    found = {split: held[spec.label_column] for split, held in columns.items()}
+    if spec.is_regression:
+        coded, names = labels.scores(found, spec.label_column), ()
+    else:
+        coded, names = labels.classes(found, spec.label_column, names, source.metric_named)
+    labels.check_metrics((spec.metric, *spec.also), names)
+    splits = {
+        split: Examples(tuple(held[column] for column in spec.text_columns), coded[split])
+        for split, held in columns.items()
+    }
+    return RawTask(splits, tuple(names), spec.metric, spec.also, tuple(notes))
+
+
+def _check_texts(spec: TaskSpec, split: str, held: Columns) -> None:
+    for column in spec.text_columns:
+        missing = _first(held[column], lambda text: text is None or text != text)
+        if missing is not None:
+            raise UsageError(f"--text-columns {column}: the text of example {missing + 1} in {split} is missing")
+        other = _first(held[column], lambda text: not isinstance(text, str))
+        if other is not None or all(_NUMBER.fullmatch(text) for text in held[column]):
+            shown = held[column][other or 0]
+            raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}")
+    texts = list(zip(*(held[column] for column in spec.text_columns), strict=True))
+    # One empty text of a pair happens in GLUE; an example without any text is a mistake.
+    blank = _first(texts, lambda pair: not any(text.strip() for text in pair))
+    if blank is not None:
+        raise UsageError(
+            f"--text-columns {' '.join(spec.text_columns)}: example {blank + 1} in {split} has no text; "
+            f"fill it in or leave the example out"
+        )
+
+
+def _first(values: Sequence[Any], wrong: Callable[[Any], bool]) -> int | None:
+    return next((position for position, value in enumerate(values) if wrong(value)), None)

@@ -1,0 +1,269 @@
+"""Which task: its columns, its metric and where its examples come from. Reads no examples."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from budget_search.core.config import METRICS, REGRESSION_METRICS, Recipe
+from budget_search.core.errors import UsageError
+from budget_search.core.paths import place
+from budget_search.data import tables
+from budget_search.storage.digests import joint_digest
+
+GLUE_REPOSITORY = "nyu-mll/glue"
+# Identifies the demo's examples. Studies are named by it: a generator that makes other examples needs another value.
+DEMO_DIGEST = "a20ca37d4f10979bfdde6d2b2b11cec90899004b50cb735a74cf67931dda4cef"
+DEMO_RECIPE = Recipe("demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One row: what the columns mean and how the task is scored.
+
+    ``metric`` is the primary one, ``also`` are reported beside it. ``label_names`` are in the order of the label
+    numbers; empty means that they come from the data, or that labels are scores (the metric says which).
+    ``held_out`` and ``further_held_out`` name the splits with labels that are not trained on, as the files call them;
+    ``examples`` counts the official train and held_out examples.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    label_column: str
+    metric: str
+    also: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    held_out: str = "validation"
+    further_held_out: tuple[str, ...] = ()
+    recipe: str | Recipe = "standard"
+    examples: tuple[int, int] | None = None
+
+    @property
+    def is_regression(self) -> bool:
+        return self.metric in REGRESSION_METRICS
+
+
+_SENTENCES = ("sentence1", "sentence2")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+GLUE: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        TaskSpec(
+            "cola", ("sentence",), "label", "matthews", ("accuracy",), ("unacceptable", "acceptable"),
+            examples=(8_551, 1_043),
+        ),
+        TaskSpec("sst2", ("sentence",), "label", "accuracy", (), ("negative", "positive"), examples=(67_349, 872)),
+        TaskSpec(
+            "mrpc", _SENTENCES, "label", "accuracy", ("f1",), ("not_equivalent", "equivalent"), examples=(3_668, 408)
+        ),
+        TaskSpec("stsb", _SENTENCES, "label", "pearson_spearman", ("pearson", "spearman"), examples=(5_749, 1_500)),
+        TaskSpec(
+            "qqp", ("question1", "question2"), "label", "accuracy", ("f1",), ("not_duplicate", "duplicate"),
+            examples=(363_846, 40_430),
+        ),
+        TaskSpec(
+            "mnli", ("premise", "hypothesis"), "label", "accuracy", (), ("entailment", "neutral", "contradiction"),
+            held_out="validation_matched", further_held_out=("validation_mismatched",), examples=(392_702, 9_815),
+        ),
+        TaskSpec("qnli", ("question", "sentence"), "label", "accuracy", (), _ENTAILMENT, examples=(104_743, 5_463)),
+        TaskSpec("rte", _SENTENCES, "label", "accuracy", (), _ENTAILMENT, examples=(2_490, 277)),
+        TaskSpec("wnli", _SENTENCES, "label", "accuracy", (), tuple(reversed(_ENTAILMENT)), examples=(635, 71)),
+    )
+}  # fmt: skip
+"""The nine tasks of GLUE, with the columns and label numbers of ``nyu-mll/glue``."""
+
+TASKS: dict[str, TaskSpec] = {
+    **GLUE,
+    "demo": TaskSpec("demo", ("premise", "hypothesis"), "label", "accuracy", recipe=DEMO_RECIPE),
+}
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task and where its examples come from: local ``files`` by split, the ``hub``, or neither for the demo.
+
+    ``name`` is for people: ``qqp``, ``hub:org/name:config``, or what tells a file from others. ``hub`` is a
+    repository and its configuration (empty for the default one). ``metric_named`` says that the user chose the
+    metric, which decimal labels require.
+    """
+
+    spec: TaskSpec
+    name: str
+    files: Mapping[str, Path] | None = None
+    hub: tuple[str, str] | None = None
+    metric_named: bool = True
+
+
+def resolve_task(
+    task: str,
+    *,
+    data_dir: str | Path | None = None,
+    text_columns: Sequence[str] = (),
+    label_column: str | None = None,
+    metric: str | None = None,
+    validation: str | Path | None = None,
+) -> TaskSource:
+    """What ``--task`` and the options beside it mean; checks all that can be checked without reading examples.
+
+    Raises UsageError for an unknown task or metric, a file or column that is not there, and options that do not
+    belong to this kind of task.
+    """
+    _check_metric(metric)
+    if task in TASKS:
+        _refuse(task, text_columns=text_columns, label_column=label_column, validation=validation)
+        return _built_in(TASKS[task], data_dir, metric)
+    _refuse(task, data_dir=data_dir)
+    spec = TaskSpec("", tuple(text_columns), label_column or "label", metric or "accuracy")
+    if task.startswith("hub:"):
+        _refuse(task, validation=validation)
+        return _from_hub(task, spec, metric is not None)
+    path = place(task)
+    if not path.exists():
+        raise _unknown(task)
+    files = _files_of(path)
+    if validation is not None:
+        files["validation"] = _existing_file(place(validation))
+    for file in files.values():
+        _check_columns(spec, file)
+    name = _telling_name(path)
+    return TaskSource(replace(spec, name=name), name, files=files, metric_named=metric is not None)
+
+
+def task_digest(source: TaskSource, *, offline: bool = False) -> str:
+    """Identifies the examples: a digest of the local files or of the demo's generator, or the commit on the hub.
+
+    The commit that is already in the local cache of the hub stands before a newer one, so that a command can be run
+    again without a network. Raises UsageError when the hub is needed and cannot be reached.
+    """
+    if source.files is not None:
+        return joint_digest(source.files)
+    if source.hub is not None:
+        from budget_search.data import hub as hub_data
+
+        return hub_data.commit(source.hub[0], offline=offline)
+    return DEMO_DIGEST
+
+
+def _built_in(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -> TaskSource:
+    if metric is not None and metric != spec.metric:
+        if (metric in REGRESSION_METRICS) != spec.is_regression:
+            raise UsageError(
+                f"--metric {metric} does not fit {spec.name}, whose labels are "
+                + ("scores" if spec.is_regression else "classes")
+            )
+        spec = replace(spec, metric=metric, also=tuple(other for other in spec.also if other != metric))
+    if spec.name == "demo":
+        _refuse("demo", data_dir=data_dir)
+        return TaskSource(spec, spec.name)
+    if data_dir is None:
+        return TaskSource(spec, spec.name, hub=(GLUE_REPOSITORY, spec.name))
+    folder = place(data_dir)
+    if not folder.is_dir():
+        raise UsageError(
+            f"--data-dir {data_dir} is not a folder; give the one that holds train.* and {spec.held_out}.*"
+        )
+    files = {}
+    for split in ("train", spec.held_out, *spec.further_held_out):
+        found = _split_file(folder, split)
+        if found is None:
+            hint = f"; there is a folder {spec.name} in it: give that" if (folder / spec.name).is_dir() else ""
+            raise UsageError(f"--data-dir {data_dir} holds no {split}.* ({_endings()}){hint}")
+        files[split] = found
+    for file in files.values():
+        _check_columns(spec, file)
+    return TaskSource(spec, spec.name, files=files)
+
+
+def _from_hub(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
+    match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?", task)
+    if match is None:
+        raise UsageError(f"cannot read --task {task}: a data set of the hub is written hub:org/name[:config]")
+    if not spec.text_columns:
+        raise UsageError(f"--task {task} needs --text-columns A [B]: the columns that hold the texts")
+    _check_spec(spec)
+    return TaskSource(replace(spec, name=task), task, hub=(match[1], match[2] or ""), metric_named=metric_named)
+
+
+def _files_of(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        return {"train": _existing_file(path)}
+    found = {split: _split_file(path, split) for split in ("train", "validation")}
+    if found["train"] is None:
+        raise UsageError(f"the folder {path} holds no train.* ({_endings()})")
+    return {split: file for split, file in found.items() if file is not None}
+
+
+def _split_file(folder: Path, split: str) -> Path | None:
+    candidates = [folder / f"{split}.{ending}" for ending in tables.ENDINGS]
+    there = [path for path in candidates if path.is_file()]
+    if len(there) > 1:
+        raise UsageError(f"{folder} holds {' and '.join(path.name for path in there)}; leave one of them")
+    return there[0] if there else None
+
+
+def _existing_file(path: Path) -> Path:
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    tables.ending(path)
+    return path
+
+
+def _check_columns(spec: TaskSpec, file: Path) -> None:
+    there = tables.column_names(file)
+    if not spec.text_columns:
+        raise UsageError(
+            f"--text-columns A [B] is needed: which columns of {file.name} hold the texts? "
+            f"It has: {' '.join(repr(name) for name in there)}"
+        )
+    _check_spec(spec)
+    tables.check_columns(file.name, there, (*spec.text_columns, spec.label_column))
+
+
+def _check_spec(spec: TaskSpec) -> None:
+    columns = (*spec.text_columns, spec.label_column)
+    if len(spec.text_columns) > 2:
+        raise UsageError(f"--text-columns takes one column or two, received {len(spec.text_columns)}")
+    if len(set(columns)) != len(columns):
+        raise UsageError(f"text and label columns must be different ones, received {' '.join(columns)}")
+
+
+def _check_metric(metric: str | None) -> None:
+    if metric is not None and metric not in METRICS:
+        raise UsageError(f"unknown --metric {metric}{_near(metric, METRICS)}; allowed: {' '.join(METRICS)}")
+
+
+def _refuse(task: str, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None and value != ():
+            belongs = "a GLUE task" if name == "data_dir" else "a file or a data set of the hub"
+            if name == "validation":
+                belongs = "a file"
+            raise UsageError(f"--{name.replace('_', '-')} belongs to {belongs}, not to --task {task}; leave it out")
+
+
+def _unknown(task: str) -> UsageError:
+    return UsageError(
+        f"unknown --task {task}{_near(task, tuple(TASKS))}; allowed: {' '.join(TASKS)}, hub:org/name[:config], "
+        f"or a file ({_endings()}) or a folder that is there"
+    )
+
+
+def _near(received: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(received.lower(), known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def _endings() -> str:
+    return " ".join("." + ending for ending in tables.ENDINGS)
+
+
+def _telling_name(path: Path) -> str:
+    """A file's stem, or the nearest name above it that says more than ``train`` or ``data``."""
+    absolute = path.resolve()
+    stems = [absolute.stem if path.is_file() else absolute.name, *(parent.name for parent in absolute.parents)]
+    general = {"", "train", "training", "data", "dataset", "datasets", "raw", "files", "csv", "tsv", "jsonl", "parquet"}
+    return next((stem for stem in stems if stem.lower() not in general), "data")

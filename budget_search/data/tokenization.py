@@ -1,0 +1,251 @@
+"""The task as token numbers: tokenised once, kept in one file, read by every worker without transformers."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from budget_search.core.errors import StudyError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from budget_search.data.loading import Examples
+    from budget_search.data.splits import SplitTask
+
+_BATCH = 10_000
+# The relatives of RoBERTa count positions from the padding token's number, and never use those up to it.
+_POSITIONS_AFTER_PADDING = ("roberta", "camembert", "longformer", "mpnet", "xmod", "data2vec-text", "ibert")
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """Examples end to end, without padding.
+
+    ``tokens`` int32 and ``segments`` uint8 (or None) are (total_tokens,), ``offsets`` int64 (examples + 1,): example
+    ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,).
+    """
+
+    tokens: np.ndarray
+    segments: np.ndarray | None
+    offsets: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def examples(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of every example, int64 (examples,)."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """All splits and what a batch of them needs to know. ``label_names`` is empty for scores."""
+
+    splits: Mapping[str, EncodedSplit]
+    label_names: tuple[str, ...]
+    metric: str
+    also: tuple[str, ...]
+    pad_token: int
+    pad_segment: int
+    pad_left: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def held_out_splits(self) -> tuple[str, ...]:
+        """``held_out`` and further ones, such as MNLI's ``held_out_mismatched``."""
+        return tuple(name for name in self.splits if name.startswith("held_out"))
+
+    def label_shares(self, split: str) -> dict[str, float]:
+        """The fraction of each label in a split, by name; empty for scores."""
+        labels = self.splits[split].labels
+        if not self.label_names:
+            return {}
+        counts = np.bincount(labels, minlength=len(self.label_names))
+        return {name: float(count / len(labels)) for name, count in zip(self.label_names, counts, strict=True)}
+
+    def save(self, path: Path) -> None:
+        """Write one ``.npz`` file, whole or not at all. Splits that are the same object are written once."""
+        stored: dict[int, str] = {}
+        arrays: dict[str, np.ndarray] = {}
+        for name, split in self.splits.items():
+            if stored.setdefault(id(split), name) == name:
+                arrays |= {f"{name}/{field}": getattr(split, field) for field in _ARRAYS}
+        header = {field: getattr(self, field) for field in _HEADER}
+        header["splits"] = {name: stored[id(split)] for name, split in self.splits.items()}
+        present = {name: array for name, array in arrays.items() if array is not None}
+        _write_whole(path, {"header": np.array(json.dumps(header)), **present})
+
+    @classmethod
+    def load(cls, path: Path) -> EncodedTask:
+        """Read what ``save`` wrote. Raises StudyError when it is not there or broken."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                arrays = {name: file[name] for name in file.files if name != "header"}
+            stored = {
+                name: EncodedSplit(**{field: arrays.get(f"{name}/{field}") for field in _ARRAYS})  # type: ignore[arg-type]
+                for name in set(header["splits"].values())
+            }
+            splits = {name: stored[same] for name, same in header.pop("splits").items()}
+            for name in ("label_names", "also", "notes"):
+                header[name] = tuple(header[name])
+            return cls(splits=splits, **header)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise StudyError(
+                f"the tokenised examples {path} are damaged or not there ({type(error).__name__}); "
+                "to begin anew, move the study's folder away"
+            ) from error
+
+
+_ARRAYS = ("tokens", "segments", "offsets", "labels")
+_HEADER = ("label_names", "metric", "also", "pad_token", "pad_segment", "pad_left", "notes")
+
+
+def encode(
+    task: SplitTask, tokenizer: PreTrainedTokenizerBase, *, max_length: int, takes_segments: bool
+) -> EncodedTask:
+    """Tokenise every split once; texts longer than ``max_length`` tokens are cut, the longer of a pair first.
+
+    Raises UsageError when ``max_length`` leaves no room for a text, or the tokenizer has no token to pad with.
+    """
+    pair = len(task.splits["train"].texts) == 2
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
+    if room < 1 + pair:
+        raise UsageError(f"--max-length {max_length} leaves no room for a text beside the tokenizer's own marks")
+    pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    if pad_token is None:
+        raise UsageError("the tokenizer has neither a padding token nor an end token; choose another --model")
+    done: dict[int, EncodedSplit] = {}
+    splits = {}
+    for name, examples in task.splits.items():
+        if id(examples) not in done:  # the official splits are one and the same under three names
+            done[id(examples)] = _encode_split(examples, tokenizer, max_length, takes_segments)
+        splits[name] = done[id(examples)]
+    return EncodedTask(
+        splits=splits,
+        label_names=task.label_names,
+        metric=task.metric,
+        also=task.also,
+        pad_token=pad_token,
+        pad_segment=_pad_segment(tokenizer),
+        pad_left=tokenizer.padding_side == "left",
+        notes=(*task.notes, *_truncation_note(splits["held_out"], max_length)),
+    )
+
+
+def decoder(tokenizer_dir: Path) -> Callable[[np.ndarray], tuple[str, ...]]:
+    """Token numbers back to texts, for people to read: parted at the marks between them, without the marks.
+
+    It gives no texts where the tokenizer is of a kind that cannot be read without its own code.
+    """
+    from tokenizers import Tokenizer
+
+    file = tokenizer_dir / "tokenizer.json"
+    if not file.is_file():
+        return lambda tokens: ()
+    tokenizer = Tokenizer.from_file(str(file))
+    marks = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    unknown = tokenizer.token_to_id("[UNK]")
+
+    def texts(tokens: np.ndarray) -> tuple[str, ...]:
+        runs: list[list[int]] = [[]]
+        for token in map(int, tokens):
+            if token in marks and token != unknown:
+                runs.append([])
+            else:
+                runs[-1].append(token)
+        return tuple(tokenizer.decode(run, skip_special_tokens=False).strip() for run in runs if run)
+
+    return texts
+
+
+def takes_segments(config: PretrainedConfig, forward: Callable[..., Any]) -> bool:
+    """Whether a model's ``forward`` tells first from second texts by ``token_type_ids``.
+
+    Transformers 5 leaves them out for some tokenizers unless asked, and the model then sees a single segment. Some
+    models accept them without meaning anything by them: their configuration counts fewer than two kinds.
+    """
+    accepted = "token_type_ids" in inspect.signature(forward).parameters
+    return accepted and (getattr(config, "type_vocab_size", 0) > 1 or config.model_type == "xlnet")
+
+
+def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens a model can take, or None where its positions are relative and have no end."""
+    limits = []
+    if tokenizer.model_max_length < 1_000_000:  # an absurdly large number stands for no limit
+        limits.append(int(tokenizer.model_max_length))
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        after_padding = any(kind in config.model_type for kind in _POSITIONS_AFTER_PADDING)
+        unused = (config.pad_token_id or 0) + 1 if after_padding else 0
+        limits.append(positions - unused)
+    return min(limits, default=None)
+
+
+def _pad_segment(tokenizer: PreTrainedTokenizerBase) -> int:
+    # Transformers 5 sets XLNet's and then overwrites it with everybody else's.
+    return 3 if type(tokenizer).__name__.startswith("XLNet") else int(tokenizer.pad_token_type_id)
+
+
+def _encode_split(
+    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool
+) -> EncodedSplit:
+    tokens: list[np.ndarray] = []
+    segments: list[np.ndarray] = []
+    lengths: list[int] = []
+    for start in range(0, len(examples), _BATCH):
+        batch = tokenizer(
+            *(list(column[start : start + _BATCH]) for column in examples.texts),
+            truncation="longest_first",
+            max_length=max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_token_type_ids=with_segments,
+        )
+        lengths.extend(len(row) for row in batch["input_ids"])
+        tokens.append(_end_to_end(batch["input_ids"], np.int32))
+        if with_segments:
+            segments.append(_end_to_end(batch["token_type_ids"], np.uint8))
+    return EncodedSplit(
+        tokens=np.concatenate(tokens),
+        segments=np.concatenate(segments) if with_segments else None,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=examples.labels,
+    )
+
+
+def _end_to_end(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> np.ndarray:
+    return np.fromiter((number for row in rows for number in row), dtype=dtype)
+
+
+def _truncation_note(split: EncodedSplit, max_length: int) -> tuple[str, ...]:
+    full = float(np.mean(split.lengths >= max_length))
+    if full < 0.01:
+        return ()
+    return (
+        f"{full:.0%} of the held_out examples fill the {max_length} tokens of --max-length; their ends may be cut.",
+    )
+
+
+def _write_whole(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)

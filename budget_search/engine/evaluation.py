@@ -1,0 +1,217 @@
+"""One evaluation: make the smaller model, score it, leave its outputs (and weights) on disk.
+
+Runs in worker processes: the parent model and the tokenised task are loaded once per process. What an evaluation takes
+over from one of the full model, weights or outputs, lies in the study's folder.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from budget_search.core.config import Recipe
+from budget_search.core.dropping import Phase, phases
+from budget_search.core.errors import UnsupportedModelError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, Trial, TrialKey
+from budget_search.data.metrics import collapsed, mean_loss, measure
+from budget_search.data.tokenization import EncodedTask
+from budget_search.engine.batches import DeviceSplit, SoftTargets
+from budget_search.engine.device import Device
+from budget_search.engine.finetune import DivergedError, FineTuned, fine_tune, out_of_memory, predict
+from budget_search.engine.last_layer import Tail, find_tail, only_read_token
+from budget_search.models.freezing import frozen
+from budget_search.models.keep_layers import keep_layers
+from budget_search.models.pretrained import fresh_head, load_parent
+from budget_search.storage.files import appearing, write_whole
+from budget_search.storage.study_folder import StudyFolder
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What a worker needs to know to run any job of a study; ``teacher`` is the evaluation of the full model whose
+    outputs smaller models learn from, where the recipe has them do so."""
+
+    folder: StudyFolder
+    parent: Path
+    parent_name: str
+    recipe: Recipe
+    device: Device
+    trust_remote_code: bool = False
+    teacher: TrialKey | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    task: EncodedTask
+    splits: dict[str, DeviceSplit]
+    parent: PreTrainedModel
+    fresh: frozenset[str]
+
+    @property
+    def is_regression(self) -> bool:
+        return not self.task.label_names
+
+    @cached_property
+    def tail(self) -> Tail | None:
+        """What of a last layer one token is enough for."""
+        return find_tail(self.parent, DeviceSplit.of(self.task, self.task.splits["train"], "cpu"))
+
+
+def run_job(workplace: Workplace, job: Job) -> Trial:
+    """Fine-tune and score; what goes wrong comes back as a failed trial, never as an exception."""
+    workplace.device.reset_peak()
+    try:
+        return _run(workplace, job)
+    except (DivergedError, UnsupportedModelError) as error:
+        return Trial(job.key, job.split, "failed", error=str(error))
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+        if out_of_memory(error):
+            reason = f"out of memory on {workplace.device.name}: {said}"
+            return Trial(job.key, job.split, "failed", error=reason, machine_failure=True)
+        # A few models mix types that autocast does not reconcile: DeBERTa, X-MOD.
+        if workplace.device.precision == "bf16" and "BFloat16" in said:
+            return Trial(job.key, job.split, "failed", error=f"this model does not calculate in bf16: {said}")
+        raise
+
+
+def _run(workplace: Workplace, job: Job) -> Trial:
+    here = loaded(workplace)
+    device = workplace.device
+    model, trained = _trained(workplace, job.key)
+
+    started = time.perf_counter()
+    outputs = outputs_of(workplace, model, job.split)
+    read = int(split_of(workplace, job.split).lengths.sum())
+    if not np.isfinite(outputs).all():
+        raise DivergedError("the fine-tuned model's outputs are not numbers")
+    if job.key == workplace.teacher:
+        save_outputs(workplace.folder.outputs(job.key, "train"), outputs_of(workplace, model, "train"))
+        read += int(split_of(workplace, "train").lengths.sum())
+    evaluation_seconds = time.perf_counter() - started
+
+    labels = here.task.splits[job.split].labels
+    metrics = measure((here.task.metric, *here.task.also), outputs, labels)
+    save_outputs(workplace.folder.outputs(job.key, job.split), outputs)
+    if job.keep_weights:
+        save_weights(model, workplace.folder.weights(job.key))
+    return Trial(
+        key=job.key,
+        split=job.split,
+        state="collapsed" if collapsed(outputs, labels, here.is_regression) else "complete",
+        score=metrics[here.task.metric],
+        metrics={**metrics, "loss": mean_loss(outputs, labels, here.is_regression)},
+        train_seconds=sum(done.seconds for _, done in trained),
+        evaluation_seconds=evaluation_seconds,
+        train_tokens=sum(done.tokens for _, done in trained),
+        evaluation_tokens=read,
+        peak_bytes=device.peak_bytes(),
+        train_layer_tokens=sum(done.tokens * phase.layers.depth for phase, done in trained),
+    )
+
+
+def _trained(workplace: Workplace, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
+    """The model of this name, on the device, and the fine-tunes that made it from the pre-trained one; none where it is
+    a part of the full model as another evaluation has trained it."""
+    here, recipe, device = loaded(workplace), workplace.recipe, workplace.device
+    full, trained = LayerSet.full(key.layers.total), list[tuple[Phase, FineTuned]]()
+    steps = phases(recipe, key.layers)
+    if not steps:
+        return keep_layers(load_weights(workplace, replace(key, layers=full)), key.layers.kept), trained
+    model = keep_layers(here.parent, steps[0].layers.kept)
+    fresh_head(model, here.fresh, key.seed)
+    torch.nn.Module.to(model, device.name)
+    kept = steps[0].layers.kept
+    for phase in steps:
+        if phase.layers.kept != kept:
+            model = keep_layers(model, [kept.index(layer) for layer in phase.layers.kept])
+            kept = phase.layers.kept
+        still = [kept.index(layer) for layer in kept if layer in phase.frozen]
+        lessons, part = _lessons(workplace, phase.layers), replace(recipe, epochs=phase.epochs)
+        with (
+            frozen(model, still, embeddings=recipe.freezes_embeddings),
+            only_read_token(model, here.tail),
+        ):
+            trained.append((phase, fine_tune(model, lessons, part, key.rung, key.seed, device)))
+    return model, trained
+
+
+def _lessons(workplace: Workplace, layers: LayerSet) -> DeviceSplit:
+    """The training examples; for a smaller model with what the teacher says of them."""
+    train, teacher = split_of(workplace, "train"), workplace.teacher
+    if teacher is None or layers.is_full:
+        return train
+    path = workplace.folder.outputs(teacher, "train")
+    if not path.exists():
+        # Somebody deleted it.
+        save_outputs(path, outputs_of(workplace, load_weights(workplace, teacher), "train"))
+    logits = torch.from_numpy(np.load(path)).to(workplace.device.name)
+    return replace(train, soft=SoftTargets(logits, workplace.recipe.distil))
+
+
+def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
+    """Write down a confirmed model's outputs on every held-out split, from its kept weights; once."""
+    wanted = {name: workplace.folder.outputs(key, name) for name in loaded(workplace).task.held_out_splits}
+    if missing := {name: path for name, path in wanted.items() if not path.exists()}:
+        model = load_weights(workplace, key)
+        for name, path in missing.items():
+            save_outputs(path, outputs_of(workplace, model, name))
+
+
+def outputs_of(workplace: Workplace, model: PreTrainedModel, split: str) -> np.ndarray:
+    """Logits of every example of a split, in order: float32 (examples, classes), or (examples, 1) for regression."""
+    with only_read_token(model, loaded(workplace).tail):
+        return predict(model, split_of(workplace, split), workplace.device)
+
+
+def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
+    """A confirmed model, on the device. Where somebody deleted it, the same seed makes the same model again."""
+    folder = workplace.folder.weights(key)
+    if not folder.exists():
+        save_weights(_trained(workplace, key)[0], folder)
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
+    )
+    torch.nn.Module.to(model, workplace.device.name)
+    return model
+
+
+def save_outputs(path: Path, outputs: np.ndarray) -> None:
+    """Raises StudyError when they cannot be written."""
+    content = io.BytesIO()
+    np.save(content, outputs)
+    write_whole(path, content.getvalue())
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Write a whole checkpoint or none. Raises StudyError when it cannot be written."""
+    with appearing(folder) as temporary:
+        model.save_pretrained(temporary)
+
+
+@lru_cache(maxsize=1)
+def loaded(workplace: Workplace) -> Loaded:
+    task = EncodedTask.load(workplace.folder.examples)
+    parent, fresh = load_parent(
+        workplace.parent,
+        name=workplace.parent_name,
+        label_names=task.label_names,
+        pad_token=task.pad_token,
+        trust_remote_code=workplace.trust_remote_code,
+    )
+    return Loaded(task, {}, parent, fresh)
+
+
+def split_of(workplace: Workplace, name: str) -> DeviceSplit:
+    here = loaded(workplace)
+    if name not in here.splits:
+        here.splits[name] = DeviceSplit.of(here.task, here.task.splits[name], workplace.device.name)
+    return here.splits[name]

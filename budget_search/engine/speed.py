@@ -1,0 +1,146 @@
+"""How fast this device fine-tunes and evaluates this model on this task: a few real steps at a few depths.
+
+The batches are the task's own, spread over its lengths, and go through the code that will be run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from budget_search.engine.batches import DeviceSplit, reading_order, training_order
+from budget_search.engine.evaluation import Workplace, loaded, save_weights, split_of
+from budget_search.engine.finetune import EVALUATION_TOKENS, fine_tune, predict
+from budget_search.engine.last_layer import only_read_token
+from budget_search.models.keep_layers import keep_layers
+from budget_search.models.pretrained import fresh_head
+
+# Seconds that training steps of one depth may take, and how many there are in any case.
+SECONDS_PER_DEPTH = 8.0
+FEWEST_STEPS, MOST_STEPS = 4, 24
+EVALUATION_BATCHES = 3
+# Layers are alike: between these shares of the depth, time goes up along straight lines.
+PROBED_SHARES = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds at the probed ``depths`` (ascending): to build a model, for a training step with a batch of the recipe,
+    to read one padded token, to write the weights. ``spent`` is how long all of this took to find out."""
+
+    depths: tuple[int, ...]
+    building: tuple[float, ...]
+    step: tuple[float, ...]
+    token: tuple[float, ...]
+    writing: tuple[float, ...]
+    spent: float
+
+    def seconds(self, part: str, depth: float) -> float:
+        """Of one part at any depth, along straight lines between those probed."""
+        return float(np.interp(depth, self.depths, getattr(self, part)))
+
+
+def probed_depths(total: int) -> list[int]:
+    """One layer, half of them, all; ascending."""
+    return sorted({max(1, round(share * total)) for share in PROBED_SHARES})
+
+
+def measure_speed(workplace: Workplace, total: int) -> Speed:
+    """Take the time of a few steps. Raises MemoryError where not even one example fits."""
+    if workplace.device.kind == "cpu":
+        torch.set_num_threads(1)
+    loaded(workplace)
+    started, depths = time.perf_counter(), probed_depths(total)
+    parts = {depth: _time_at(workplace, depth) for depth in reversed(depths)}
+    building, step, token, writing = zip(*(parts[depth] for depth in depths), strict=True)
+    return Speed(tuple(depths), building, step, token, writing, time.perf_counter() - started)
+
+
+def mean_speed(speeds: Sequence[Speed]) -> Speed:
+    """Of workers that measured at the same time, as they will work."""
+    means = {
+        part: tuple(np.mean([getattr(speed, part) for speed in speeds], axis=0).tolist())
+        for part in ("building", "step", "token", "writing")
+    }
+    return dataclasses.replace(speeds[0], **means, spent=max(speed.spent for speed in speeds))
+
+
+def padded_tokens(lengths: np.ndarray, device_kind: str) -> int:
+    """What an evaluation of examples of these lengths reads, padding included."""
+    batches = reading_order(lengths, EVALUATION_TOKENS[device_kind])
+    return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+
+
+def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, float]:
+    here, device = loaded(workplace), workplace.device
+    started = time.perf_counter()
+    model = keep_layers(here.parent, range(depth))
+    fresh_head(model, here.fresh, 0)
+    torch.nn.Module.to(model, device.name)
+    device.synchronize()
+    building = time.perf_counter() - started
+
+    with only_read_token(model, here.tail):
+        step = _step_seconds(workplace, model)
+        token = _token_seconds(workplace, model)
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(model, Path(folder) / "weights")
+    return building, step, token, time.perf_counter() - started
+
+
+def _step_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
+    device, recipe = workplace.device, workplace.recipe
+    train = split_of(workplace, "train")
+    batches = _spread_batches(train.lengths, recipe.batch_size)
+    few = dataclasses.replace(recipe, epochs=1)
+    longest = part_of(train, batches[-1])
+    # Twice: the first step allocates and chooses kernels.
+    fine_tune(model, longest, few, 1.0, 0, device)
+    once = fine_tune(model, longest, few, 1.0, 0, device).seconds
+    count = min(max(round(SECONDS_PER_DEPTH / once), FEWEST_STEPS), MOST_STEPS, len(batches))
+    chosen = [batches[int((index + 0.5) * len(batches) / count)] for index in range(count)]
+    trained = fine_tune(model, part_of(train, np.concatenate(chosen)), few, 1.0, 0, device)
+    return trained.seconds / trained.steps
+
+
+def _token_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
+    """Per padded token of an evaluation."""
+    device = workplace.device
+    split = split_of(workplace, "selection")
+    order = list(reading_order(split.lengths, EVALUATION_TOKENS[device.kind]))
+    places = np.linspace(0, len(order) - 1, min(EVALUATION_BATCHES, len(order))).round().astype(int)
+    examples = part_of(split, np.concatenate([order[place] for place in places]))
+    predict(model, part_of(split, order[-1]), device)
+    started = time.perf_counter()
+    predict(model, examples, device)
+    return (time.perf_counter() - started) / padded_tokens(examples.lengths, device.kind)
+
+
+def _spread_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """One epoch's batches, those with the fewest padded tokens first."""
+    batches = list(islice(training_order(lengths, batch_size, 0), -(-len(lengths) // batch_size)))
+    whole = [batch for batch in batches if len(batch) == min(batch_size, len(lengths))]
+    return sorted(whole, key=lambda batch: len(batch) * int(lengths[batch].max()))
+
+
+def part_of(split: DeviceSplit, indices: np.ndarray) -> DeviceSplit:
+    """Some examples of a split; the tokens stay where they are."""
+    rows = torch.from_numpy(indices).to(split.starts.device)
+    return dataclasses.replace(
+        split,
+        starts=split.starts[rows],
+        sizes=split.sizes[rows],
+        labels=split.labels[rows],
+        lengths=split.lengths[indices],
+    )

@@ -1,0 +1,44 @@
+"""What proposes layer sets: pure functions of the history, one module per idea and one row here.
+
+A strategy answers ``propose(history, problem)``: the layer sets to measure next, none of them measured already; an
+empty list means that it has finished. It keeps nothing between calls, so a resumed study is the normal case.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from budget_search.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from budget_search.core.layers import LayerSet
+    from budget_search.core.trial import Trial
+    from budget_search.layer_search.strategies.problem import SearchProblem, Strategy
+
+# Name to ``module:function``, loaded on first use: the command line offers the names before numpy is imported.
+STRATEGIES = {
+    "auto": "auto:propose",
+    "greedy": "greedy:propose",
+    "optuna": "optuna:propose",
+    "top": "fixed:top",
+    "bottom": "fixed:bottom",
+    "odd-alternate": "fixed:odd_alternate",
+    "even-alternate": "fixed:even_alternate",
+    "symmetric": "fixed:symmetric",
+    "contribution": "fixed:contribution",
+}
+SAMPLERS = ("tpe", "gp", "nsga2", "random")
+"""Optuna's samplers that the strategy ``optuna`` can use."""
+
+
+def propose(name: str, history: Iterable[Trial], problem: SearchProblem) -> list[LayerSet]:
+    """What the strategy of this name measures next, given one trial per layer set in any order; empty when finished.
+
+    Raises UsageError for an unknown name, and what the strategy itself raises.
+    """
+    if name not in STRATEGIES:
+        raise UsageError(f"unknown strategy {name!r}; allowed: {', '.join(STRATEGIES)}")
+    strategy: Strategy = pkgutil.resolve_name(f"{__name__}.{STRATEGIES[name]}")
+    return strategy(sorted(history, key=lambda trial: trial.key), problem)

@@ -1,0 +1,162 @@
+"""Optuna's samplers: fewest layers, subject to a degradation within delta.
+
+Every call rebuilds an in-memory study from the history, because a constraint is written once and belongs to one delta,
+while measurements serve all of them.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from budget_search.core.errors import UsageError
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Trial
+from budget_search.layer_search.strategies import SAMPLERS
+from budget_search.layer_search.strategies.fixed import family_set
+from budget_search.layer_search.strategies.problem import SearchProblem, unmeasured
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
+
+SEEDS = (
+    *((name, 1 / 2) for name in ("top", "odd-alternate", "even-alternate", "symmetric")),
+    *((name, 1 / 4) for name in ("top", "odd-alternate", "even-alternate", "symmetric")),
+    *((name, 3 / 4) for name in ("top", "symmetric")),
+)
+"""What a study starts from: a fixed family and the share of the layers that it drops."""
+WORST = 100.0
+"""Degradation of a failed trial, in points: the whole scale, because samplers cannot use an infinite one."""
+
+
+def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+    """Fixed families first, then ``question.width`` sets at a time, until ``question.evaluations`` are measured.
+
+    Raises UsageError for an unknown sampler.
+    """
+    if question.sampler not in SAMPLERS:
+        raise UsageError(f"unknown sampler {question.sampler!r}; allowed: {', '.join(SAMPLERS)}")
+    seeds = unmeasured(seed_sets(question), history, question)
+    return (seeds or ask(history, question))[: question.room(history)]
+
+
+def seed_sets(question: SearchProblem) -> Iterator[LayerSet]:
+    """The fixed families, spread over the depths, those that drop half of the layers first."""
+    for name, share in SEEDS:
+        yield from family_set(name, round(share * question.total), question)
+
+
+def ask(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+    """Up to ``width`` sets from the sampler, none of them measured; fewer once every set there is has been.
+
+    The sampler starts from (seed, length of the history), so the same history gets the same answer while a longer one
+    does not replay the same draws. Until it is measured, a proposed set counts as not holding, so that the next one of
+    the same call goes elsewhere (a constant liar that works for every sampler).
+    """
+    import optuna
+
+    rng = random.Random(f"{question.seed}/{len(history)}")
+    proposals: list[LayerSet] = []
+    with _quiet():
+        sampler = _sampler(question.sampler, rng.getrandbits(32))
+        study = optuna.create_study(direction="minimize", sampler=sampler, pruner=optuna.pruners.NopPruner())
+        known = [trial for trial in history if question.allows(trial.layers)]
+        # Samplers take later trials for newer ones. The order of arrival must not matter, so: from deep to shallow.
+        for trial in sorted(known, key=lambda trial: (-trial.layers.depth, trial.key)):
+            study.add_trial(_record(trial.layers, question.tolerance.degradation(trial), question))
+        seen = {trial.layers.kept for trial in known} | {tuple(range(question.total))}
+        for _ in range(question.width if question.free else 0):
+            draw = study.ask(_space(question))
+            study.tell(draw, state=optuna.trial.TrialState.FAIL)
+            kept = question.fixed.union(index for index in question.free if draw.params[_flag(index)])
+            fresh = nearest_unseen(small_enough(kept, question, rng), seen, question, rng)
+            if fresh is None:
+                break
+            proposals.append(fresh)
+            seen.add(fresh.kept)
+            study.add_trial(_record(fresh, question.tolerance.delta + 1.0, question))
+    return proposals
+
+
+def small_enough(kept: frozenset[int], question: SearchProblem, rng: random.Random) -> frozenset[int]:
+    """The drawn set without as many of its layers, drawn by lot, as the limits ask for."""
+    spare = sorted(kept - question.fixed)
+    rng.shuffle(spare)
+    while spare and len(kept) > 1 and not question.limits.fits(LayerSet(tuple(sorted(kept)), question.total)):
+        kept -= {spare.pop()}
+    return kept
+
+
+def nearest_unseen(
+    kept: frozenset[int], seen: set[tuple[int, ...]], question: SearchProblem, rng: random.Random
+) -> LayerSet | None:
+    """The drawn set itself if it is new, else one of those that differ from it in the fewest layers; None at the end.
+
+    Repeats are normal in so small a space; an evaluation spent on one would tell nothing. ``seen`` is not changed.
+    """
+    ring, reached = {kept}, {kept}
+    while ring:
+        sets = [LayerSet(kept, question.total) for kept in sorted(tuple(sorted(each)) for each in ring if each)]
+        if fresh := [layers for layers in sets if layers.kept not in seen and question.allows(layers)]:
+            return rng.choice(fresh)
+        ring = {each ^ {index} for each in ring for index in question.free} - reached
+        reached |= ring
+    return None
+
+
+def _record(layers: LayerSet, degradation: float, question: SearchProblem) -> FrozenTrial:
+    import optuna
+
+    stays = set(layers.kept)
+    return optuna.trial.create_trial(
+        values=[float(layers.depth)],
+        params={_flag(index): index in stays for index in question.free},
+        distributions=_space(question),
+        constraints={"degradation": min(degradation, WORST) - question.tolerance.delta},
+        # NSGA-II breeds from a generation, which only trials that it drew itself have: make the history its first.
+        system_attrs={optuna.samplers.NSGAIISampler._get_generation_key(): 0},
+    )
+
+
+def _space(question: SearchProblem) -> dict[str, BaseDistribution]:
+    """One flag per layer that may go, true if it stays."""
+    from optuna.distributions import CategoricalDistribution
+
+    return {_flag(index): CategoricalDistribution((True, False)) for index in question.free}
+
+
+def _flag(index: int) -> str:
+    return f"layer_{index:02d}"
+
+
+def _sampler(name: str, seed: int) -> BaseSampler:
+    from optuna import samplers
+
+    if name == "gp":
+        return samplers.GPSampler(seed=seed)
+    if name == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=10)
+    if name == "random":
+        return samplers.RandomSampler(seed=seed)
+    return samplers.TPESampler(seed=seed)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna without its progress messages and its warnings about experimental features; both restored afterwards."""
+    import optuna
+    from optuna.exceptions import ExperimentalWarning
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)

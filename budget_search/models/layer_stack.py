@@ -1,0 +1,229 @@
+"""Where the layers of a model are, and the config of the same model with other layers.
+
+No model is known by name. A number in the config is the depth when raising it by one makes a list of modules longer
+by one; those lists are the stack. Building a model for that is cheap, because no weight is ever filled.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from budget_search.core.errors import UnsupportedModelError
+
+Settings = dict[str, Any]
+
+# Only narrows down what is tried; whether a number is the depth is found by building.
+_DEPTH_NAMES = re.compile("layer|depth|block", re.IGNORECASE)
+# A list under such a name may hold layer numbers.
+_LAYER_NUMBERS = re.compile("layer|block|idx|index|indices", re.IGNORECASE)
+# Lists that have nothing to do with layers, even when they happen to be as long as the model is deep.
+_NEVER_PER_LAYER = re.compile("token|architectures|label", re.IGNORECASE)
+# What a config carries and does not save.
+_UNSAVED = {"_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash"}
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """The n-th elements of ``lists`` (names of module lists) form layer n; ``field`` leads to the config's depth."""
+
+    field: tuple[str, ...]
+    lists: tuple[str, ...]
+    depth: int
+
+    def renamed(self, name: str, kept: Sequence[int]) -> str | None:
+        """What a module or weight is called when only these layers are left; None when it is gone."""
+        for prefix in self.lists:
+            if name.startswith(f"{prefix}."):
+                index, dot, rest = name[len(prefix) + 1 :].partition(".")
+                if not index.isdigit():
+                    return name
+                return f"{prefix}.{kept.index(int(index))}{dot}{rest}" if int(index) in kept else None
+        return name
+
+    def holds(self, name: str) -> bool:
+        """Whether a module or weight is part of a layer."""
+        return any(name.startswith(f"{prefix}.") for prefix in self.lists)
+
+    def settings(self, config: PreTrainedConfig, kept: Sequence[int]) -> Settings:
+        """The config as a dictionary, with these layers; everything it gives per layer follows."""
+        settings = copy.deepcopy(config.to_dict())
+        own = section(settings, self.field)
+        for name, value in own.items():
+            if isinstance(value, list | tuple) and not _NEVER_PER_LAYER.search(name):
+                own[name] = _list_for(name, value, kept, self.depth)
+        if "per_layer_config" in own:
+            overrides = {int(index): value for index, value in own["per_layer_config"].items()}
+            own["per_layer_config"] = {new: overrides[old] for new, old in enumerate(kept) if old in overrides}
+        own[self.field[-1]] = len(kept)
+        return settings
+
+
+def section(settings: Settings, field: tuple[str, ...]) -> Settings:
+    """The part of a config's dictionary in which a field lies."""
+    for name in field[:-1]:
+        settings = settings[name]
+    return settings
+
+
+def build(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """The model that this config describes, of the same class, its weights not filled and so not in memory.
+
+    Goes through the config's own constructor, as a re-load does: what the config derives or validates, it does here.
+    """
+    config = type(model.config).from_dict(dict(settings))
+    _copy_unsaved(model.config, config)
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), no_init_weights():
+        return type(model)(config)
+
+
+def find_stack(model: PreTrainedModel) -> LayerStack:
+    """The one stack of layers of this model.
+
+    Raises UnsupportedModelError when there is none (shared weights, no depth in the config) or more than one.
+    """
+    lists = _outermost_lists(model)
+    stacks: dict[tuple[str, ...], LayerStack] = {}
+    for field, depth in _numbers(model.config):
+        if depth in map(len, lists.values()):
+            names = _names_that_grow(model, LayerStack(field, (), depth), lists)
+            if names:
+                stacks.setdefault(names, LayerStack(field, names, depth))
+    if not stacks:
+        raise UnsupportedModelError(_why_no_stack(model))
+    if len(stacks) > 1:
+        raise UnsupportedModelError(_why_several_stacks(model, list(stacks.values())))
+    stack = next(iter(stacks.values()))
+    if elsewhere := _layers_elsewhere(stack, lists):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be made smaller: besides {stack.lists[0]} ({stack.depth} layers) it has "
+            f"layers in {elsewhere}; allowed is one stack of layers: use a model such as BERT, RoBERTa, XLNet or Llama"
+        )
+    if any(len({id(module) for module in lists[name]}) < stack.depth for name in stack.lists):
+        raise UnsupportedModelError(_shared_weights(model, stack.depth))
+    return stack
+
+
+def _layers_elsewhere(stack: LayerStack, lists: Mapping[str, nn.ModuleList | nn.Sequential]) -> str:
+    """Another list with several layers of the stack's class, if any; a single layer may be a fixed first step."""
+    classes = {type(module) for name in stack.lists for module in lists[name]}
+    for name, other in lists.items():
+        composite = [module for module in other.modules() if type(module) in classes and list(module.children())]
+        if name not in stack.lists and len(composite) > 1:
+            return name
+    return ""
+
+
+def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Module lists that lie in no other: what lies inside a layer (experts, feed-forwards) is not a stack."""
+    lists: dict[str, nn.ModuleList | nn.Sequential] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not any(name.startswith(f"{up}.") for up in lists):
+            lists[name] = module
+    return lists
+
+
+def _numbers(config: PreTrainedConfig, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Numbers in the config, and in the configs inside it, whose name says that they may be a depth."""
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            yield from _numbers(value, (*above, name))
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 0 and _DEPTH_NAMES.search(name):
+            yield (*above, name), value
+
+
+def _deeper(model: PreTrainedModel, trial: LayerStack) -> PreTrainedModel | None:
+    """The model with one layer more, were this field its depth; None when no such model can be built."""
+    settings = trial.settings(model.config, (*range(trial.depth), trial.depth - 1))
+    try:
+        return build(model, settings)
+    # Any exception: a number that is not the depth can break a constructor in any way.
+    except Exception:
+        return None
+
+
+def _names_that_grow(
+    model: PreTrainedModel, trial: LayerStack, lists: Mapping[str, nn.ModuleList | nn.Sequential]
+) -> tuple[str, ...]:
+    deeper = _deeper(model, trial)
+    if deeper is None:
+        return ()
+    after = _outermost_lists(deeper)
+    names = tuple(
+        name
+        for name, old in lists.items()
+        if len(old) == trial.depth
+        and name in after
+        and len(after[name]) == trial.depth + 1
+        # A list of lists holds stages, each with layers of its own.
+        and not any(isinstance(module, nn.ModuleList) for module in old)
+    )
+    # A list of bare projections or norms alone (one head per codebook, say) is not a stack of layers.
+    composite = any(list(module.children()) for name in names for module in lists[name])
+    return names if composite else ()
+
+
+def _why_no_stack(model: PreTrainedModel) -> str:
+    for field, depth in _numbers(model.config):
+        if depth > 1 and model.config.attribute_map.get("num_hidden_layers", "num_hidden_layers") == field[-1]:
+            deeper = _deeper(model, LayerStack(field, (), depth))
+            if deeper is not None and deeper.state_dict().keys() == model.state_dict().keys():
+                return _shared_weights(model, depth)
+    return (
+        f"{type(model).__name__} cannot be made smaller: no single number in its config sets the length of one list of "
+        "layers; use a model with one stack of layers, such as BERT, RoBERTa, XLNet or Llama"
+    )
+
+
+def _shared_weights(model: PreTrainedModel, depth: int) -> str:
+    return (
+        f"{type(model).__name__} cannot be made smaller: its {depth} layers share their weights, so that dropping one "
+        "would save nothing; use a model in which every layer has its own weights, such as BERT or RoBERTa"
+    )
+
+
+def _why_several_stacks(model: PreTrainedModel, stacks: Sequence[LayerStack]) -> str:
+    pair = model.config.is_encoder_decoder
+    kind = "is an encoder-decoder pair" if pair else "joins several models (such as vision and text)"
+    found = " and ".join(f"{stack.lists[0]} ({stack.depth} layers)" for stack in stacks)
+    return (
+        f"{type(model).__name__} cannot be made smaller: it {kind}; found {found}; allowed is one stack of layers: "
+        "use an encoder-only or decoder-only text model"
+    )
+
+
+def _list_for(name: str, values: Sequence[Any], kept: Sequence[int], depth: int) -> Sequence[Any]:
+    """A list of the config for the kept layers: layer numbers, an entry per layer, runs of layers, or none of these."""
+    if _LAYER_NUMBERS.search(name) and is_layer_numbers(values, depth):
+        return [kept.index(number) for number in values if number in kept]
+    if len(values) == depth:
+        return [copy.deepcopy(values[index]) for index in kept]
+    # Runs: [[pattern, repetitions], ...]
+    if values and all(isinstance(run, list) and len(run) == 2 and isinstance(run[0], list) for run in values):
+        kinds = [kind for pattern, times in values if isinstance(times, int) for kind in pattern * times]
+        if len(kinds) == depth:
+            return [[[kinds[index] for index in kept], 1]]
+    return values
+
+
+def is_layer_numbers(values: Sequence[Any], depth: int) -> bool:
+    """Whether these are different layers' numbers, in order."""
+    in_range = all(type(number) is int and 0 <= number < depth for number in values)
+    return in_range and sorted(set(values)) == list(values)
+
+
+def _copy_unsaved(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
+    """What a saved config leaves out: how attention and experts are computed, where the model came from."""
+    for name, value in vars(old).items():
+        if isinstance(value, PreTrainedConfig) and isinstance(getattr(new, name, None), PreTrainedConfig):
+            _copy_unsaved(value, getattr(new, name))
+        elif name in _UNSAVED:
+            setattr(new, name, value)

@@ -1,0 +1,323 @@
+"""From what a study holds to its Report: pure bookkeeping over trials, verdicts and measured costs."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import EVALUATION_SHARE, FULL_RUNG
+from budget_search.layer_search import verdict
+from budget_search.layer_search.binding_limits import binding
+from budget_search.layer_search.confirmation import Confirmations
+from budget_search.layer_search.state import Findings
+from budget_search.layer_search.verdict import resolution, verdict_word
+from budget_search.report.entries import (
+    Baseline,
+    Cost,
+    FrontierPoint,
+    InferencePoint,
+    Reference,
+    Rejected,
+    Resolution,
+    Result,
+    SplitSummary,
+    ThroughputPoint,
+    TrialRow,
+)
+from budget_search.report.predictions import Evidence
+from budget_search.report.report import SCHEMA_VERSION, Report
+from budget_search.report.sentences import bound_by, why_not_smaller
+
+if TYPE_CHECKING:
+    from budget_search.data.tokenization import EncodedTask
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one rebuilt model: its size, its arithmetic for one example, its speed."""
+
+    parameters: int
+    flops: int | None
+    inference: tuple[InferencePoint, ...]
+    throughput: ThroughputPoint | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Everything the numbers of a report are made of; ``fine_tuned`` evaluations were run for this report."""
+
+    findings: Findings
+    fine_tuned: int
+    evidence: Evidence
+    measured: Mapping[LayerSet, Measured]
+    layer_parameters: Sequence[int]
+
+    @property
+    def total(self) -> int:
+        return self.findings.plan.total
+
+    @property
+    def full(self) -> LayerSet:
+        return LayerSet.full(self.total)
+
+    @cached_property
+    def confirmations(self) -> Confirmations:
+        return self.findings.confirmations
+
+    @cached_property
+    def resolution(self) -> verdict.Resolution:
+        """What these splits and seeds can tell apart, in points."""
+        plan = self.findings.plan
+        sets = (self.full, *self.confirmations.steady)
+        scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
+        return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
+
+    def baseline(self) -> Baseline:
+        scores = list(self.confirmations.scores(self.full).values())
+        held_out = next(iter(self.evidence.metrics(self.full, "held_out").values()))
+        measured = self.measured[self.full]
+        return Baseline(
+            score=statistics.fmean(scores),
+            std=_std(scores),
+            seeds=len(scores),
+            metrics=self.evidence.means(self.full),
+            held_out_score=statistics.fmean(held_out),
+            held_out_std=_std(held_out),
+            parameters=measured.parameters,
+            flops=measured.flops,
+            inference=measured.inference,
+            throughput=measured.throughput,
+            fine_tune_seconds=self._train_seconds(self.full),
+        )
+
+    def result(self, delta: float, layers: LayerSet) -> Result:
+        """The answer for a delta, in points."""
+        plan, baseline = self.findings.plan, self.measured[self.full]
+        scores = list(self.confirmations.scores(layers).values())
+        held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
+        certification = None if layers.is_full else self.findings.judge(layers, delta)
+        on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
+        word = verdict_word(
+            layers,
+            delta,
+            certification,
+            criterion=plan.criterion,
+            held_out_degradation=None if on_held_out is None else on_held_out.degradation,
+            smallest_certifiable=self.resolution.smallest_certifiable_delta,
+        )
+        measured = self.measured[layers]
+        rejected = self._nearest_rejected(layers, delta)
+        bound = binding(self.findings, delta)
+        return Result(
+            delta=round(delta / 100, 12),
+            criterion=plan.criterion,
+            verdict=word,
+            kept=layers.kept,
+            dropped=layers.dropped,
+            depth=layers.depth,
+            confirmed=True,
+            score=statistics.fmean(scores),
+            std=_std(scores),
+            seeds=len(scores),
+            metrics=self.evidence.means(layers),
+            degradation=0.0 if certification is None else certification.degradation,
+            degradation_upper=0.0 if certification is None else certification.upper,
+            confidence=plan.confidence,
+            probability_within=1.0 if certification is None else certification.probability_within(delta),
+            certified=word == "certified",
+            held_out_score=statistics.fmean(held_out),
+            held_out_degradation=0.0 if on_held_out is None else on_held_out.degradation,
+            held_out_degradation_upper=0.0 if on_held_out is None else on_held_out.upper,
+            parameters=measured.parameters,
+            parameters_saved=1 - measured.parameters / baseline.parameters,
+            flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
+            inference=measured.inference if not layers.is_full else (),
+            throughput=measured.throughput if not layers.is_full else None,
+            fine_tune_speedup=self._speedup(layers),
+            why_not_smaller=(
+                why_not_smaller(delta / 100, rejected) if bound is None else bound_by(delta / 100, plan.limits, bound)
+            ),
+            collapsed=self.confirmations.collapsed(layers),
+            exported_seed=self.confirmations.median_seed(layers),
+            nearest_rejected=rejected,
+            binding=bound,
+            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
+        )
+
+    def frontier(self) -> list[FrontierPoint]:
+        """The best measured set of every depth: a confirmed one where there is one, else the best screen."""
+        points = []
+        for depth in range(1, self.total + 1):
+            point = self._confirmed_best(depth) or self._screened_best(depth)
+            if point is not None:
+                points.append(point)
+        return points
+
+    def trial_rows(self) -> list[TrialRow]:
+        return [
+            TrialRow(
+                kept=trial.layers.kept,
+                rung=trial.rung,
+                seed=trial.key.seed,
+                split=trial.split,
+                state=trial.state,
+                score=trial.score,
+                train_seconds=trial.train_seconds,
+                error=trial.error,
+            )
+            for trial in self.findings.history
+        ]
+
+    def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
+        """What the study took, in arithmetic relative to one full fine-tune of the full model."""
+        baseline = self.confirmations.runs(self.full)
+        unit = statistics.fmean(trial.training_work for trial in baseline)
+        training = sum(trial.training_work for trial in self.findings.history) / unit
+        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.findings.history) / unit
+        scoring = statistics.fmean(trial.evaluation_tokens for trial in baseline) * self.total / unit
+        distinct = {self.full, *answers}
+        unavoidable = sum(trial.training_work for layers in distinct for trial in self.confirmations.runs(layers))
+        return Cost(
+            fine_tunes=len(self.findings.history),
+            full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
+            training_equivalents=training,
+            unavoidable_equivalents=unavoidable / unit,
+            wall_seconds=wall_seconds,
+            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.findings.history),
+            reused=len(self.findings.history) - self.fine_tuned,
+            equivalents_per_fine_tune=1 + scoring * EVALUATION_SHARE,
+        )
+
+    def parameters(self, layers: LayerSet) -> int:
+        """Of any set, without building it."""
+        return self.measured[self.full].parameters - sum(self.layer_parameters[index] for index in layers.dropped)
+
+    def _confirmed_best(self, depth: int) -> FrontierPoint | None:
+        sets = [layers for layers in (*self.confirmations.sets, self.full) if layers.depth == depth]
+        if not sets:
+            return None
+        best = min(sets, key=lambda layers: (self._lost(layers), layers))
+        scores = list(self.confirmations.scores(best).values())
+        return FrontierPoint(
+            depth, best.kept, statistics.fmean(scores), _std(scores), len(scores), FULL_RUNG, self._lost(best),
+            self.parameters(best),
+        )  # fmt: skip
+
+    def _screened_best(self, depth: int) -> FrontierPoint | None:
+        screens = self.findings.screens
+        tolerance = screens.tolerance(0.0)
+        scored = [trial for trial in screens.judged if trial.layers.depth == depth and trial.score is not None]
+        if not scored:
+            return None
+        best = min(scored, key=lambda trial: (tolerance.degradation(trial), trial.key))
+        assert best.score is not None
+        return FrontierPoint(
+            depth, best.layers.kept, best.score, None, 1, best.rung, tolerance.degradation(best),
+            self.parameters(best.layers),
+        )  # fmt: skip
+
+    def _lost(self, layers: LayerSet) -> float:
+        return statistics.fmean(self.confirmations.lost(layers))
+
+    def _train_seconds(self, layers: LayerSet) -> float:
+        """Of the run that was disturbed least by whatever else the machine did."""
+        return min(trial.train_seconds for trial in self.confirmations.runs(layers))
+
+    def _speedup(self, layers: LayerSet) -> float | None:
+        seconds = self._train_seconds(layers)
+        return self._train_seconds(self.full) / seconds if seconds > 0 else None
+
+    def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
+        """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
+        plan = self.findings.plan
+        allow = plan.limits.allow
+        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
+        if plan.named:
+            # The study may know of smaller sets that hold; they were not asked about.
+            tried = [layers for layers in tried if layers in plan.named]
+        if tried:
+            return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
+        screens = self.findings.screens
+        tolerance = screens.tolerance(delta)
+        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
+        if not screened:
+            return None
+        nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
+        lost = None if nearest.score is None else tolerance.degradation(nearest)
+        return Rejected(
+            kept=nearest.layers.kept,
+            depth=nearest.layers.depth,
+            stage="screen",
+            degradation=lost,
+            degradation_upper=None,
+            missed_by=None if lost is None else lost - delta,
+            would_settle=f"Measuring it in full would settle it: --layers {nearest.layers.compact}.",
+        )
+
+    def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
+        lost = self.confirmations.lost(layers)
+        upper = self.findings.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
+        degradation = statistics.fmean(lost) if lost else None
+        counted = upper if self.findings.plan.criterion == "certified" and upper is not None else degradation
+        return Rejected(
+            kept=layers.kept,
+            depth=layers.depth,
+            stage="confirmation",
+            degradation=degradation,
+            degradation_upper=upper,
+            missed_by=None if counted is None else counted - delta,
+            would_settle=_remedy(len(lost), len(self.findings.plan.seeds), counted, delta),
+        )
+
+
+def build_report(
+    *,
+    summary: Summary,
+    task: EncodedTask,
+    answers: Mapping[float, LayerSet],
+    identity: Mapping[str, Any],
+    wall_seconds: float,
+    notes: Sequence[str],
+    references: Sequence[Reference] = (),
+) -> Report:
+    """``identity`` holds the report's fields that say which study this is."""
+    smallest = summary.resolution.smallest_certifiable_delta
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        metric=task.metric,
+        layers_total=summary.total,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        splits={name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()},
+        baseline=summary.baseline(),
+        results=tuple(summary.result(delta, layers) for delta, layers in sorted(answers.items())),
+        frontier=tuple(summary.frontier()),
+        trials=tuple(summary.trial_rows()),
+        cost=summary.cost(list(answers.values()), wall_seconds),
+        resolution=Resolution(None if smallest is None else smallest / 100, summary.resolution.explanation),
+        notes=(*task.notes, *notes),
+        references=tuple(references),
+        **identity,
+    )
+
+
+def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> str:
+    if counted is None:
+        return "A lower learning rate may settle it."
+    if seeds_run < seeds:
+        return f"It was given up after {seeds_run} of {seeds} seeds, as the rest could hardly have made up for it."
+    if counted - delta < 1:
+        return f"More seeds would settle it: --seeds {2 * seeds - 1}."
+    return ""
+
+
+def _nearness(rejected: Rejected) -> tuple[float, int]:
+    return (float("inf") if rejected.missed_by is None else rejected.missed_by, -rejected.depth)
+
+
+def _std(scores: Sequence[float]) -> float | None:
+    return statistics.stdev(scores) if len(scores) > 1 else None

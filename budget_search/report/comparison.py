@@ -1,0 +1,163 @@
+"""Several studies side by side, in the layout of Tables 2 to 4 of *Poor Man's BERT* (Sajjad et al., 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from budget_search.core.formatting import NOTHING, count, pairs, percent, points, with_spread
+from budget_search.core.layers import compact_indices
+from budget_search.report.entries import Reference, Result
+from budget_search.report.layout import Grid, Section
+from budget_search.report.measured_sets import distinct_answers
+from budget_search.report.report import Report
+from budget_search.report.sentences import largest_batch
+
+DELTA = "δ"
+SAVED = "↓"
+UNRELIABLE = "*"
+# Characters of a model's name on one line of a terminal.
+LONGEST_NAME = 24
+LONGEST_MODEL, LONGEST_TASK = 14, 10
+
+
+def comparison(reports: Sequence[Report]) -> list[Section]:
+    """Table 2, how many layers can be dropped within each delta; Table 3, what that saves; Table 4, other models."""
+    others = [beside(reports)] if any(report.references for report in reports) else []
+    return [_dropped(reports), _saved(reports), *others]
+
+
+def _dropped(reports: Sequence[Report]) -> Section:
+    tasks = list(dict.fromkeys(report.task for report in reports))
+    deltas = sorted({result.delta for report in reports for result in report.results})
+    rows: list[tuple[str, ...]] = []
+    for model, studies in _by_model(reports):
+        rows.append((model, *[""] * len(tasks)))
+        for delta in deltas:
+            answers = {report.task: _answer(report, delta) for report in studies}
+            rows.append((f"{100 * delta:g}%", *(_dropped_cell(answers.get(task)) for task in tasks)))
+    unreliable = any(result.verdict == "held_out disagrees" for report in reports for result in report.results)
+    return Section(
+        "Layers dropped",
+        grid=Grid((DELTA, *tasks), tuple(rows), {DELTA: LONGEST_NAME}, tuple(tasks)),
+        legend=(
+            "Number of layers dropped from the model while the score stays within the loss of the first column, in "
+            "points.",
+            *((f"{UNRELIABLE} not on the held-out examples: do not rely on it.",) if unreliable else ()),
+        ),
+    )
+
+
+def _saved(reports: Sequence[Report]) -> Section:
+    rows: list[tuple[str, ...]] = []
+    for model, studies in _by_model(reports):
+        rows.append((model, *[""] * 6))
+        for report in studies:
+            baseline = report.baseline
+            rows.append((report.task, "0", "", points(0.0), count(baseline.parameters), "1.00", NOTHING))
+            rows += [_saved_row(report, result) for result in distinct_answers(report)]
+    headers = ("task", "drop", "kept", "loss", "param.", "fine-tuning speedup", "inference time")
+    widths = {"task": LONGEST_NAME, "kept": 13, "fine-tuning speedup": 11, "inference time": 9}
+    return Section(
+        "What it saves",
+        grid=Grid(headers, tuple(rows), widths, headers[3:]),
+        legend=(
+            "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: how many times as fast "
+            "as the full model.",
+            f"inference time: what is saved ({SAVED}) of the full model's, of the largest batch that was timed.",
+        ),
+    )
+
+
+def _saved_row(report: Report, result: Result) -> tuple[str, ...]:
+    timed = largest_batch(result.inference)
+    saved = NOTHING if timed is None or timed.saved is None else f"{percent(timed.saved.value)} {SAVED}"
+    speedup = NOTHING if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.2f}"
+    mark = UNRELIABLE if result.verdict == "held_out disagrees" else ""
+    return (
+        report.task,
+        f"{len(result.dropped)}{mark}",
+        compact_indices(result.kept),
+        points(result.degradation),
+        count(result.parameters),
+        speedup,
+        saved,
+    )
+
+
+def _by_model(reports: Sequence[Report]) -> Iterator[tuple[str, list[Report]]]:
+    """The studies of each model and method, one per task; a second study of one task stands for itself."""
+    groups: dict[str, list[list[Report]]] = {}
+    for report in reports:
+        turns = groups.setdefault(report.treated_model, [])
+        for studies in turns:
+            if all(other.task != report.task for other in studies):
+                studies.append(report)
+                break
+        else:
+            turns.append([report])
+    for model, turns in groups.items():
+        for studies, name in zip(turns, _told_apart(turns), strict=True):
+            yield f"{model} ({name})" if name else model, studies
+
+
+def _told_apart(turns: Sequence[Sequence[Report]]) -> list[str]:
+    """In what the recipes of the first studies differ; the studies' own names where they do not. Nothing for one."""
+    if len(turns) == 1:
+        return [""]
+    recipes = [studies[0].recipe for studies in turns]
+    differing = [name for name in recipes[0] if any(recipe.get(name) != recipes[0][name] for recipe in recipes)]
+    names = [pairs({name: recipe.get(name) for name in differing}) for recipe in recipes]
+    return names if len(set(names)) == len(names) else [studies[0].study for studies in turns]
+
+
+def _answer(report: Report, delta: float) -> Result | None:
+    return next((result for result in report.results if result.delta == delta), None)
+
+
+def _dropped_cell(result: Result | None) -> str:
+    if result is None:
+        return NOTHING
+    return f"{len(result.dropped)}{UNRELIABLE if result.verdict == 'held_out disagrees' else ''}"
+
+
+def beside(reports: Sequence[Report]) -> Section:
+    """The baseline, the answers and the reference models of every report that has any, the best score first."""
+    headers = ("task", "model", "layers", "param.", "saved", "score", "loss (at most)", "seeds")
+    rows = tuple(row for report in reports if report.references for row in _reference_rows(report))
+    widths = {"task": LONGEST_TASK, "model": LONGEST_MODEL, "layers": 8, "score": 8, "loss (at most)": 8}
+    return Section(
+        "Beside other models",
+        grid=Grid(headers, rows, widths, ("param.", "saved", "score", "loss (at most)", "seeds")),
+        legend=(
+            "Every model fine-tuned whole or with the layers named, by the same recipe, on the same examples, with the "
+            "same seeds: the full model, then the best score first. score: the mean on certification.",
+            "saved, loss: against the first model's full depth; in brackets what the loss is at most, at the study's "
+            "confidence.",
+        ),
+    )
+
+
+def _reference_rows(report: Report) -> Iterator[tuple[str, ...]]:
+    baseline = report.baseline
+    spread = with_spread(baseline.score, baseline.std)
+    full = (str(report.layers_total), count(baseline.parameters), NOTHING, spread, points(0.0), str(baseline.seeds))
+    yield report.task, report.model, *full
+    measured: list[Result | Reference] = [result for result in distinct_answers(report) if not result.is_full]
+    for each in sorted([*measured, *report.references], key=lambda one: -one.score):
+        upper = "" if each.degradation_upper is None else f" ({points(each.degradation_upper)})"
+        yield (
+            report.task,
+            *_model_and_layers(report, each),
+            count(each.parameters),
+            percent(each.parameters_saved),
+            with_spread(each.score, each.std),
+            f"{points(each.degradation)}{upper}",
+            str(each.seeds),
+        )
+
+
+def _model_and_layers(report: Report, each: Result | Reference) -> tuple[str, str]:
+    """The model and its layers."""
+    if isinstance(each, Result):
+        return report.model, f"{each.depth} ({compact_indices(each.kept)})"
+    return each.model, str(each.layers_total)

@@ -1,0 +1,312 @@
+"""The parts of a report: baseline, one result per delta, frontier, trials, cost. Scripts rely on these names.
+
+Units are those of ``report``: points for scores and degradations, fractions for shares and ``delta``, milliseconds
+and seconds where the name says so. None means not measured or not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from budget_search.core.config import Criterion, Verdict
+from budget_search.core.limits import Binding
+from budget_search.core.serialization import ABSENT_IF_NONE
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """``label_shares`` maps each label to its fraction of the examples; empty for a regression task."""
+
+    examples: int
+    label_shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The median and the 10 % and 90 % quantiles of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class InferencePoint:
+    """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
+
+    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
+    memory, weights included; None where the device does not count it (CPU).
+    """
+
+    batch: int
+    length: int
+    ms: Quantiles
+    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+    device: str = ""
+    dtype: str = ""
+    threads: int | None = None
+    rounds: int | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ThroughputPoint:
+    """How fast a model reads ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
+
+    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
+    """
+
+    batch: int
+    examples: int
+    examples_per_second: float
+    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
+
+    ``flops`` are those of one forward pass over one example.
+    """
+
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    held_out_score: float | None
+    parameters: int
+    flops: int | None
+    inference: tuple[InferencePoint, ...]
+    fine_tune_seconds: float | None
+    held_out_std: float | None = None
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The smaller layer set that came nearest to holding, and why it did not.
+
+    ``missed_by`` is in points: how far its degradation, or the upper bound of it, lies above delta.
+    ``degradation`` is None when it could not be trained.
+    """
+
+    kept: tuple[int, ...]
+    depth: int
+    stage: Literal["screen", "confirmation"]
+    degradation: float | None
+    degradation_upper: float | None
+    missed_by: float | None
+    would_settle: str = ""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Examples that have their label or about their length in common.
+
+    ``baseline`` and ``score`` are means over seeds of the share that was answered rightly, in points, or for a
+    regression task of the absolute error, in units of the label. ``worse`` is by how much the smaller model does
+    worse (fewer points, a larger error), from ``low`` to ``high`` with 95 % confidence; None where one seed shows
+    no spread.
+    """
+
+    by: Literal["label", "length"]
+    name: str
+    examples: int
+    baseline: float
+    score: float
+    worse: float
+    low: float | None
+    high: float | None
+
+    @property
+    def title(self) -> str:
+        return f"label {self.name}" if self.by == "label" else self.name
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A share of all examples: those that the baseline called ``before`` and the smaller model calls ``after``."""
+
+    before: str
+    after: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An example that the baseline and the smaller model answer otherwise, whatever the seed.
+
+    ``texts`` are shortened and as the tokenizer gives them back; ``label`` is the right answer.
+    """
+
+    texts: tuple[str, ...]
+    label: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Where a smaller model got worse, and how often it answers otherwise than the baseline with the same seed.
+
+    ``churn`` is the share of the examples whose answer differs, the mean over seeds; ``churn_between_seeds`` that of
+    two baselines that differ in their seed alone: what would change anyhow. ``lost`` of ``churn`` went from right to
+    wrong, ``won`` from wrong to right. For a regression task the first two are the mean absolute difference of two
+    predictions, in units of the label, and the last two None.
+    """
+
+    split: str
+    examples: int
+    regression: bool
+    slices: tuple[Slice, ...]
+    churn: float
+    churn_between_seeds: float | None
+    lost: float | None
+    won: float | None
+    directions: tuple[Direction, ...] = ()
+    flips: tuple[Flip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer for one delta: the smallest layer set that holds, or the full model.
+
+    ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
+    probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
+    ``exported_seed`` names the confirmation that an export is made of: the one with the median score. ``binding`` says
+    which limits keep a smaller set from being the answer, where that is so. ``changes`` says where the set got worse;
+    None for the full model.
+    """
+
+    delta: float
+    criterion: Criterion
+    verdict: Verdict
+    kept: tuple[int, ...]
+    dropped: tuple[int, ...]
+    depth: int
+    confirmed: bool
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    degradation: float
+    degradation_upper: float | None
+    confidence: float
+    probability_within: float | None
+    certified: bool
+    held_out_score: float | None
+    held_out_degradation: float | None
+    held_out_degradation_upper: float | None
+    parameters: int
+    parameters_saved: float
+    flops_saved: float | None
+    inference: tuple[InferencePoint, ...]
+    fine_tune_speedup: float | None
+    why_not_smaller: str
+    collapsed: int = 0
+    exported_seed: int | None = None
+    nearest_rejected: Rejected | None = None
+    binding: Binding | None = field(default=None, metadata=ABSENT_IF_NONE)
+    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
+    changes: Changes | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth != len(self.kept):
+            raise ValueError(f"depth {self.depth} of a set of {len(self.kept)} layers")
+        if self.certified != (self.verdict == "certified"):
+            raise ValueError(f"certified is {self.certified} with the verdict {self.verdict!r}")
+
+    @property
+    def is_full(self) -> bool:
+        return not self.dropped
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """The best measured layer set of one depth; compared with the baseline at the same ``rung``."""
+
+    depth: int
+    kept: tuple[int, ...]
+    score: float
+    std: float | None
+    seeds: int
+    rung: float
+    degradation: float
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One evaluation; ``rung`` is the fraction of the full recipe it was given."""
+
+    kept: tuple[int, ...]
+    rung: float
+    seed: int
+    split: str
+    state: str
+    score: float | None
+    train_seconds: float
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the study took. One equivalent is the arithmetic of one full fine-tune of the full-depth model.
+
+    ``unavoidable_equivalents``: the baseline and each distinct answer, over all seeds. ``reused`` counts evaluations
+    that were taken from an earlier search instead of being run. ``equivalents_per_fine_tune``: one full fine-tune of
+    the full model with its scoring, which is a little more than 1.
+    """
+
+    fine_tunes: int
+    full_fine_tune_equivalents: float
+    training_equivalents: float
+    unavoidable_equivalents: float
+    wall_seconds: float
+    device_seconds: float
+    reused: int
+    equivalents_per_fine_tune: float | None = field(default=None, metadata=ABSENT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The smallest delta (a fraction) that this much data and this many seeds can certify, if it is known."""
+
+    smallest_certifiable_delta: float | None
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Another model, fine-tuned whole by the study's recipe, on its examples, with its baseline's seeds.
+
+    As DistilBERT beside BERT-6 in *Poor Man's BERT*, Table 4. ``score``, ``std`` and ``degradation`` are on
+    certification. What it loses is against the study's baseline, seed by seed (negative where it scores better), and
+    so is ``parameters_saved`` (negative where it is larger).
+    """
+
+    model: str
+    revision: str | None
+    layers_total: int
+    score: float
+    std: float | None
+    seeds: int
+    metrics: Mapping[str, float | None]
+    degradation: float
+    degradation_upper: float | None
+    confidence: float
+    held_out_score: float
+    held_out_degradation: float
+    parameters: int
+    parameters_saved: float

@@ -1,0 +1,52 @@
+"""What strategies lose over several tasks, as a picture: Figure 2 of *Poor Man's BERT*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from budget_search.core.formatting import plural, points
+from budget_search.report.plots.style import INK, MARKERS, MUTED, PAPER, STRATEGY_COLOURS, mark, new_axes, whole
+from budget_search.report.strategy_averages import STRATEGIES, Averages
+
+
+def _strategies(means: Averages) -> Figure | None:
+    """Mean points lost over the tasks by number of dropped layers, a line per strategy (Poor Man's BERT, Figure 2)."""
+    if not means.means:
+        return None
+    axes = new_axes(4.0)
+    axes.axhline(0, color=MUTED, linewidth=0.9)
+    mark(axes, 0, 0, "D", f"all {means.layers_total} layers: {points(means.full_score)}", color=INK, markersize=7)
+    styles = {
+        name: (marker, colour) for name, marker, colour in zip(STRATEGIES, MARKERS, STRATEGY_COLOURS, strict=True)
+    }
+    for name, (marker, colour) in styles.items():
+        members = [each for each in means.means if each.strategy == name]
+        if not members:
+            continue
+        axes.plot([each.dropped for each in members], [each.lost for each in members], color=colour, alpha=0.7)
+        axes.plot([], [], label=name, color=colour, marker=marker, markersize=5.5)
+        for each in members:
+            whole_number = len(each.tasks) == len(means.tasks)
+            tip = f"{name}, {each.dropped} dropped: {points(each.lost)} lost over {plural(len(each.tasks), 'task')}"
+            mark(axes, each.dropped, each.lost, marker, tip, color=colour, markersize=6 if whole_number else 4,
+                 markerfacecolor=PAPER if each.short else colour)  # fmt: skip
+    axes.invert_yaxis()  # what loses less is higher
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(f"layers dropped, of {means.layers_total}")
+    axes.set_ylabel(f"mean points lost over {plural(len(means.tasks), 'task')}")
+
+    def other_scale(value: np.ndarray) -> np.ndarray:
+        return np.subtract(means.full_score, value)
+
+    score = axes.secondary_yaxis(1.0, functions=(other_scale, other_scale))  # type: ignore[arg-type]
+    score.set_ylabel("full model's mean score less that, points")
+    axes.plot([], [], "o", label="hollow: short fine-tunes too", color=MUTED, markerfacecolor=PAPER, markersize=5.5)
+    axes.legend(loc="best")
+    return whole(axes)
+
+
+STRATEGY_PICTURES: Mapping[str, Callable[[Averages], Figure | None]] = {"strategies": _strategies}

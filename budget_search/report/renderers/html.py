@@ -1,0 +1,131 @@
+"""``report.html``: one file that needs no network, for a desk, a phone, paper, by day and by night."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from budget_search.core.errors import UsageError
+from budget_search.core.formatting import count, percent, points, printable, tolerance
+from budget_search.core.versions import VERSION
+from budget_search.report import paper_protocols as protocols
+from budget_search.report.comparison import beside
+from budget_search.report.entries import Result
+from budget_search.report.measured_sets import distinct_answers
+from budget_search.report.plots import figures as plots
+from budget_search.report.plots.style import COLOURS
+from budget_search.report.renderers import page_sections as details
+from budget_search.report.renderers import sections
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence, largest_batch
+
+# What a picture shows, for those who cannot see it and below it.
+CAPTIONS = {
+    "frontier": "Points lost by the number of layers kept. Faint: every set that was tried in a short fine-tune "
+    "or given up before the last seed, against all layers given the same. Solid: sets measured in full, with one "
+    "standard deviation over the seeds. "
+    "Triangles lie beyond the edge.",
+    "layers": "Which layers the best set of each depth keeps. Blue: measured in full. Grey: in a short fine-tune, "
+    "or given up before the last seed.",
+    "depth": "Points lost by strategy: the best set of each depth beside those that the fixed strategies of Poor Man's "
+    "BERT name, where they were measured. Hollow: a short fine-tune alone.",
+    "savings": "What each answer saves. Lines: 95 % intervals.",
+    "evidence": "What each answer lost on the examples that confirmed it (certification) and on examples that were "
+    "never used to choose (held_out). Bars end at the loss that cannot be ruled out.",
+    "slices": "Where the smallest answer got worse: by label (circles) and by length (squares).",
+}
+
+UNITS = r"%|(?:M|ms|s|min|h|x|points?|layers?)\b"
+
+
+class Card(NamedTuple):
+    """A number worth a glance."""
+
+    value: str
+    name: str
+    more: str = ""
+
+
+def render(reports: Sequence[Report], exported: str | None = None) -> str:
+    """The file ``report.html`` of one report. Raises UsageError for several."""
+    if len(reports) != 1:
+        raise UsageError(f"--format html shows one study, received {len(reports)}; several fit in markdown or latex")
+    return page(reports[0], exported)
+
+
+def page(report: Report, exported: str | None = None) -> str:
+    """The whole file. Whatever comes from data or from names is escaped."""
+    drawn = plots.draw(report)
+    return _template().render(
+        report=report,
+        version=VERSION,
+        sentences=_sentences(report),
+        headline=sections.to_export(report) if report.results else None,
+        cards=_cards(report),
+        pictures={name: Markup(plots.inline(drawn[name], name, CAPTIONS[name])) for name in drawn},
+        captions=CAPTIONS,
+        protocols=list(protocols.beside_the_papers(report)),
+        worse=[list(details.where_worse(result)) for result in distinct_answers(report)],
+        loading=sections.loading(report, exported) if report.results else "",
+        colours=COLOURS,
+        sections=sections,
+        details=details,
+        beside=beside,
+    )
+
+
+def _sentences(report: Report) -> list[str]:
+    """The answers, the one first that somebody would use."""
+    if not report.results:
+        return ["No answer yet."]
+    headline = answer_sentence(report, sections.to_export(report))
+    return sorted(sections.sentences(report), key=lambda sentence: not sentence.startswith(headline))
+
+
+def _cards(report: Report) -> list[Card]:
+    if not report.results:
+        return []
+    result = sections.to_export(report)
+    cards = [
+        Card(f"{result.depth} of {report.layers_total}", "layers", f"within {tolerance(result.delta)}"),
+        _lost_card(result),
+    ]
+    if not result.is_full:
+        parameters = f"{count(result.parameters)} instead of {count(report.baseline.parameters)}"
+        cards.append(Card(percent(result.parameters_saved), "of the parameters saved", parameters))
+    timed = largest_batch(result.inference)
+    if timed is not None and timed.saved is not None:
+        between = f"{percent(timed.saved.low)} to {percent(timed.saved.high)}, batches of {timed.batch}"
+        cards.append(Card(percent(timed.saved.value), "of the inference time saved", between))
+    return cards
+
+
+def _lost_card(result: Result) -> Card:
+    name = "points lost" if result.degradation >= 0 else "points gained"
+    bound = ""
+    if result.degradation_upper is not None and not result.is_full:
+        bound = f"at most {points(result.degradation_upper)} lost, {percent(result.confidence)} confidence"
+    return Card(points(abs(result.degradation)), name, bound)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("budget_search.report.renderers"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "slug": lambda text: text.replace(" ", "-").replace(",", "")}
+    return environment.get_template("report.html")
+
+
+def _plain(text: str) -> str:
+    """Without control characters; a number stays with its unit."""
+    return re.sub(rf"(?<=\d) (?={UNITS})", "\u00a0", printable(text).replace(" +- ", " ± "))

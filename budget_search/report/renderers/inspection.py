@@ -1,0 +1,130 @@
+"""What an inspection tells, as sections: layer by layer, then whether that predicts what the search found."""
+
+from __future__ import annotations
+
+import json
+
+from budget_search.core.formatting import NOTHING, points, tolerance
+from budget_search.models.layer_measurements import Layerwise
+from budget_search.report.inspection import Inspection, Suggestion
+from budget_search.report.layout import Grid, Section
+from budget_search.report.renderers import markdown, terminal
+
+WIDTHS = {"layer": 16, "below the last": 14, "like pre-trained": 11, "like its input": 9}
+
+
+def layer_sections(inspected: Inspection) -> list[Section]:
+    """What is told, in this order: layer by layer, then whether it predicts what the search found."""
+    return [_layers(inspected), _predicted(inspected), _agreed(inspected)]
+
+
+def _layers(inspected: Inspection) -> Section:
+    measured = inspected.layerwise
+    costs = inspected.costs or (None,) * inspected.layers_total
+    last = measured.probes[-1]
+    rows = (
+        (
+            str(place - 1) if place else "before the first",
+            points(measured.probes[place]),
+            _below(measured, place),
+            _cosine(measured.to_pretrained[place]),
+            _cosine(measured.to_input[place - 1]) if place else NOTHING,
+            points(costs[place - 1]) if place else NOTHING,
+        )
+        for place in range(inspected.layers_total + 1)
+    )
+    headers = ("layer", "probe", "below the last", "like pre-trained", "like its input", "costs")
+    return Section(
+        f"What the layers of {inspected.model} hold for {inspected.task}",
+        facts=(
+            ("study", inspected.study),
+            ("model", f"all {inspected.layers_total} layers, fine-tuned with seed {measured.seed}"),
+            (
+                "examples",
+                f"{measured.train_examples:,} of train to fit the probes, {measured.selection_examples:,} of selection",
+            ),
+        ),
+        grid=Grid(headers, tuple(rows), WIDTHS, headers[1:]),
+        legend=(
+            f"probe: {inspected.metric}, in points, of a linear probe on the classification token after the layer of "
+            "the fine-tuned model.",
+            f"below the last: what it lacks to the last layer's {points(last)}, +- its standard error.",
+            "like pre-trained: cosine between the classification token after the layer of the fine-tuned model and of "
+            "the pre-trained one; 1 is unchanged.",
+            "like its input: the same between the pre-trained layer's output and its input, what contribution-based "
+            "dropping goes by.",
+            "costs: points that the study expects to lose in full without this layer alone, by all it measured.",
+        ),
+    )
+
+
+def _below(measured: Layerwise, place: int) -> str:
+    if place == len(measured.probes) - 1:
+        return points(0.0)
+    return f"{points(measured.probes[-1] - measured.probes[place])} +- {points(measured.probe_errors[place])}"
+
+
+def _cosine(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _predicted(inspected: Inspection) -> Section:
+    rows = tuple(
+        (tolerance(each.delta), str(each.depth), _lost(each), str(each.answer_depth), each.verdict)
+        for each in inspected.suggestions
+    )
+    headers = ("allowed loss", "layers by the probes", "which lost", "layers of the answer", "verdict")
+    return Section(
+        "Do the probes tell how many layers are needed?",
+        grid=Grid(headers, rows, {"layers by the probes": 10, "layers of the answer": 10}, headers[1:4]),
+        legend=(
+            "layers by the probes: up to the first layer whose probe is within the allowed loss of the last one's.",
+            "which lost: points that just these lowest layers lost in the study, fine-tuned; ~ in a short fine-tune "
+            f"alone, {NOTHING} not measured.",
+            "layers of the answer: what the search confirmed, of any layers, not only the lowest.",
+        ),
+    )
+
+
+def _lost(suggestion: Suggestion) -> str:
+    return f"{'' if suggestion.confirmed or suggestion.lost is None else '~'}{points(suggestion.lost)}"
+
+
+def _agreed(inspected: Inspection) -> Section:
+    title = "Does a layer's change tell what it costs?"
+    if inspected.costs is None:
+        return Section(
+            title,
+            paragraphs=(
+                "This study screened too few layer sets to say what a single layer costs: it measured named sets, or "
+                "was cut short. A search without --layers screens enough.",
+            ),
+        )
+    rows = tuple(
+        (each.measure, _signed(each.correlation), NOTHING if each.chance is None else f"{each.chance:.2g}")
+        for each in inspected.agreements
+    )
+    headers = ("a layer that", "rank correlation with its cost", "by chance")
+    layers = max(each.layers for each in inspected.agreements)
+    return Section(
+        title,
+        grid=Grid(headers, rows, {"rank correlation with its cost": 16}, headers[1:]),
+        legend=(
+            f"Spearman's, over {layers} layers: 1 if the layers with more of it are just those that cost more to drop.",
+            "by chance: how often layers that have nothing to do with it would agree or disagree as much.",
+        ),
+    )
+
+
+def _signed(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:+.2f}"
+
+
+def render_inspection(inspection: Inspection, form: str) -> str:
+    """A study's inspection as ``table``, ``markdown`` or ``json``."""
+    if form == "json":
+        return json.dumps(inspection.to_json(), indent=2, allow_nan=False)
+    told = layer_sections(inspection)
+    if form == "markdown":
+        return markdown.render_sections(told)
+    return terminal.render_sections(told)

@@ -1,0 +1,318 @@
+"""What a report tells and in which order, as sections that ``render`` turns into text of one format or another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from budget_search.core.formatting import (
+    count,
+    duration,
+    milliseconds,
+    pairs,
+    percent,
+    plural,
+    points,
+    printable,
+    tolerance,
+    with_spread,
+)
+from budget_search.core.layers import compact_indices
+from budget_search.report.comparison import beside
+from budget_search.report.entries import InferencePoint, Result
+from budget_search.report.layout import Grid, Section
+from budget_search.report.report import Report
+from budget_search.report.sentences import answer_sentence
+
+USED_TO = {
+    "train": "fine-tune",
+    "selection": "choose the layers",
+    "certification": "measure the choice",
+    "held_out": "check it at the end",
+}
+
+SAME_EXAMPLES = (
+    "selection and held_out are the same examples, as in the papers: the layers were chosen on those they are "
+    "reported on, so expect somewhat more loss on new ones."
+)
+
+VERDICTS = {
+    "certified": "even the bound is within the allowed loss.",
+    "observed": "the mean is within the allowed loss, the bound is not.",
+    "held_out disagrees": "on the held-out examples the loss is larger than allowed; do not rely on it.",
+    "cannot be resolved": "the allowed loss is smaller than what these data can tell from chance.",
+    "full model": "no smaller set that was measured held.",
+}
+
+
+def sections(report: Report, exported: str | None = None) -> list[Section]:
+    """The whole page. ``exported`` is the folder of the checkpoint, if there is one yet."""
+    page = [overview(report), examples(report)]
+    if report.results:
+        page += [answers(report), savings(report), why_not_fewer(report)]
+    if report.references:
+        page.append(beside([report]))
+    page += [
+        frontier(report),
+        price(report),
+        resolution(report),
+    ]
+    if report.notes:
+        page.append(notes(report))
+    return [*page, conclusion(report, exported)]
+
+
+def overview(report: Report) -> Section:
+    baseline = report.baseline
+    revision = f" (revision {report.revision[:12]})" if report.revision else ""
+    held_out = ""
+    if baseline.held_out_score is not None:
+        held_out = f", {with_spread(baseline.held_out_score, baseline.held_out_std)} on held_out"
+    return Section(
+        f"How few layers of {report.model} does {report.task} need?",
+        facts=(
+            ("task", f"{report.task}, scored by {report.metric}, in points (100 is perfect)"),
+            (
+                "model",
+                f"{report.model}{revision}: {plural(report.layers_total, 'layer')}, "
+                f"{count(baseline.parameters)} parameters",
+            ),
+            (
+                "baseline",
+                f"all {report.layers_total} layers, fine-tuned with {plural(baseline.seeds, 'seed')}: "
+                f"{with_spread(baseline.score, baseline.std)} on certification{held_out}",
+            ),
+            *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.asked else []),
+            ("recipe", pairs(report.recipe)),
+            ("device", pairs(report.device)),
+            ("study", report.study if report.finished else f"{report.study} (interrupted)"),
+        ),
+    )
+
+
+def examples(report: Report) -> Section:
+    rows = []
+    for name, split in report.splits.items():
+        shares = ", ".join(f"{label}: {100 * share:.1f} %" for label, share in list(split.label_shares.items())[:4])
+        more = f" and {len(split.label_shares) - 4} more" if len(split.label_shares) > 4 else ""
+        rows.append((name, f"{split.examples:,}", shares + more or "-", USED_TO.get(name, "")))
+    return Section(
+        "Examples",
+        grid=Grid(("split", "examples", "labels", "used to"), tuple(rows), {"split": 13, "labels": 34}, ("examples",)),
+        legend=(SAME_EXAMPLES,) if _chosen_and_reported_on_the_same(report) else (),
+    )
+
+
+def _chosen_and_reported_on_the_same(report: Report) -> bool:
+    """With the official splits; two splits that were carved apart never agree in every label share and size."""
+    selection, held_out = report.splits.get("selection"), report.splits.get("held_out")
+    return selection is not None and selection == held_out
+
+
+def answers(report: Report) -> Section:
+    headers = ("allowed loss", "kept", "dropped", "score", "points lost (at most)", "lost on held_out", "verdict")
+    rows = tuple(
+        (
+            tolerance(result.delta),
+            f"{result.depth} ({compact_indices(result.kept)})",
+            f"{len(result.dropped)} ({compact_indices(result.dropped)})" if result.dropped else "0",
+            points(result.score),
+            f"{points(result.degradation)} ({points(result.degradation_upper)})",
+            points(result.held_out_degradation),
+            result.verdict if result.confirmed else f"{result.verdict}, incomplete",
+        )
+        for result in report.results
+    )
+    widths = {"allowed loss": 10, "kept": 11, "dropped": 11, "points lost (at most)": 12, "lost on held_out": 8}
+    return Section(
+        "The answers",
+        grid=Grid(headers, rows, {**widths, "score": 6, "verdict": 10}, ("score", "lost on held_out")),
+        legend=tuple(_answers_legend(report)),
+    )
+
+
+def _answers_legend(report: Report) -> Iterator[str]:
+    results = report.results
+    if {result.criterion for result in results} == {"certified"}:
+        yield "Each row has the fewest layers whose loss is, at that confidence, within the allowed loss."
+    elif {result.criterion for result in results} == {"observed"}:
+        yield "Each row has the fewest layers whose mean loss is within the allowed loss."
+    yield "kept, dropped: how many layers, and which, numbered from 0 at the input side."
+    seeds = " or ".join(plural(number, "seed") for number in sorted({result.seeds for result in results}))
+    yield f"Scores are means over {seeds} on certification."
+    levels = " or ".join(sorted({percent(result.confidence) for result in results}))
+    yield f"(at most): the true loss is no larger than this, with {levels} confidence."
+    for verdict, meaning in VERDICTS.items():
+        if any(result.verdict == verdict for result in results):
+            yield f"{verdict}: {meaning}"
+    if not all(result.confirmed for result in results):
+        yield "incomplete: seeds of the full recipe are still missing."
+    for result in results:
+        if result.collapsed:
+            collapsed = f"{result.collapsed} of {plural(result.seeds, 'fine-tune')}"
+            yield f"For {tolerance(result.delta)}, {collapsed} predicted one class only."
+    for name, value in report.baseline.metrics.items():
+        if name not in (report.metric, "loss"):
+            others = (f"{points(result.metrics.get(name))} for {tolerance(result.delta)}" for result in results)
+            yield f"{name}, for information: {', '.join([f'{points(value)} for the baseline', *others])}."
+
+
+def savings(report: Report) -> Section:
+    shapes = _shapes(report)
+    timed = [header for batch, _ in shapes for header in (f"ms of {batch}", f"saved of {batch}")]
+    headers = ("allowed loss", "parameters (saved)", *timed, "training speed-up")
+    full = ["(baseline)", count(report.baseline.parameters), *_times(report.baseline.inference, shapes), "1.0 x"]
+    rows = [tuple(full)]
+    for result in report.results:
+        speedup = "-" if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.1f} x"
+        parameters = f"{count(result.parameters)} ({percent(result.parameters_saved)})"
+        rows.append((tolerance(result.delta), parameters, *_times(result.inference, shapes), speedup))
+    widths = {"allowed loss": 10, "parameters (saved)": 13, "training speed-up": 8}
+    widths |= {header: 5 if header.startswith("ms") else 13 for header in timed}
+    right = tuple(header for header in timed if header.startswith("ms"))
+    return Section(
+        "What the smaller models save",
+        grid=Grid(headers, tuple(rows), widths, (*right, "training speed-up")),
+        legend=tuple(_savings_legend(report)),
+    )
+
+
+def _shapes(report: Report) -> list[tuple[int, int]]:
+    """Of the inputs that were timed, the largest and the smallest batch: there is room for two."""
+    shapes = sorted({(point.batch, point.length) for point in report.baseline.inference}, reverse=True)
+    return [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
+
+
+def _times(inference: tuple[InferencePoint, ...], shapes: list[tuple[int, int]]) -> Iterator[str]:
+    measured = {(point.batch, point.length): point for point in inference}
+    for shape in shapes:
+        point = measured.get(shape)
+        yield "-" if point is None else milliseconds(point.ms.median)
+        if point is None or point.saved is None:
+            yield "-"
+        else:
+            low, high = round(100 * point.saved.low), round(100 * point.saved.high)
+            yield f"{percent(point.saved.value)} ({low}{'-' if low >= 0 else ' to '}{high})"
+
+
+def _savings_legend(report: Report) -> Iterator[str]:
+    shapes = _shapes(report)
+    if shapes:
+        inputs = " and ".join(f"{plural(batch, 'example')} of {plural(length, 'token')}" for batch, length in shapes)
+        yield f"ms: milliseconds to predict {inputs} at once, {_conditions(report.baseline.inference[0])}."
+        yield "saved: share of the baseline's time that is saved, with its 95 % interval."
+    else:
+        yield "Inference was not timed."
+    yield from _throughput(report)
+    if report.baseline.fine_tune_seconds is not None:
+        yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+
+
+def _throughput(report: Report) -> Iterator[str]:
+    baseline = report.baseline.throughput
+    if baseline is None:
+        return
+    speeds = [f"{baseline.examples_per_second:,.3g} examples a second with all layers"]
+    for result in report.results:
+        if result.throughput is not None and result.throughput.saved is not None:
+            saved = percent(result.throughput.saved.value)
+            rate = f"{result.throughput.examples_per_second:,.3g}"
+            speeds.append(f"{rate} for {tolerance(result.delta)} ({saved} of the time saved)")
+    yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {', '.join(speeds)}."
+
+
+def _conditions(point: InferencePoint) -> str:
+    threads = "" if point.threads is None else f", {plural(point.threads, 'thread')}"
+    rounds = "" if point.rounds is None else f"; the median of {point.rounds} rounds in which the models take turns"
+    return f"on {point.device} ({point.dtype}{threads}){rounds}"
+
+
+def why_not_fewer(report: Report) -> Section:
+    facts = ((tolerance(result.delta), result.why_not_smaller) for result in report.results)
+    return Section("Why not fewer layers", tuple(facts))
+
+
+def frontier(report: Report) -> Section:
+    rows = tuple(
+        (
+            str(point.depth),
+            compact_indices(point.kept),
+            "-" if point.parameters is None else count(point.parameters),
+            "full" if point.rung == 1 else f"{100 * point.rung:.3g} %",
+            str(point.seeds),
+            with_spread(point.score, point.std),
+            points(point.degradation),
+        )
+        for point in sorted(report.frontier, key=lambda point: -point.depth)
+    )
+    headers = ("depth", "kept", "parameters", "recipe", "seeds", "score", "points lost")
+    return Section(
+        "The best layers measured at every depth",
+        grid=Grid(headers, rows, {"kept": 18}, ("depth", "parameters", "recipe", "seeds", "points lost")),
+        legend=(
+            "recipe: how much of the full fine-tune was spent. Short ones only guide the search; their loss is "
+            "against all layers given the same.",
+        ),
+    )
+
+
+def price(report: Report) -> Section:
+    cost = report.cost
+    reused = f" {plural(cost.reused, 'evaluation')} came from earlier searches." if cost.reused else ""
+    lesser = sum(trial.rung < 1 or len(trial.kept) < report.layers_total for trial in report.trials)
+    mostly = ", most of them short or of fewer layers," if 2 * lesser > len(report.trials) else ""
+    text = (
+        f"{plural(cost.fine_tunes, 'fine-tune')}{mostly} in "
+        f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they are the work "
+        f"of {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
+        f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
+        f"can avoid, are {cost.unavoidable_equivalents:.1f}.{reused}"
+    )
+    return Section("What the search took", paragraphs=(text,))
+
+
+def resolution(report: Report) -> Section:
+    smallest = report.resolution.smallest_certifiable_delta
+    known = "Not known." if smallest is None else f"About {tolerance(float(f'{smallest:.2g}'))}."
+    text = f"{known} {report.resolution.explanation}".strip()
+    return Section("The smallest loss that can be certified here", paragraphs=(text,))
+
+
+def notes(report: Report) -> Section:
+    return Section("Notes", paragraphs=report.notes)
+
+
+def conclusion(report: Report, exported: str | None) -> Section:
+    if not report.results:
+        return Section("In short", paragraphs=("No answer yet.",))
+    return Section("In short", paragraphs=tuple(sentences(report)), code=loading(report, exported))
+
+
+def loading(report: Report, exported: str | None = None) -> str:
+    """Code that loads the checkpoint; where there is none yet, first the command that makes it."""
+    code = [
+        "from transformers import AutoModelForSequenceClassification",
+        f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
+    ]
+    if not exported:
+        delta = to_export(report).delta
+        code.insert(0, f"$ budget-search export {printable(report.study)} --delta {delta:g} --output DIR")
+    return "\n".join(code)
+
+
+def sentences(report: Report) -> Iterator[str]:
+    """One answer each; larger deltas with the same answer are named behind it instead of repeating it."""
+    results = sorted(report.results, key=lambda result: result.delta)
+    while results:
+        first, *results = results
+        same = [result for result in results if (result.kept, result.verdict) == (first.kept, first.verdict)]
+        results = [result for result in results if result not in same]
+        also = " and ".join(tolerance(result.delta) for result in same)
+        yield answer_sentence(report, first) + (f" For {also} the answer is the same." if same else "")
+
+
+def to_export(report: Report) -> Result:
+    """The most careful answer that saves something and that may be relied on, else the most careful one."""
+    by_delta = sorted(report.results, key=lambda result: result.delta)
+    useful = (result for result in by_delta if not result.is_full and result.verdict != "held_out disagrees")
+    return next(useful, by_delta[0])

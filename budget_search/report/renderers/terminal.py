@@ -1,0 +1,86 @@
+"""A report for a terminal of 80 columns; several reports side by side."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from tabulate import tabulate
+
+from budget_search.core.formatting import printable
+from budget_search.report.comparison import comparison
+from budget_search.report.layout import Grid, Section
+from budget_search.report.renderers.sections import sections
+from budget_search.report.report import Report
+
+COLUMNS = 80
+
+
+def render(reports: Sequence[Report], exported: str | None = None) -> str:
+    """One report whole, several side by side; only code may be wider than the terminal."""
+    if len(reports) == 1:
+        return render_sections(sections(reports[0], exported))
+    return render_sections(comparison(reports), titled=False)
+
+
+def render_sections(sections: Iterable[Section], *, titled: bool = True) -> str:
+    """Sections one below the other; where ``titled``, the first has the title of the whole."""
+    first = 0 if titled else 1
+    return "\n\n".join(_section(section, index) for index, section in enumerate(sections, start=first))
+
+
+def _section(section: Section, index: int) -> str:
+    blocks = []
+    if section.facts:
+        margin = 2 + max(len(printable(name)) for name, _ in section.facts)
+        blocks.append("\n".join(_hanging(f"{printable(name):{margin}}", value) for name, value in section.facts))
+    blocks += [_filled(paragraph) for paragraph in section.paragraphs]
+    if section.grid:
+        blocks.append(_grid(section.grid))
+    if section.legend:
+        blocks.append("\n".join(map(_filled, section.legend)))
+    if section.code:
+        blocks.append(textwrap.indent(section.code, "    "))
+    title = _filled(section.title)
+    return f"{title}\n{('-' if index else '=') * min(len(title), COLUMNS)}\n" + "\n\n".join(blocks)
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(printable(text), COLUMNS)
+
+
+def _hanging(name: str, value: str) -> str:
+    indent = " " * len(name)
+    return textwrap.fill(printable(value), COLUMNS, initial_indent=name, subsequent_indent=indent)
+
+
+def _grid(grid: Grid) -> str:
+    limits = [grid.widths.get(header, COLUMNS) for header in grid.headers]
+    table = [
+        [_folded(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in [grid.headers, *grid.rows]
+    ]
+    # Not tabulate's own headers: it makes their columns two wider than they need be.
+    rule = ["-" * max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*table, strict=True)]
+    rows = [table[0], rule, *table[1:]]
+    text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=grid_alignment(grid))
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def grid_alignment(grid: Grid) -> list[str]:
+    """Of every column, as tabulate names it."""
+    return ["right" if header in grid.right else "left" for header in grid.headers]
+
+
+def _folded(cell: str, width: int) -> str:
+    """The cell on several lines, broken at spaces and after commas, within words only where one is too long."""
+    lines = [""]
+    for piece in re.findall(r"[^\s,]+,?\s*|[\s,]+", printable(cell)):
+        if len((lines[-1] + piece).rstrip()) > width and lines[-1]:
+            lines.append("")
+        rest = lines.pop() + piece
+        while len(rest.rstrip()) > width:
+            lines.append(rest[:width])
+            rest = rest[width:]
+        lines.append(rest)
+    return "\n".join(line.rstrip() for line in lines)

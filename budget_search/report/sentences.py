@@ -1,0 +1,114 @@
+"""Sentences about an answer: what it keeps, loses and saves, and why no smaller set holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from budget_search.core.formatting import percent, plural, points, printable, tolerance
+from budget_search.core.layers import compact_indices
+from budget_search.core.limits import Binding, Limits, Loss
+from budget_search.report.entries import InferencePoint, Rejected, Result
+from budget_search.report.report import Report
+
+
+def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:
+    """The measurement that stands for all where there is room for one."""
+    return max(inference, key=lambda point: (point.batch, point.length), default=None)
+
+
+def answer_sentence(report: Report, result: Result) -> str:
+    """The answer for one delta in one sentence; a second one only where the first must not be relied on."""
+    task, model, limit = printable(report.task), printable(report.model), tolerance(result.delta)
+    limited = f" within {report.limits.compact}" if report.limits.asked else ""
+    layers = f"{result.depth} of {model}'s {report.layers_total} layers ({compact_indices(result.kept)})"
+    if result.verdict == "cannot be resolved":
+        smallest = report.resolution.smallest_certifiable_delta
+        about = "" if smallest is None else f" (they can tell losses from about {tolerance(smallest)} upwards)"
+        sentence = (
+            f"Whether {task} needs all of {model}'s {report.layers_total} layers to stay within {limit} cannot be "
+            f"resolved with these data{about}, so all of them stay."
+        )
+    elif result.is_full:
+        sentence = (
+            f"{task} needs all of {model}'s {report.layers_total} layers to stay within {limit}: "
+            f"no smaller set that was measured{limited} held."
+        )
+    elif result.verdict == "held_out disagrees":
+        sentence = (
+            f"{task} seemed to need {layers} to stay within {limit}, but on the held-out examples these lost "
+            f"{points(result.held_out_degradation)} points: do not rely on this answer."
+        )
+    else:
+        sentence = f"{task} needs {layers} to stay within {limit}: {_lost(result)}, {_saved(result)}."
+    return sentence if result.confirmed else f"{sentence} Not confirmed: seeds of the full recipe are still missing."
+
+
+def _lost(result: Result) -> str:
+    lost = result.degradation
+    change = f"{points(lost)} points lost" if lost >= 0 else f"{points(-lost)} points gained"
+    if result.degradation_upper is None:
+        return change
+    upper, level = points(result.degradation_upper), percent(result.confidence)
+    if result.certified:
+        return f"{change} (at most {upper} with {level} confidence)"
+    return f"{change} (not certified: at {level} confidence a loss of {upper} cannot be ruled out)"
+
+
+def _saved(result: Result) -> str:
+    parameters = f"{percent(result.parameters_saved)} of the parameters"
+    timed = largest_batch(result.inference)
+    if timed is None or timed.saved is None:
+        return f"{parameters} saved"
+    return f"{parameters} and {percent(timed.saved.value)} of the inference time saved"
+
+
+def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
+    """Sentences on the nearest smaller set: what it lost, by how much it missed, what would settle it."""
+    if rejected is None:
+        return "No smaller set was measured."
+    name = f"{plural(rejected.depth, 'layer')} ({compact_indices(rejected.kept)})"
+    measured = "when confirmed" if rejected.stage == "confirmation" else "in a shortened fine-tune"
+    if rejected.degradation is None:
+        sentence = f"The nearest smaller set, {name}, could not be trained."
+    elif rejected.degradation > 100 * delta or rejected.degradation_upper is None:
+        sentence = (
+            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, "
+            f"{_excess(rejected.missed_by)} than allowed."
+        )
+    else:
+        sentence = (
+            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but "
+            f"{points(rejected.degradation_upper)} cannot be ruled out, {_excess(rejected.missed_by)} than allowed."
+        )
+    return f"{sentence} {rejected.would_settle}".strip()
+
+
+def bound_by(delta: float, limits: Limits, bound: Binding) -> str:
+    """Sentences on what the limits allow and what holds beyond them."""
+    sentences = [f"Nothing within the limits ({limits.compact}) holds."]
+    if (best := bound.within) is not None:
+        verb = "lost" if best.source == "confirmation" else "is expected to lose"
+        lost = f"The best of it, {_layers(best)}, {verb} {points(best.degradation)} points"
+        more = best.degradation - 100 * delta
+        sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not confirmed.")
+    if (beyond := bound.beyond) is None:
+        sentences.append("Without them no smaller set is expected to hold either.")
+    else:
+        binding = " and ".join(f"{breach.option} {breach.allowed}" for breach in bound.breaches)
+        found = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]
+        verb = "lost" if beyond.source == "confirmation" else "are expected to lose"
+        which = f", {', '.join(found)}," if found else ""
+        sentences.append(
+            f"What binds is {binding}: {_layers(beyond)}{which} {verb} {points(beyond.degradation)} points."
+        )
+    return " ".join(sentences)
+
+
+def _layers(loss: Loss) -> str:
+    return f"{plural(loss.depth, 'layer')} ({compact_indices(loss.kept)})"
+
+
+def _excess(missed_by: float | None) -> str:
+    if missed_by is None:
+        return "more"
+    return f"{points(missed_by)} more" if missed_by >= 0.005 else "less than 0.01 more"
