@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search.app.request import RECIPE_FIELDS, Request
-from budget_search.app.resolve import locate
+from budget_search.app.resolve import resolve_request
 from budget_search.app.search import answer
 from budget_search.app.study_report import report_for
 from budget_search.cli.progress import Console
@@ -54,10 +54,10 @@ class StudyReport(Report):
         """
         if self.folder is None:
             raise UsageError("this report does not know where its study is: export one that search() returned")
-        from budget_search.app.export_answer import hand_over
+        from budget_search.app.export_answer import export_answer
 
         chosen = min(result.delta for result in self.results) if delta is None else delta
-        return hand_over(StudyFolder(self.folder), self, chosen, Path(output), trust_remote_code=trust_remote_code)
+        return export_answer(StudyFolder(self.folder), self, chosen, Path(output), trust_remote_code=trust_remote_code)
 
     def __str__(self) -> str:
         """What ``budget-search report`` prints."""
@@ -84,7 +84,7 @@ def search(*, quiet: bool = False, **options: Any) -> StudyReport:
     request = Request(recipe_changes=changes, **fields)
     if request.output:
         refuse_foreign(Path(request.output))
-    found = locate(request)
+    found = resolve_request(request)
     console = Console(quiet=quiet)
     try:
         report = StudyReport.of(answer(found, console))

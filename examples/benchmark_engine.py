@@ -53,7 +53,7 @@ from transformers import (
 
 from budget_search.app.create_study import create
 from budget_search.app.request import Request
-from budget_search.app.resolve import locate
+from budget_search.app.resolve import resolve_request
 from budget_search.cli.progress import Console
 from budget_search.core.config import Recipe
 from budget_search.core.layers import LayerSet
@@ -63,10 +63,10 @@ from budget_search.data.metrics import measure
 from budget_search.data.tokenization import EncodedSplit, EncodedTask
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
 from budget_search.engine.device import Device, resolve_device
-from budget_search.engine.evaluation import Workplace
+from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.finetune import EVALUATION_TOKENS
 from budget_search.engine.workers import Workers, begin_worker
-from budget_search.models.pretrained import fresh_head, load_parent, quiet_transformers
+from budget_search.models.pretrained import fresh_head, load_pretrained, quiet_transformers
 from budget_search.storage.study_folder import StudyFolder
 
 # Tokens per example, marks included, as a BERT tokenizer makes them: every twentieth part of 4,000 training examples,
@@ -103,7 +103,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurements:
     """What one contender did in one round. ``candidates`` were fine-tuned and scored in ``wall_seconds``;
     ``train_seconds`` and ``evaluation_seconds`` are means per candidate, ``cpu_seconds`` the sum over all processes.
     """
@@ -120,11 +120,11 @@ class Measured:
 # What runs in the contenders' own processes.
 
 
-def by_trainer(setting: Setting, seed: int, tuned: bool) -> Measured:
+def by_trainer(setting: Setting, seed: int, tuned: bool) -> ModelMeasurements:
     torch.set_num_threads(os.cpu_count() or 1)
     quiet_transformers()
     task = EncodedTask.load(setting.folder.examples)
-    model, fresh = load_parent(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
+    model, fresh = load_pretrained(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
     fresh_head(model, fresh, seed)
     recipe = setting.recipe
     steps = recipe.steps(task.splits["train"].examples)
@@ -152,15 +152,15 @@ def by_trainer(setting: Setting, seed: int, tuned: bool) -> Measured:
         outputs = trainer.predict(_rows(task, "selection")).predictions
         done = time.perf_counter()
     score = measure((task.metric,), np.asarray(outputs), task.splits["selection"].labels)[task.metric]
-    return Measured(1, done - started, trained - started, done - trained, score)
+    return ModelMeasurements(1, done - started, trained - started, done - trained, score)
 
 
-def by_plain_loop(setting: Setting, seed: int) -> Measured:
+def by_plain_loop(setting: Setting, seed: int) -> ModelMeasurements:
     """As one writes it with PyTorch: whole model, batches of similar length, one process."""
     torch.set_num_threads(1)
     quiet_transformers()
     task, recipe, device = EncodedTask.load(setting.folder.examples), setting.recipe, _device_of(setting)
-    model, fresh = load_parent(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
+    model, fresh = load_pretrained(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
     fresh_head(model, fresh, seed)
     torch.nn.Module.to(model, device.name).train()
     train, selection = (DeviceSplit.of(task, task.splits[name], device.name) for name in ("train", "selection"))
@@ -186,24 +186,24 @@ def by_plain_loop(setting: Setting, seed: int) -> Measured:
     logits = torch.cat(outputs).cpu().numpy()
     done = time.perf_counter()
     score = measure((task.metric,), logits, task.splits["selection"].labels[np.concatenate(order)])[task.metric]
-    return Measured(1, done - started, trained - started, done - trained, score)
+    return ModelMeasurements(1, done - started, trained - started, done - trained, score)
 
 
 def _device_of(setting: Setting) -> Device:
     return Device(setting.device, resolve_device(setting.device, "auto").precision)
 
 
-def by_engine(setting: Setting, seed: int, workers: int) -> Measured:
+def by_engine(setting: Setting, seed: int, workers: int) -> ModelMeasurements:
     quiet_transformers()
     layers = LayerSet.full(setting.layers)
     jobs = [Job(TrialKey(layers, FULL_RUNG, seed + index), "selection") for index in range(workers)]
-    workplace = Workplace(setting.folder, setting.parent, setting.shape, setting.recipe, _device_of(setting))
+    context = EvaluationContext(setting.folder, setting.parent, setting.shape, setting.recipe, _device_of(setting))
     started = time.perf_counter()
-    trials = list(_lasting_workers(workplace, workers).run(jobs))
+    trials = list(_lasting_workers(context, workers).run(jobs))
     wall = time.perf_counter() - started
     if failed := [trial.error for trial in trials if trial.score is None]:
         raise RuntimeError(failed[0])
-    return Measured(
+    return ModelMeasurements(
         candidates=len(trials),
         wall_seconds=wall,
         train_seconds=statistics.fmean(trial.train_seconds for trial in trials),
@@ -213,9 +213,9 @@ def by_engine(setting: Setting, seed: int, workers: int) -> Measured:
 
 
 @lru_cache(maxsize=1)
-def _lasting_workers(workplace: Workplace, workers: int) -> Workers:
+def _lasting_workers(context: EvaluationContext, workers: int) -> Workers:
     """The same through all rounds of a setting, as they are through a search."""
-    return Workers(workplace, workers)
+    return Workers(context, workers)
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Contender:
     def _process(self) -> psutil.Process:
         return psutil.Process(self._pid.result())
 
-    def turn(self, setting: Setting, seed: int) -> Measured:
+    def turn(self, setting: Setting, seed: int) -> ModelMeasurements:
         cpu_before, peak, over = self._cpu_seconds(), [0], threading.Event()
 
         def watch() -> None:
@@ -273,7 +273,7 @@ class Contender:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            measured: Measured = self._pool.submit(self._run, setting, seed, *self._arguments).result()
+            measured: ModelMeasurements = self._pool.submit(self._run, setting, seed, *self._arguments).result()
         finally:
             over.set()
             watcher.join()
@@ -351,7 +351,7 @@ def _random_tokens(config: PreTrainedConfig, options: argparse.Namespace) -> Enc
 
 def _real_examples(task: str, model: str, options: argparse.Namespace, scratch: Path) -> StudyFolder:
     """Tokenised as a study would; of its selection, the first few hundred."""
-    found = locate(
+    found = resolve_request(
         Request(
             task=task,
             model=model,
@@ -407,9 +407,9 @@ def matrix_rate(device: Device, seconds: float = 1.0) -> float:
 # The comparison.
 
 
-def compare(setting: Setting, contenders: list[Contender], repeats: int) -> dict[str, list[Measured]]:
+def compare(setting: Setting, contenders: list[Contender], repeats: int) -> dict[str, list[ModelMeasurements]]:
     """Rounds in which everybody has a turn, after one to load and warm up."""
-    found: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
+    found: dict[str, list[ModelMeasurements]] = {contender.name: [] for contender in contenders}
     for turn in range(repeats + 1):
         for contender in contenders:
             measured = contender.turn(setting, seed=42 + turn)
@@ -420,7 +420,7 @@ def compare(setting: Setting, contenders: list[Contender], repeats: int) -> dict
     return found
 
 
-def row(setting: Setting, name: str, found: dict[str, list[Measured]], rate: float) -> dict[str, Any]:
+def row(setting: Setting, name: str, found: dict[str, list[ModelMeasurements]], rate: float) -> dict[str, Any]:
     """Medians over the rounds; ratios are of candidates per hour, within a round."""
     runs = found[name]
 
@@ -450,7 +450,7 @@ def row(setting: Setting, name: str, found: dict[str, list[Measured]], rate: flo
     }
 
 
-def _per_hour(run: Measured) -> float:
+def _per_hour(run: ModelMeasurements) -> float:
     return 3600 * run.candidates / run.wall_seconds
 
 

@@ -29,10 +29,10 @@ from budget_search.core.formatting import plural
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Criterion, Judgement, judge, verdict_word
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
 Judge = Callable[[np.ndarray, Mapping[LayerSet, np.ndarray], float], dict[LayerSet, Judgement]]
 
@@ -69,8 +69,8 @@ class SearchProblem:
         return f"{kind}, {plural(self.seeds, 'seed')}, {self.criterion}"
 
     @property
-    def plan(self) -> Plan:
-        return Plan(
+    def settings(self) -> SearchSettings:
+        return SearchSettings(
             total=LAYERS,
             deltas=self.deltas,
             strategy="auto",
@@ -118,7 +118,7 @@ class World:
     def measure(self, job: Job) -> Trial:
         layers, key = job.key.layers, job.key
         if key.rung == FULL_RUNG:
-            row = self.question.plan.seeds.index(key.seed)
+            row = self.question.settings.seeds.index(key.seed)
             score = float(self.outcomes(layers, "certification")[row].mean())
         else:
             noise = 0.0 if layers.is_full else float(self._draw("screen", layers).normal(0, self.seed_sd + 0.3))
@@ -164,25 +164,25 @@ def play(number: int, question: SearchProblem) -> list[Answer]:
 
 def search_in(world: World, rule: Judge = judge) -> list[Answer]:
     """What is answered, for every delta, when confirmations are judged by this rule."""
-    memory = Memory()
+    memory = InMemoryHistory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
-        return world.judge(layers, findings.confirmations.steady, confidence, rule)
+        return world.judge(layers, state.confirmations.steady, confidence, rule)
 
-    findings = Findings(world.question.plan, memory, judged)
-    search = Search(findings, world.run_jobs, Silent())
+    state = SearchState(world.question.settings, memory, judged)
+    search = Search(state, world.run_jobs, NullObserver())
     answers = search.run()
     tried = {trial.layers for trial in memory.history if not trial.layers.is_full}
-    chosen = [(word_for(findings, layers, delta), delta, layers) for delta, layers in answers.items()]
+    chosen = [(word_for(state, layers, delta), delta, layers) for delta, layers in answers.items()]
     chosen += [("one seed", delta, one_seed(world, tried, delta)) for delta in answers]
     return [
         Answer(name, world.number, not layers.is_full, world.lost(layers) - delta) for name, delta, layers in chosen
     ]
 
 
-def word_for(findings: Findings, layers: LayerSet, delta: float) -> str:
-    judgement = None if layers.is_full else findings.judge(layers, delta)
-    return verdict_word(layers, delta, judgement, criterion=findings.plan.criterion)
+def word_for(state: SearchState, layers: LayerSet, delta: float) -> str:
+    judgement = None if layers.is_full else state.judge(layers, delta)
+    return verdict_word(layers, delta, judgement, criterion=state.settings.criterion)
 
 
 def one_seed(world: World, tried: Iterable[LayerSet], delta: float) -> LayerSet:

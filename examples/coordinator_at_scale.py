@@ -18,10 +18,10 @@ from tabulate import tabulate
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Trial, TrialKey
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
-from budget_search.simulation.replay import Memory, Silent, Table, play
+from budget_search.simulation.replay import InMemoryHistory, NullObserver, Table, play
 
 TOTAL, SEEDS = 96, (42, 43, 44)
 NAMED = 3_333
@@ -44,7 +44,7 @@ class Effects(dict[TrialKey, Trial]):
         return self[key]
 
 
-class Told(Silent):
+class Told(NullObserver):
     """Remembers how it stands at every thousandth evaluation."""
 
     def __init__(self) -> None:
@@ -68,15 +68,15 @@ def main() -> None:
     sets: set[LayerSet] = set()
     while len(sets) < NAMED:
         sets.add(LayerSet.dropping(draw.choice(TOTAL, draw.integers(1, 60), replace=False).tolist(), TOTAL))
-    plan = Plan(TOTAL, (DELTA,), "auto", SEEDS, 7, 0.5, 40, named=tuple(sorted(sets)))
-    memory, told = Memory(), Told()
+    settings = SearchSettings(TOTAL, (DELTA,), "auto", SEEDS, 7, 0.5, 40, named=tuple(sorted(sets)))
+    memory, told = InMemoryHistory(), Told()
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
 
-    findings = Findings(plan, memory, judge)
-    search = Search(findings, table.run_jobs, told)
+    state = SearchState(settings, memory, judge)
+    search = Search(state, table.run_jobs, told)
     began = time.monotonic()
     answer = search.run()[DELTA]
     seconds = time.monotonic() - began

@@ -22,13 +22,13 @@ from transformers import AutoConfig, AutoTokenizer, BertForPreTraining
 
 from budget_search.app.create_study import create
 from budget_search.app.request import Request
-from budget_search.app.resolve import locate
+from budget_search.app.resolve import resolve_request
 from budget_search.cli.progress import Console
 from budget_search.core.layers import FAMILIES, LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
 from budget_search.data import demo_task as demo
 from budget_search.engine.device import resolve_device
-from budget_search.engine.evaluation import Workplace
+from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.workers import Workers
 
 SEEDS = (42, 43, 44)
@@ -45,13 +45,13 @@ def random_weights(folder: Path) -> Path:
 
 def scores(model: str, sets: list[LayerSet], studies: Path) -> dict[LayerSet, list[float]]:
     """Points on certification, by layer set, one for each seed."""
-    found = locate(Request(task="demo", model=model, studies_dir=str(studies)))
+    found = resolve_request(Request(task="demo", model=model, studies_dir=str(studies)))
     device = resolve_device("auto", "auto")
     create(found, device, Console(quiet=True))
-    workplace = Workplace(found.folder, found.parent.folder, found.parent.name, found.config.recipe, device)
+    context = EvaluationContext(found.folder, found.parent.folder, found.parent.name, found.config.recipe, device)
     jobs = [Job(TrialKey(layers, FULL_RUNG, seed), "certification") for layers in sets for seed in SEEDS]
     result: dict[LayerSet, list[float]] = {layers: [] for layers in sets}
-    for trial in Workers(workplace, 2).run(jobs):
+    for trial in Workers(context, 2).run(jobs):
         result[trial.layers].append(trial.score if trial.score is not None else float("nan"))
     return result
 

@@ -31,33 +31,33 @@ def main() -> None:
     request = request_from(parse(["plan", *options]))
 
     from budget_search.app.create_study import create
-    from budget_search.app.resolve import locate
-    from budget_search.app.search_settings import plan_for
+    from budget_search.app.resolve import resolve_request
+    from budget_search.app.search_settings import search_settings
     from budget_search.cli.progress import Console
     from budget_search.core.layers import LayerSet
     from budget_search.core.limits import Limits
     from budget_search.core.trial import Job, TrialKey
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import resolve_device
-    from budget_search.engine.evaluation import Workplace, run_job
-    from budget_search.engine.evaluation_cost import Prices
+    from budget_search.engine.evaluation import EvaluationContext, run_job
+    from budget_search.engine.evaluation_cost import EvaluationCosts
     from budget_search.engine.speed import measure_speed, probed_depths
     from budget_search.storage.study_folder import StudyFolder, stored_config
 
-    found = locate(request)
+    found = resolve_request(request)
     device = resolve_device(found.config.device, found.config.precision)
     with tempfile.TemporaryDirectory() as place:
         draft = StudyFolder(Path(place) / "study")
         create(dataclasses.replace(found, folder=draft), device, Console())
         facts, task = stored_config(draft)["facts"], EncodedTask.load(draft.examples)
-        workplace = Workplace(draft, found.parent.folder, found.parent.name, found.config.recipe, device)
-        plan = plan_for(found, facts, task, Limits(), 1)
+        context = EvaluationContext(draft, found.parent.folder, found.parent.name, found.config.recipe, device)
+        settings = search_settings(found, facts, task, Limits(), 1)
         rows = []
-        for depth in reversed(probed_depths(plan.total)):
-            prices = Prices.of(plan, measure_speed(workplace, plan.total), task, workplace)
-            layers = LayerSet(tuple(range(depth)), plan.total)
-            for rung, split in ((plan.screen_rung, "selection"), (1.0, "certification")):
-                trial = run_job(workplace, Job(TrialKey(layers, rung, 42), split))  # type: ignore[arg-type]
+        for depth in reversed(probed_depths(settings.total)):
+            prices = EvaluationCosts.of(settings, measure_speed(context, settings.total), task, context)
+            layers = LayerSet(tuple(range(depth)), settings.total)
+            for rung, split in ((settings.screen_rung, "selection"), (1.0, "certification")):
+                trial = run_job(context, Job(TrialKey(layers, rung, 42), split))  # type: ignore[arg-type]
                 told = prices.training_seconds(rung, depth) + prices.evaluation_seconds(split, depth)
                 took = trial.train_seconds + trial.evaluation_seconds
                 rows.append((depth, f"{rung:.3g}", f"{told:.1f}", f"{took:.1f}", f"{told / took:.2f}"))

@@ -12,7 +12,7 @@ import argparse
 
 from tabulate import tabulate
 
-from budget_search.layer_search.settings import Plan, screen_rung, screens_for
+from budget_search.layer_search.settings import SearchSettings, screen_rung, screens_for
 from budget_search.simulation.rehearsal import REHEARSALS, Rehearsal, rehearse
 
 
@@ -33,9 +33,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     own = parser.parse_args()
     rung = screen_rung(own.steps)
-    plan = Plan(own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers))
-    told = rehearse(plan, own.workers)
-    fresh = rehearse(plan, own.workers, first=REHEARSALS, count=own.models)
+    settings = SearchSettings(
+        own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers)
+    )
+    told = rehearse(settings, own.workers)
+    fresh = rehearse(settings, own.workers, first=REHEARSALS, count=own.models)
     rows = []
     for name, amount in (("evaluations", evaluations), ("equivalents", equivalents)):
         low, high = min(map(amount, told)), max(map(amount, told))

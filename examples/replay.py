@@ -26,11 +26,11 @@ from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan, screens_for
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings, screens_for
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies import STRATEGIES
 from budget_search.layer_search.verdict import Judgement
-from budget_search.simulation.replay import UNRECORDED, Memory, Silent, Table, play_at_depth
+from budget_search.simulation.replay import UNRECORDED, InMemoryHistory, NullObserver, Table, play_at_depth
 
 SCREEN_SEED = 10**6
 
@@ -64,9 +64,9 @@ def within_deltas(
 ) -> Outcome:
     """The fewest layers within each delta (points), by the whole search."""
     draw = np.random.default_rng(repeat)
-    seen, screened_seed, memory = table.drawn(draw), int(draw.choice(table.seeds())), Memory()
+    seen, screened_seed, memory = table.drawn(draw), int(draw.choice(table.seeds())), InMemoryHistory()
     rung = min(key.rung for key in (*table.prefixes, *table.trials))
-    plan = Plan(
+    settings = SearchSettings(
         total=table.total,
         deltas=tuple(deltas),
         strategy=strategy,
@@ -81,18 +81,18 @@ def within_deltas(
         return (answer(seen, job, screened_seed) for job in jobs if job)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         return Judgement(fmean(lost), None, 0.0, 0, len(lost), 0, confidence)
 
-    findings = Findings(plan, memory, judge)
-    search = Search(findings, run_jobs, Silent())
+    state = SearchState(settings, memory, judge)
+    search = Search(state, run_jobs, NullObserver())
     answers = search.run()
     read = [trial for trial in memory.history if trial.error != UNRECORDED]
-    full = seen.trials[TrialKey(LayerSet.full(table.total), FULL_RUNG, plan.seeds[0])].train_tokens * table.total
+    full = seen.trials[TrialKey(LayerSet.full(table.total), FULL_RUNG, settings.seeds[0])].train_tokens * table.total
     return Outcome(
         len(read),
         sum(trial.train_tokens * trial.layers.depth for trial in read) / full,
-        excess=tuple(answers[delta].depth - fewest(table, delta) for delta in plan.deltas),
+        excess=tuple(answers[delta].depth - fewest(table, delta) for delta in settings.deltas),
     )
 
 

@@ -20,12 +20,12 @@ from tabulate import tabulate
 
 from budget_search.core.layers import LayerSet
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel, Noise
 from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
 DELTAS = (1.0, 2.0, 3.0)
 
@@ -44,16 +44,16 @@ class Outcome:
 
 
 def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, width: int, layers: int = 12) -> Outcome:
-    model, memory = GeneratedModel(number, layers, noise), Memory()
-    plan = Plan(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens, width=width)
+    model, memory = GeneratedModel(number, layers, noise), InMemoryHistory()
+    settings = SearchSettings(layers, DELTAS, strategy, (42, 43, 44), 7, rung, screens, width=width)
     workers = VirtualWorkers(width, layers_trained, model.measure)
 
     def judge(candidate: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(candidate)
+        lost = state.confirmations.lost(candidate)
         return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
 
-    findings = Findings(plan, memory, judge)
-    search = Search(findings, workers.run, Silent())
+    state = SearchState(settings, memory, judge)
+    search = Search(state, workers.run, NullObserver())
     answers = search.run()
     return Outcome(
         equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),

@@ -21,11 +21,11 @@ from budget_search.app.warm_start import MOST_SETS
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
 TOTAL, DELTAS, SEEDS = 12, (1.0, 2.0, 3.0), (42, 43, 44)
 OTHERS = 100_000
@@ -39,27 +39,27 @@ class Relative(GeneratedModel):
         self._truth = share * GeneratedModel(other, TOTAL)._truth + (1 - share) * self._truth
 
 
-def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Findings, Memory]:
-    memory = Memory()
-    plan = Plan(TOTAL, DELTAS, "auto", SEEDS, 7, 1 / 6, 21, start=tuple(start))
+def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[SearchState, InMemoryHistory]:
+    memory = InMemoryHistory()
+    settings = SearchSettings(TOTAL, DELTAS, "auto", SEEDS, 7, 1 / 6, 21, start=tuple(start))
 
     def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
         return model.run_jobs(jobs)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 
-    findings = Findings(plan, memory, judge)
-    Search(findings, run_jobs, Silent()).run()
-    return findings, memory
+    state = SearchState(settings, memory, judge)
+    Search(state, run_jobs, NullObserver()).run()
+    return state, memory
 
 
-def handed_over(findings: Findings) -> list[LayerSet]:
-    """As ``heritage.good_sets`` picks them from a report: the answers, then the best screens of depths near theirs."""
-    answers = [layers for layers in findings.answers().values() if not layers.is_full]
+def handed_over(state: SearchState) -> list[LayerSet]:
+    """As ``warm_start.good_sets`` picks them from a report: the answers, then the best screens of depths near theirs."""
+    answers = [layers for layers in state.answers().values() if not layers.is_full]
     depths = [layers.depth for layers in answers] or [TOTAL]
-    screens = findings.screens
+    screens = state.screens
     lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.judged}
     best = {layers.depth: layers for layers in sorted(lost, key=lost.__getitem__, reverse=True) if not layers.is_full}
     frontier = sorted(best.values(), key=lambda layers: min(abs(layers.depth - depth) for depth in depths))
@@ -72,8 +72,8 @@ def outcome(number: int, share: float | None) -> tuple[float, float, float, floa
     start: list[LayerSet] = []
     if share is not None:
         start = handed_over(searched(Relative(OTHERS + number, number, share))[0])
-    findings, memory = searched(model, start)
-    answers = findings.answers()
+    state, memory = searched(model, start)
+    answers = state.answers()
     excess = [layers.depth - model.fewest(delta) for delta, layers in answers.items()]
     spent = sum(trial.rung * trial.layers.depth / TOTAL for trial in memory.history)
     return spent, fmean(excess), fmean(e <= 0 for e in excess), fmean(layers in start for layers in answers.values())

@@ -184,7 +184,7 @@ def certainty_and_price(reports: Sequence[Report]) -> Section:
     )
 
 
-def findings(reports: Sequence[Report]) -> Section:
+def state(reports: Sequence[Report]) -> Section:
     """What the paper found, and whether it is seen here."""
     topped = [report for report in reports if all(smallest(report, "top", delta) is not None for delta in DELTAS)]
     return Section(
@@ -278,9 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     search(args)
     reports = finished(args.studies_dir)
-    print(
-        "\n\n".join(map(markdown_section, (layers_dropped(reports), certainty_and_price(reports), findings(reports))))
-    )
+    print("\n\n".join(map(markdown_section, (layers_dropped(reports), certainty_and_price(reports), state(reports)))))
 
 
 if __name__ == "__main__":

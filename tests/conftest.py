@@ -38,7 +38,7 @@ def qqp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sst2_study(tmp_path_factory: pytest.TempPathFactory, bert: Path, sst2: Path) -> Path:
     """A finished study of a search that ran beside ``sst2`` and ``bert``, two folders up."""
-    folder = tiny.workplace(tmp_path_factory.mktemp("finished"), sst2=sst2, bert=bert)
+    folder = tiny.context(tmp_path_factory.mktemp("finished"), sst2=sst2, bert=bert)
     before = Path.cwd()
     os.chdir(folder)
     try:

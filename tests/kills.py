@@ -32,7 +32,7 @@ from budget_search.storage.files import appearing, write_json, write_whole
 from budget_search.storage.study_folder import StudyFolder
 from budget_search.storage.study_store import StudyStore
 from tests import tiny
-from tests.worlds import World, plan, search
+from tests.worlds import World, search, settings
 
 EFFECTS = (2.4, 1.6, 0.1, 0.3, 0.7, 0.2)
 # An undisturbed search takes about 1,500 steps of writes, opening the study about 130.
@@ -108,7 +108,7 @@ def run_search(scene: Scene) -> None:
     with scene.study.locked():
         scene.study.sweep()
         store = Store.open("killed", len(EFFECTS), folder=scene.study)
-        wanted = plan(total=len(EFFECTS), seeds=(42, 43), evaluations=8, deltas=(1.0, 2.0))
+        wanted = settings(total=len(EFFECTS), seeds=(42, 43), evaluations=8, deltas=(1.0, 2.0))
         found = search(world, store, wanted)
         found._run_jobs = run_jobs
         answers = found.run()

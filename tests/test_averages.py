@@ -213,7 +213,7 @@ def test_curves_of_studies(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A search by contribution leaves the similarities in its report, so that its sets are recognised."""
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    tiny.context(tmp_path, sst2=sst2, bert=bert)
     shutil.copytree(sst2_study.parent, tmp_path / "studies")
     monkeypatch.chdir(tmp_path)
     options = ("--delta", "0.05", "--strategy", "contribution", "--quiet")

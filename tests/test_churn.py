@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from budget_search.data.tokenization import EncodedTask, decoder
-from budget_search.report.entries import Changes
+from budget_search.report.entries import PredictionChanges
 from budget_search.report.prediction_churn import changes
 from budget_search.storage.study_folder import StudyFolder
 
@@ -21,7 +21,9 @@ def outputs(told: np.ndarray, classes: int = 3) -> np.ndarray:
     return np.eye(classes)[told]
 
 
-def compared(*seeds: tuple[np.ndarray, np.ndarray], labels: np.ndarray, lengths: np.ndarray | None = None) -> Changes:
+def compared(
+    *seeds: tuple[np.ndarray, np.ndarray], labels: np.ndarray, lengths: np.ndarray | None = None
+) -> PredictionChanges:
     """Of models that say this, baseline and smaller one for every seed."""
     return changes(
         [outputs(before) for before, _ in seeds],

@@ -51,7 +51,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 def test_a_worker_that_dies_is_replaced_and_its_evaluation_run_again(
     cluster: str, tmp_path: Path, bert: Path, sst2: Path
 ) -> None:
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    tiny.context(tmp_path, sst2=sst2, bert=bert)
     options = [*OPTIONS, "--workers", "2", "--backend", "dask", "--scheduler", cluster]
     workers = processes_of(cluster)
     assert len(workers) == 2
@@ -98,7 +98,7 @@ def scores(report: dict) -> set[tuple[tuple[int, ...], int, float]]:
 
 def test_no_scheduler_there(tmp_path: Path, bert: Path, sst2: Path) -> None:
     pytest.importorskip("distributed", reason="the extra budget-search[dask] is not installed")
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    tiny.context(tmp_path, sst2=sst2, bert=bert)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{closed.getsockname()[1]}"

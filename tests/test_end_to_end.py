@@ -47,7 +47,7 @@ def read_report(study: Path) -> dict[str, Any]:
 @pytest.fixture
 def here(sst2_study: Path, tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of the finished study, with its task and model beside it."""
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    tiny.context(tmp_path, sst2=sst2, bert=bert)
     shutil.copytree(sst2_study.parent, tmp_path / "studies")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -405,7 +405,7 @@ OPTIONS = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet"]
 def fresh(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a task and a model and no study."""
     monkeypatch.chdir(tmp_path)
-    return tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    return tiny.context(tmp_path, sst2=sst2, bert=bert)
 
 
 def has_recorded(folder: Path, trials: int) -> Callable[[], bool]:
@@ -482,11 +482,11 @@ def test_an_interruption_waits_until_the_trial_is_recorded(
 
 def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
     from budget_search.app.earlier_answers import best_so_far
-    from budget_search.app.resolve import locate
+    from budget_search.app.resolve import resolve_request
     from budget_search.cli.options import request_from
     from budget_search.cli.parser import parse
 
-    found = locate(request_from(parse(OPTIONS)))
+    found = resolve_request(request_from(parse(OPTIONS)))
     (result, _) = read_report(tiny.only_study(here / "studies"))["results"]
     kept = LayerSet(tuple(result["kept"]), 4).compact
     assert f"within 5 points layers {kept} of 4 hold" in best_so_far(found)

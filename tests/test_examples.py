@@ -97,7 +97,7 @@ def test_sentence_encoder(here: Path, bert: Path) -> None:
 @pytest.mark.slow
 def test_decoder(here: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     llama = tiny.make_llama(here / "tiny-llama")
-    tiny.workplace(here, sst2=sst2)
+    tiny.context(here, sst2=sst2)
     example("decoder").main("sst2", str(llama), data_dir="sst2", layers=["0-1"], **QUICK)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -106,7 +106,7 @@ def test_decoder(here: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 def test_protocols(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny.workplace(here, sst2=sst2, bert=bert)
+    tiny.context(here, sst2=sst2, bert=bert)
     command = [*tiny.search_options("sst2"), "--delta", "0.05", "--seeds", "1", "--max-trials", "6"]
     example("protocols").main(*command)
     lines = capsys.readouterr().out.splitlines()
@@ -127,7 +127,7 @@ def test_protocols(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFix
 def test_table2(here: Path, bert: Path, sst2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two tasks of which one has no data: its column stays empty, and the other is not run again."""
     table2 = example("table2")
-    tiny.workplace(here, sst2=sst2)
+    tiny.context(here, sst2=sst2)
     recipe = "--epochs 3 --train-examples 200 --batch-size 16 --lr 3e-3 --max-length 32 --seeds 2 --workers 1 --quiet"
     command = f"--models {bert} --tasks sst2 rte --data-dir . --studies-dir studies {recipe}"
     table2.main(command.split())

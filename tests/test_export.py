@@ -29,7 +29,7 @@ from transformers import (
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.checkpoint import Export, HeldOut, export_checkpoint, refuse_foreign
-from budget_search.models.pretrained import Parent, licence_of
+from budget_search.models.pretrained import PretrainedSource, licence_of
 from budget_search.report.renderers.model_card import model_card, provenance
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -306,7 +306,7 @@ def test_the_parents_licence_stands_in_the_card(told: dict[str, str], shown: dic
 def test_the_parents_licence_is_read_from_its_card(content: str | None, found: dict[str, str], tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "README.md").write_text(content)
-    assert licence_of(Parent("tiny", tmp_path, "0")) == found
+    assert licence_of(PretrainedSource("tiny", tmp_path, "0")) == found
 
 
 def test_a_parent_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:

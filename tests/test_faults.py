@@ -33,7 +33,7 @@ def fresh(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    return tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    return tiny.context(tmp_path, sst2=sst2, bert=bert)
 
 
 @pytest.fixture

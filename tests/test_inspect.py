@@ -17,7 +17,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.engine.layer_probes import fitted_probe
 from budget_search.engine.layer_similarity import similarity_to, similarity_to_input
 from budget_search.report.entries import TrialRow
-from budget_search.report.inspection import Inspection, Layerwise, inspection, layer_costs, probed_depth
+from budget_search.report.inspection import Inspection, LayerMeasurements, inspection, layer_costs, probed_depth
 from budget_search.report.plots import figures as plots
 from budget_search.report.plots.layer_plots import LAYER_PICTURES
 from budget_search.report.renderers.inspection import render_inspection
@@ -28,7 +28,7 @@ from tests.test_page import words
 from tests.test_report import GOLDEN, load
 
 TOTAL = 12
-MEASURED = Layerwise(
+MEASURED = LayerMeasurements(
     seed=43,
     train_examples=1_000,
     selection_examples=800,
@@ -151,10 +151,10 @@ def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) 
     from budget_search.engine.device import Device
     from budget_search.engine.layer_probes import _in_order
     from budget_search.engine.layer_similarity import sentence_states
-    from budget_search.models.pretrained import load_parent
+    from budget_search.models.pretrained import load_pretrained
 
     task = EncodedTask.load(sst2_study / "examples.npz")
-    model, _ = load_parent(bert, name="bert", label_names=task.label_names, pad_token=task.pad_token)
+    model, _ = load_pretrained(bert, name="bert", label_names=task.label_names, pad_token=task.pad_token)
     split = DeviceSplit.of(task, task.splits["selection"], "cpu")
     examples = np.array([3, 0, 11, 5])
     states = _in_order(sentence_states(model, split, examples, Device("cpu", "fp32")))
@@ -221,7 +221,7 @@ def test_what_differs_by_rounding_alone_tells_nothing(classes: int) -> None:
 @pytest.fixture
 def here(sst2_study: Path, bert: Path, xlnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a copy of the finished study, its model and another one."""
-    tiny.workplace(tmp_path, bert=bert, xlnet=xlnet)
+    tiny.context(tmp_path, bert=bert, xlnet=xlnet)
     shutil.copytree(sst2_study.parent, tmp_path / "studies")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

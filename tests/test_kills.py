@@ -38,7 +38,7 @@ def test_a_search_that_is_killed_again_and_again(tmp_path: Path) -> None:
 @pytest.fixture
 def fresh(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    return tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    return tiny.context(tmp_path, sst2=sst2, bert=bert)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from budget_search.app.request import Request
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
-from budget_search.core.limits import Binding, Breach, Limits, Loss
+from budget_search.core.limits import BindingLimit, Breach, Limits, Loss
 from budget_search.core.serialization import plain, read_record
 from budget_search.core.trial import TrialKey
 from budget_search.layer_search.acquisition import all_sets
@@ -21,7 +21,7 @@ from budget_search.layer_search.strategies.problem import smallest_holding
 from budget_search.report.sentences import bound_by
 from tests import strategy_contract as contract
 from tests import tiny
-from tests.worlds import EFFECTS, Memory, World, plan, search
+from tests.worlds import EFFECTS, InMemoryHistory, World, search, settings
 
 ADDITIVE = contract.additive_table()
 FULL = LayerSet.full(12)
@@ -90,7 +90,7 @@ def test_an_interrupted_search_goes_on_the_same_way(name: str) -> None:
 @pytest.mark.parametrize("strategy", ["auto", "greedy", "top"])
 def test_answers_satisfy_delta_and_limits(strategy: str) -> None:
     world, limits = World(), Limits(keep=frozenset({11}), drop=frozenset({4}), max_layers=9)
-    answers = search(world, Memory(), plan(strategy=strategy, limits=limits)).run()
+    answers = search(world, InMemoryHistory(), settings(strategy=strategy, limits=limits)).run()
     for delta, layers in answers.items():
         assert layers.is_full or (limits.allow(layers) and 90 - world.worth(layers) <= delta)
     if strategy != "top":
@@ -102,7 +102,7 @@ def test_answers_satisfy_delta_and_limits(strategy: str) -> None:
 @pytest.mark.parametrize("kind", ["layers", "keep", "drop"])
 def test_the_fewest_layers_within_the_limits_or_one_more(kind: str) -> None:
     world, limits = World(seed_sd=0.2, screen_sd=0.2), LIMITS[kind]
-    answers = search(world, Memory(), plan(limits=limits)).run()
+    answers = search(world, InMemoryHistory(), settings(limits=limits)).run()
     allowed = [layers for layers in all_sets(12, (), ()) if limits.allow(layers)]
     for delta, layers in answers.items():
         fewest = min((each.depth for each in allowed if 90 - world.worth(each) <= delta), default=12)
@@ -110,10 +110,10 @@ def test_the_fewest_layers_within_the_limits_or_one_more(kind: str) -> None:
 
 
 def test_what_was_confirmed_before_is_no_answer_beyond_the_limits() -> None:
-    world, memory = World(), Memory()
+    world, memory = World(), InMemoryHistory()
     before = search(world, memory).run()
     known = before[1.0]
-    limited = search(world, memory, plan(limits=Limits(max_layers=known.depth - 1)))
+    limited = search(world, memory, settings(limits=Limits(max_layers=known.depth - 1)))
     answers = limited.run()
     assert answers[1.0].is_full or answers[1.0].depth < known.depth
     # The question without limits has the answer that it had.
@@ -121,45 +121,45 @@ def test_what_was_confirmed_before_is_no_answer_beyond_the_limits() -> None:
 
 
 def test_which_limit_binds_and_by_how_much() -> None:
-    world, memory = World(), Memory()
-    found = search(world, memory, plan(deltas=(1.0,), limits=Limits(max_layers=5)))
+    world, memory = World(), InMemoryHistory()
+    found = search(world, memory, settings(deltas=(1.0,), limits=Limits(max_layers=5)))
     assert found.run()[1.0].is_full
-    bound = binding(found.findings, 1.0)
+    bound = binding(found.state, 1.0)
     assert bound is not None and bound.within is not None and bound.beyond is not None
     cheapest = sum(sorted(EFFECTS)[:7])
     assert bound.within.depth == 5
     assert bound.within.degradation == pytest.approx(cheapest, abs=0.7)
     assert 6 <= bound.beyond.depth <= 8
     assert [breach.option for breach in bound.breaches] == ["--max-layers"]
-    text = bound_by(0.01, found.plan.limits, bound)
+    text = bound_by(0.01, found.settings.limits, bound)
     assert "--max-layers 5" in text
     assert f"{bound.beyond.depth} layers" in text
 
 
 def test_a_binding_pin_is_named_with_what_is_confirmed_beyond_it() -> None:
-    world, memory = World(), Memory()
-    free = search(world, memory, plan(deltas=(1.0,))).run()[1.0]
-    pinned = search(world, memory, plan(deltas=(1.0,), limits=Limits(drop=frozenset({0}))))
+    world, memory = World(), InMemoryHistory()
+    free = search(world, memory, settings(deltas=(1.0,))).run()[1.0]
+    pinned = search(world, memory, settings(deltas=(1.0,), limits=Limits(drop=frozenset({0}))))
     assert pinned.run()[1.0].is_full
-    bound = binding(pinned.findings, 1.0)
+    bound = binding(pinned.state, 1.0)
     assert bound is not None and bound.beyond is not None
     assert (bound.beyond.kept, bound.beyond.source) == (free.kept, "confirmation")
     assert [str(breach) for breach in bound.breaches] == ["with layer 0 (--drop-layers 0)"]
 
 
 def test_what_binds_comes_back_from_json() -> None:
-    bound = Binding(None, Loss((0, 2), 2, 0.7, "expected"), (Breach("--max-layers", "1", "2 layers"),))
-    assert read_record(Binding, json.loads(json.dumps(plain(bound))), "binding") == bound
+    bound = BindingLimit(None, Loss((0, 2), 2, 0.7, "expected"), (Breach("--max-layers", "1", "2 layers"),))
+    assert read_record(BindingLimit, json.loads(json.dumps(plain(bound))), "binding") == bound
 
 
 def test_nothing_binds_where_there_is_an_answer_or_no_limit() -> None:
-    within, without = Memory(), Memory()
-    found = search(World(), within, plan(deltas=(3.0,), limits=Limits(max_layers=9)))
+    within, without = InMemoryHistory(), InMemoryHistory()
+    found = search(World(), within, settings(deltas=(3.0,), limits=Limits(max_layers=9)))
     assert not found.run()[3.0].is_full
-    assert binding(found.findings, 3.0) is None
-    free = search(World(effects=(20.0,) * 4), without, plan(total=4, deltas=(1.0,)))
+    assert binding(found.state, 3.0) is None
+    free = search(World(effects=(20.0,) * 4), without, settings(total=4, deltas=(1.0,)))
     assert free.run()[1.0].is_full
-    assert binding(free.findings, 1.0) is None
+    assert binding(free.state, 1.0) is None
 
 
 # -- refused --------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_limits_that_a_model_cannot_satisfy_are_refused(limits: Limits, names: t
 @pytest.fixture
 def here(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tiny.workplace(tmp_path, sst2=sst2, bert=bert))
+    monkeypatch.chdir(tiny.context(tmp_path, sst2=sst2, bert=bert))
     return tmp_path
 
 

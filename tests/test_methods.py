@@ -30,25 +30,25 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.engine import evaluation as evaluate
 from budget_search.engine import workers as dispatch
-from budget_search.engine.evaluation import Workplace, load_weights, loaded, outputs_of, run_job, split_of
-from budget_search.engine.evaluation_cost import Prices
+from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
+from budget_search.engine.evaluation_cost import EvaluationCosts
 from budget_search.engine.finetune import fine_tune, loss_of
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.speed import Speed
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.freezing import frozen
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_drop import skipping_layers
 from budget_search.models.pretrained import fresh_head
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 from budget_search.storage.study_folder import StudyFolder
 from tests import tiny
 from tests.test_finetune import CPU, VOCABULARY, make_model, make_task, on_cpu
-from tests.worlds import EFFECTS, World, plan
+from tests.worlds import EFFECTS, World, settings
 
 SHORT = Recipe("short", epochs=1, train_examples=None, batch_size=8, lr=3e-3, max_length=32, warmup=0.1)
 FULL, SMALLER = LayerSet.full(4), LayerSet((0, 2), 4)
@@ -230,32 +230,32 @@ def test_soft_targets_pull_towards_themselves() -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Callable[..., Workplace]:
+def place(tmp_path_factory: pytest.TempPathFactory, bert: Path) -> Callable[..., EvaluationContext]:
     """Makes a study to evaluate in, with a recipe; of train, selection and certification."""
 
-    def make(asked: Recipe, **more: Any) -> Workplace:
+    def make(asked: Recipe, **more: Any) -> EvaluationContext:
         folder = StudyFolder(tmp_path_factory.mktemp("place") / "study")
         task = make_task()
         splits = dict.fromkeys(("train", "selection", "certification"), task.splits["train"])
         dataclasses.replace(task, splits=splits).save(folder.examples)
-        return Workplace(folder, bert, "tiny-bert", asked, CPU, **more)
+        return EvaluationContext(folder, bert, "tiny-bert", asked, CPU, **more)
 
     return make
 
 
-Place = Callable[..., Workplace]
+Place = Callable[..., EvaluationContext]
 
 
-def begun(workplace: Workplace) -> PreTrainedModel:
+def begun(context: EvaluationContext) -> PreTrainedModel:
     """The full model as a fine-tune finds it."""
-    here = loaded(workplace)
-    model = keep_layers(here.parent, FULL.kept)
+    here = loaded(context)
+    model = keep_layers(here.pretrained, FULL.kept)
     fresh_head(model, here.fresh, SEED)
     return model
 
 
-def weights_of(workplace: Workplace, layers: LayerSet) -> Weights:
-    return load_weights(workplace, full_run(layers).key).state_dict()
+def weights_of(context: EvaluationContext, layers: LayerSet) -> Weights:
+    return load_weights(context, full_run(layers).key).state_dict()
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -263,13 +263,13 @@ def same(one: Weights, other: Weights) -> bool:
 
 
 def test_dropping_after_a_fine_tune_is_the_three_steps_by_hand(place: Place) -> None:
-    workplace = place(recipe(dropping="after", freeze=("2",)))
-    trial = run_job(workplace, full_run(SMALLER))
-    train = split_of(workplace, "train")
-    model = begun(workplace)
+    context = place(recipe(dropping="after", freeze=("2",)))
+    trial = run_job(context, full_run(SMALLER))
+    train = split_of(context, "train")
+    model = begun(context)
     for name, weight in model.named_parameters():
         weight.requires_grad_(not name.startswith(tuple(f"bert.encoder.layer.{index}." for index in (1, 2, 3))))
-    tail = loaded(workplace).tail
+    tail = loaded(context).tail
     with only_read_token(model, tail):
         first = fine_tune(model, train, SHORT, 1.0, SEED, CPU)
     for weight in model.parameters():
@@ -279,7 +279,7 @@ def test_dropping_after_a_fine_tune_is_the_three_steps_by_hand(place: Place) -> 
         weight.requires_grad_(not name.startswith("bert.encoder.layer.1."))
     with only_read_token(smaller, tail):
         second = fine_tune(smaller, train, SHORT, 1.0, SEED, CPU)
-    assert same(weights_of(workplace, SMALLER), smaller.state_dict())
+    assert same(weights_of(context, SMALLER), smaller.state_dict())
     assert trial.train_tokens == first.tokens + second.tokens
     assert trial.training_work == 4 * first.tokens + 2 * second.tokens
 
@@ -294,8 +294,8 @@ def test_gradual_dropping_takes_one_layer_at_a_time_from_the_top(place: Place, m
         return done
 
     monkeypatch.setattr(evaluate, "fine_tune", watched)
-    workplace = place(recipe(dropping="gradual"))
-    trial = run_job(workplace, full_run(SMALLER))
+    context = place(recipe(dropping="gradual"))
+    trial = run_job(context, full_run(SMALLER))
     assert [epochs for epochs, _, _ in seen] == [2, 2, 1]
     # 3 is dropped first, then 1: what is left begins where it stood.
     left = [(0, 1, 2, 3), (0, 1, 2), (0, 2)]
@@ -304,81 +304,81 @@ def test_gradual_dropping_takes_one_layer_at_a_time_from_the_top(place: Place, m
         for place_now, layer in enumerate(now):
             assert torch.equal(begins[weight.format(place_now)], ended[weight.format(earlier.index(layer))])
         assert weight.format(len(now)) not in begins
-    assert same(weights_of(workplace, SMALLER), seen[-1][2])
+    assert same(weights_of(context, SMALLER), seen[-1][2])
     assert trial.training_work == trial.train_tokens / 5 * (2 * 4 + 2 * 3 + 1 * 2)
 
 
 def test_untrained_is_a_part_of_the_trained_full_model(place: Place) -> None:
-    workplace = place(recipe(dropping="untrained", layer_drop=0.2))
-    parent = run_job(workplace, full_run(FULL))
-    trial = run_job(workplace, full_run(SMALLER))
+    context = place(recipe(dropping="untrained", layer_drop=0.2))
+    parent = run_job(context, full_run(FULL))
+    trial = run_job(context, full_run(SMALLER))
     assert parent.training_work == 4 * parent.train_tokens > 0
     assert (trial.train_tokens, trial.training_work, trial.train_seconds) == (0, 0, 0)
-    by_hand = begun(workplace)
-    with only_read_token(by_hand, loaded(workplace).tail):
-        fine_tune(by_hand, split_of(workplace, "train"), workplace.recipe, 1.0, SEED, CPU)
-    expected = outputs_of(workplace, keep_layers(by_hand, SMALLER.kept), "certification")
-    written = np.load(workplace.folder.outputs(full_run(SMALLER).key, "certification"))
+    by_hand = begun(context)
+    with only_read_token(by_hand, loaded(context).tail):
+        fine_tune(by_hand, split_of(context, "train"), context.recipe, 1.0, SEED, CPU)
+    expected = outputs_of(context, keep_layers(by_hand, SMALLER.kept), "certification")
+    written = np.load(context.folder.outputs(full_run(SMALLER).key, "certification"))
     np.testing.assert_array_equal(written, expected)
     # Where the full model's weights were deleted, they come back the same.
-    shutil.rmtree(workplace.folder.weights(full_run(FULL).key))
-    assert run_job(workplace, full_run(SMALLER)).score == trial.score
+    shutil.rmtree(context.folder.weights(full_run(FULL).key))
+    assert run_job(context, full_run(SMALLER)).score == trial.score
 
 
 def test_a_screen_scales_every_phase(place: Place) -> None:
-    workplace = place(recipe(epochs=2, dropping="gradual"))
-    short = run_job(workplace, Job(TrialKey(SMALLER, 0.25, SEED), "selection"))
-    long = run_job(workplace, Job(TrialKey(SMALLER, 1.0, SEED), "selection"))
+    context = place(recipe(epochs=2, dropping="gradual"))
+    short = run_job(context, Job(TrialKey(SMALLER, 0.25, SEED), "selection"))
+    long = run_job(context, Job(TrialKey(SMALLER, 1.0, SEED), "selection"))
     assert short.train_tokens == pytest.approx(long.train_tokens / 4, rel=0.2)
     assert short.training_work == pytest.approx(short.train_tokens * 3, rel=0.1)
 
 
-def scrambled(workplace: Workplace) -> None:
+def scrambled(context: EvaluationContext) -> None:
     """Turn every label in what this process has loaded."""
-    train = split_of(workplace, "train")
-    loaded(workplace).splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
+    train = split_of(context, "train")
+    loaded(context).splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
 
 
 def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
     teacher = full_run(FULL).key
-    workplace = place(recipe(distil=1.0), teacher=teacher)
-    own, other = run_job(workplace, full_run(FULL)), run_job(workplace, full_run(FULL, SEED + 1))
-    said = workplace.folder.outputs(teacher, "train")
+    context = place(recipe(distil=1.0), teacher=teacher)
+    own, other = run_job(context, full_run(FULL)), run_job(context, full_run(FULL, SEED + 1))
+    said = context.folder.outputs(teacher, "train")
     # Reading the training examples is counted, with the run that did it.
-    train_tokens = int(split_of(workplace, "train").lengths.sum())
+    train_tokens = int(split_of(context, "train").lengths.sum())
     assert own.evaluation_tokens == other.evaluation_tokens + train_tokens
-    full = load_weights(workplace, teacher)
-    np.testing.assert_array_equal(np.load(said), outputs_of(workplace, full, "train"))
+    full = load_weights(context, teacher)
+    np.testing.assert_array_equal(np.load(said), outputs_of(context, full, "train"))
     plain = place(SHORT)
     run_job(plain, full_run(FULL))
     assert same(full.state_dict(), weights_of(plain, FULL)), "the baseline has no teacher"
 
     written = said.stat().st_mtime_ns
-    taught = weights_of(workplace, SMALLER)
+    taught = weights_of(context, SMALLER)
     assert said.stat().st_mtime_ns == written
-    shutil.rmtree(workplace.folder.weights(full_run(SMALLER).key))
-    scrambled(workplace)
-    assert same(weights_of(workplace, SMALLER), taught), "with all the weight on the teacher, labels do not matter"
+    shutil.rmtree(context.folder.weights(full_run(SMALLER).key))
+    scrambled(context)
+    assert same(weights_of(context, SMALLER), taught), "with all the weight on the teacher, labels do not matter"
     np.save(said, -np.load(said))
-    shutil.rmtree(workplace.folder.weights(full_run(SMALLER).key))
-    assert not same(weights_of(workplace, SMALLER), taught)
+    shutil.rmtree(context.folder.weights(full_run(SMALLER).key))
+    assert not same(weights_of(context, SMALLER), taught)
 
 
 def test_what_the_teacher_said_comes_back_when_it_was_deleted(place: Place) -> None:
     teacher = full_run(FULL).key
-    workplace = place(recipe(distil=0.5, dropping="after"), teacher=teacher)
-    run_job(workplace, full_run(FULL))
-    before = run_job(workplace, full_run(SMALLER))
-    shutil.rmtree(workplace.folder.path / "artifacts")
-    shutil.rmtree(workplace.folder.path / "weights")
-    after = run_job(workplace, full_run(SMALLER))
+    context = place(recipe(distil=0.5, dropping="after"), teacher=teacher)
+    run_job(context, full_run(FULL))
+    before = run_job(context, full_run(SMALLER))
+    shutil.rmtree(context.folder.path / "artifacts")
+    shutil.rmtree(context.folder.path / "weights")
+    after = run_job(context, full_run(SMALLER))
     assert (after.score, after.metrics) == (before.score, before.metrics)
 
 
 # -- the search -------------------------------------------------------------------------------------------------------
 
 
-def together(world: World, wanted: Plan, order: list[tuple[str, Job]]) -> dict[float, LayerSet]:
+def together(world: World, wanted: SearchSettings, order: list[tuple[str, Job]]) -> dict[float, LayerSet]:
     """A search with as many evaluations at a time as the plan is wide; the last begun ends first. Notes the order."""
 
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
@@ -393,11 +393,11 @@ def together(world: World, wanted: Plan, order: list[tuple[str, Job]]) -> dict[f
             yield world.measure(running.pop())
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.0, 10**6, len(lost), 1000, confidence)
 
-    findings = Findings(wanted, Memory(), judge)
-    return Search(findings, run_jobs, Silent()).run()
+    state = SearchState(wanted, InMemoryHistory(), judge)
+    return Search(state, run_jobs, NullObserver()).run()
 
 
 NAMED = (LayerSet((0, 1, 2), 6), LayerSet((0, 1), 6))
@@ -408,7 +408,7 @@ NAMED = (LayerSet((0, 1, 2), 6), LayerSet((0, 1), 6))
 def test_smaller_models_wait_for_the_full_one_they_build_on(method: Any, named: tuple[LayerSet, ...]) -> None:
     order: list[tuple[str, Job]] = []
     world = World(effects=EFFECTS[:6])
-    wanted = plan(
+    wanted = settings(
         total=6, width=3, named=named, recipe=recipe(**method), seeds=(42, 43, 44, 45), deltas=(2.0,), evaluations=12
     )
     answers = together(world, wanted, order)
@@ -432,7 +432,7 @@ def test_time_and_price_count_every_phase() -> None:
     # Two epochs of four layers, of three, of two; the full model's fine-tune had two of four.
     assert pace.seconds([full_run(SMALLER)], 1) == pytest.approx((4 + 3 + 2) * 2 + 2)
     linear = (1.0, 2.0, 3.0, 4.0)
-    prices = Prices(
+    prices = EvaluationCosts(
         total=4, recipe=asked, speed=Speed((1, 2, 3, 4), linear, linear, linear, linear, 0.0), full_steps=100,
         train_tokens=1.0, tokens={}, padded={}, timed_tokens=1, parameters=1, layer_parameters=1.0,
     )  # fmt: skip
@@ -456,7 +456,7 @@ def scores(report: dict[str, Any]) -> dict[tuple[Any, ...], float]:
 @pytest.fixture
 def here(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tiny.workplace(tmp_path, sst2=sst2, bert=bert))
+    monkeypatch.chdir(tiny.context(tmp_path, sst2=sst2, bert=bert))
     return tmp_path
 
 
@@ -508,10 +508,10 @@ def test_a_search_among_parts_of_the_trained_model(
     shutil.rmtree(here / "studies")
     calls = iter(range(6))
 
-    def until_interrupted(workplace: Workplace, job: Job) -> Trial:
+    def until_interrupted(context: EvaluationContext, job: Job) -> Trial:
         if next(calls, None) is None:
             raise KeyboardInterrupt
-        return run_job(workplace, job)
+        return run_job(context, job)
 
     monkeypatch.setattr(dispatch, "run_job", until_interrupted)
     assert tiny.command(*tiny.search_options("sst2"), *options, "--quiet") == 130

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from budget_search.app.warm_start import whether_it_helped
+from budget_search.app.warm_start import warm_start_note
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import Job, SearchBudget, TrialKey
@@ -17,7 +17,7 @@ from budget_search.simulation import rehearsal
 from budget_search.simulation.generated_models import GeneratedModel
 from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained, rehearse
 from tests import tiny
-from tests.worlds import Memory, World, plan, search
+from tests.worlds import InMemoryHistory, World, plan, search
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_two_workers_are_told_to_take_about_half_the_time() -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tiny.workplace(tmp_path, sst2=sst2, bert=bert))
+    monkeypatch.chdir(tiny.context(tmp_path, sst2=sst2, bert=bert))
     return tmp_path
 
 
@@ -143,11 +143,11 @@ def test_what_a_search_would_refuse_a_plan_refuses(here: Path, capsys: pytest.Ca
 def test_what_is_handed_over_is_screened_first_and_judged_in_the_report() -> None:
     start = (LayerSet((0, 1, 2, 3, 5), 12), LayerSet((6, 7, 8, 9, 10, 11), 12))
     world = World()
-    found = search(world, Memory(), plan(start=start, deltas=(2.0, 3.0)))
+    found = search(world, InMemoryHistory(), plan(start=start, deltas=(2.0, 3.0)))
     answers = found.run()
     screened = [job.key.layers for job in world.asked if job.split == "selection" and not job.key.layers.is_full]
     assert tuple(screened[:2]) == start
-    said = whether_it_helped(found.findings, "elsewhere")
+    said = warm_start_note(found.state, "elsewhere")
     assert "2 layer sets of elsewhere" in said
     for delta, layers in answers.items():
         assert (f"the answer within {delta:.2f} points is one of them" in said) == (layers in start)
@@ -155,7 +155,7 @@ def test_what_is_handed_over_is_screened_first_and_judged_in_the_report() -> Non
 
 def test_what_limits_forbid_is_not_taken_over() -> None:
     start, world = (LayerSet((0, 1, 2, 3, 5), 12), LayerSet((0, 1, 2, 11), 12)), World()
-    search(world, Memory(), plan(start=start, deltas=(3.0,), limits=Limits(max_layers=4))).run()
+    search(world, InMemoryHistory(), plan(start=start, deltas=(3.0,), limits=Limits(max_layers=4))).run()
     screened = {job.key.layers for job in world.asked if job.split == "selection"}
     assert start[1] in screened
     assert start[0] not in screened

@@ -15,7 +15,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.data.tokenization import EncodedSplit, EncodedTask
 from budget_search.engine.device import Device
-from tests.worlds import World, plan
+from tests.worlds import World, settings
 
 SPLIT = EncodedSplit(np.zeros(2, np.int32), None, np.array([0, 1, 2]), np.array([0, 1]))
 TASK = EncodedTask(
@@ -53,7 +53,7 @@ def test_the_bar_shows_what_is_confirmed_and_fits_the_terminal(config: SearchCon
     shown, file = console(terminal=True)
     full, smaller = LayerSet.full(12), LayerSet.dropping([4, 8], 12)  # of small effects
     known = [run(full, seed) for seed in (42, 43, 44)]
-    shown.planned(plan(), config, TASK, Device("cpu", "fp32"), 2, known)
+    shown.planned(settings(), config, TASK, Device("cpu", "fp32"), 2, known)
     try:
         for seed in (42, 43):
             shown.started(Job(TrialKey(smaller, FULL_RUNG, seed), "certification"))
@@ -76,7 +76,7 @@ def test_the_bar_shows_what_is_confirmed_and_fits_the_terminal(config: SearchCon
 
 def test_no_colours_and_no_bar_where_there_is_no_terminal(config: SearchConfig) -> None:
     shown, file = console(terminal=False)
-    shown.planned(plan(), config, TASK, Device("cpu", "fp32"), 2, [])
+    shown.planned(settings(), config, TASK, Device("cpu", "fp32"), 2, [])
     shown.finished(run(LayerSet.full(12), 42))
     shown.answered(1.0, LayerSet.dropping([4, 8], 12))
     shown.close()
@@ -89,7 +89,7 @@ def test_no_colours_and_no_bar_where_there_is_no_terminal(config: SearchConfig) 
 def test_no_color_is_heeded_on_a_terminal(monkeypatch: pytest.MonkeyPatch, config: SearchConfig) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     shown, file = console(terminal=True)
-    shown.planned(plan(), config, TASK, Device("cpu", "fp32"), 2, [])
+    shown.planned(settings(), config, TASK, Device("cpu", "fp32"), 2, [])
     shown.finished(run(LayerSet.full(12), 42))
     shown.close()
     codes = [code for found in COLOUR.findall(file.getvalue()) for code in found[2:-1].split(";")]
@@ -99,7 +99,7 @@ def test_no_color_is_heeded_on_a_terminal(monkeypatch: pytest.MonkeyPatch, confi
 
 def test_quiet_says_nothing(config: SearchConfig, capsys: pytest.CaptureFixture[str]) -> None:
     quiet = Console(quiet=True)
-    quiet.planned(plan(), config, TASK, Device("cpu", "fp32"), 2, [])
+    quiet.planned(settings(), config, TASK, Device("cpu", "fp32"), 2, [])
     quiet.finished(run(LayerSet.full(12), 42))
     quiet.close()
     assert capsys.readouterr() == ("", "")

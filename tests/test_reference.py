@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from transformers import AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from budget_search.app.reference_models import Means, with_references
+from budget_search.app.reference_models import ExecutionOptions, with_references
 from budget_search.app.resolve import references_of
 from budget_search.app.study_report import read_report
 from budget_search.core.config import SearchConfig
@@ -28,7 +28,7 @@ from budget_search.report.comparison import beside
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
-from budget_search.simulation.replay import Silent
+from budget_search.simulation.replay import NullObserver
 from budget_search.storage.study_folder import StudyFolder
 from budget_search.storage.study_store import StudyStore
 from tests import tiny
@@ -36,7 +36,7 @@ from tests.test_curves import REFERENCE
 from tests.test_report import load
 
 
-class Listener(Silent):
+class Listener(NullObserver):
     """Hears what is told, and may be interrupted as somebody's Ctrl-C would."""
 
     def __init__(self, interrupt_at: str = "") -> None:
@@ -54,7 +54,7 @@ def study(
     sst2_study: Path, tmp_path: Path, bert: Path, xlnet: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> StudyFolder:
     """A copy of the finished study below the current folder, with its task, its model and another one beside it."""
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert, xlnet=xlnet)
+    tiny.context(tmp_path, sst2=sst2, bert=bert, xlnet=xlnet)
     monkeypatch.chdir(tmp_path)
     return StudyFolder(Path(shutil.copytree(sst2_study, Path("studies") / sst2_study.name)))
 
@@ -94,7 +94,7 @@ def test_it_is_fine_tuned_as_the_baseline_was_and_kept(study: StudyFolder, capsy
 
 
 def test_it_reads_the_same_examples_with_its_own_tokenizer(study: StudyFolder) -> None:
-    with_references(study, references_of(["xlnet"], offline=True), Means(workers=1), Listener())
+    with_references(study, references_of(["xlnet"], offline=True), ExecutionOptions(workers=1), Listener())
     (own,) = (StudyFolder(path) for path in study.path.glob("references/*"))
     ours, theirs = EncodedTask.load(study.examples), EncodedTask.load(own.examples)
     read_ours, read_theirs = decoder(study.tokenizer), decoder(own.tokenizer)
@@ -118,11 +118,11 @@ def test_it_reads_the_same_examples_with_its_own_tokenizer(study: StudyFolder) -
 def test_an_interrupted_one_goes_on_with_the_seeds_that_are_left(study: StudyFolder) -> None:
     parents, interrupted = references_of(["xlnet"], offline=True), Listener(interrupt_at="seed")
     with pytest.raises(KeyboardInterrupt):
-        with_references(study, parents, Means(workers=1), interrupted)
+        with_references(study, parents, ExecutionOptions(workers=1), interrupted)
     (first,) = trials_of(study)
     assert read_report(study).references == ()
     again = Listener()
-    (reference,) = with_references(study, parents, Means(workers=1), again).references
+    (reference,) = with_references(study, parents, ExecutionOptions(workers=1), again).references
     assert sum(told.startswith("seed") for told in again.heard) == 1
     assert first in trials_of(study)
     assert reference.seeds == 2

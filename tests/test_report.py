@@ -19,7 +19,7 @@ import pytest
 from budget_search.api import StudyReport
 from budget_search.core import formatting
 from budget_search.core.errors import StudyError, UsageError
-from budget_search.core.limits import Binding
+from budget_search.core.limits import BindingLimit
 from budget_search.report.entries import InferencePoint, Interval, Quantiles, Rejected, Result, ThroughputPoint
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
@@ -297,7 +297,7 @@ def test_csv_holds_the_unrounded_numbers_of_every_study(report: Report) -> None:
 def test_csv_is_flat_whichever_answers_were_timed(report: Report) -> None:
     """The full model has no throughput of its own: where it came first, the others had a column that it lacked."""
     timed = dataclasses.replace(report.results[1], throughput=ThroughputPoint(32, 872, 250.0, Interval(0.4, 0.3, 0.5)))
-    bound = dataclasses.replace(report.results[0], binding=Binding(None, None, ()))
+    bound = dataclasses.replace(report.results[0], binding=BindingLimit(None, None, ()))
     rows = list(csv.DictReader(io.StringIO(render([with_results(report, bound, timed)], "csv"))))
     assert [row["examples_per_second"] for row in rows] == ["", "250.0"]
     assert not any("{" in value for row in rows for value in row.values())

@@ -13,13 +13,13 @@ from budget_search.core.errors import BudgetSearchError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial
 from budget_search.simulation.rehearsal import VirtualWorkers
-from tests.worlds import EFFECTS, Memory, World, fewest_layers, plan, search, without_interruption
+from tests.worlds import EFFECTS, InMemoryHistory, World, fewest_layers, search, settings, without_interruption
 
 FULL = LayerSet.full(12)
 
 
 def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
-    world, memory = World(), Memory()
+    world, memory = World(), InMemoryHistory()
     answers = search(world, memory).run()
     for delta, layers in answers.items():
         assert 90 - world.worth(layers) <= delta
@@ -32,14 +32,14 @@ def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
 @pytest.mark.parametrize("strategy", ["auto", "greedy"])
 def test_searching_comes_within_a_layer_of_the_fewest(strategy: str) -> None:
     world = World(seed_sd=0.2, screen_sd=0.2)
-    answers = search(world, Memory(), plan(strategy=strategy)).run()
+    answers = search(world, InMemoryHistory(), settings(strategy=strategy)).run()
     for delta, layers in answers.items():
         assert layers.depth <= fewest_layers(world, delta) + 1
 
 
 def test_screens_and_confirmations_never_share_a_seed() -> None:
     world = World()
-    search(world, Memory()).run()
+    search(world, InMemoryHistory()).run()
     screened = {job.key.seed for job in world.asked if job.split == "selection"}
     confirmed = {job.key.seed for job in world.asked if job.split == "certification"}
     assert screened
@@ -50,9 +50,9 @@ def test_screens_and_confirmations_never_share_a_seed() -> None:
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 7, 12, 20, 29, 41, 50])
 def test_interrupted_anywhere_it_ends_as_if_nothing_had_happened(after: int) -> None:
     world = World(seed_sd=0.3, screen_sd=0.3, interrupt_after=after)
-    undisturbed = Memory()
+    undisturbed = InMemoryHistory()
     expected = search(without_interruption(world), undisturbed).run()
-    memory = Memory()
+    memory = InMemoryHistory()
     if after < len(undisturbed.trials):
         with pytest.raises(KeyboardInterrupt):
             search(world, memory).run()
@@ -63,7 +63,7 @@ def test_interrupted_anywhere_it_ends_as_if_nothing_had_happened(after: int) -> 
 
 
 def test_the_same_question_again_runs_nothing() -> None:
-    world, memory = World(seed_sd=0.3, screen_sd=0.3), Memory()
+    world, memory = World(seed_sd=0.3, screen_sd=0.3), InMemoryHistory()
     first = search(world, memory).run()
     again = without_interruption(world)
     assert search(again, memory).run() == first
@@ -71,11 +71,11 @@ def test_the_same_question_again_runs_nothing() -> None:
 
 
 def test_another_delta_reuses_what_was_measured() -> None:
-    memory = Memory()
-    search(World(), memory, plan(deltas=(2.0,))).run()
+    memory = InMemoryHistory()
+    search(World(), memory, settings(deltas=(2.0,))).run()
     known = {trial.key for trial in memory.trials}
     more = World()
-    search(more, memory, plan(deltas=(1.0,))).run()
+    search(more, memory, settings(deltas=(1.0,))).run()
     assert more.asked
     assert not known & {job.key for job in more.asked}
     assert not any(job.key.layers.is_full for job in more.asked)
@@ -90,14 +90,14 @@ def test_another_delta_reuses_what_was_measured() -> None:
     ],
 )
 def test_another_question_is_not_answered_by_the_last_ones_plan(before: dict[str, Any], after: dict[str, Any]) -> None:
-    memory = Memory()
-    first = search(World(), memory, plan(deltas=(2.0,), **before))
+    memory = InMemoryHistory()
+    first = search(World(), memory, settings(deltas=(2.0,), **before))
     first.run()
-    assert first.findings.is_closed(2.0)
-    second = search(World(), memory, plan(deltas=(2.0,), **after))
-    assert not second.findings.is_closed(2.0)
+    assert first.state.is_closed(2.0)
+    second = search(World(), memory, settings(deltas=(2.0,), **after))
+    assert not second.state.is_closed(2.0)
     second.run()
-    assert second.findings.is_closed(2.0)
+    assert second.state.is_closed(2.0)
     if "start" in after:
         assert set(after["start"]) <= {trial.layers for trial in memory.trials}
 
@@ -105,8 +105,8 @@ def test_another_question_is_not_answered_by_the_last_ones_plan(before: dict[str
 def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
     best = LayerSet((0, 1, 2, 3), 6)
     world = World(effects=(5, 4, 3, 2.5, 0.1, 0.1), collapses_below={best: 0.9})
-    memory = Memory()
-    answers = search(world, memory, plan(total=6, deltas=(1.0,), screen_rung=0.25)).run()
+    memory = InMemoryHistory()
+    answers = search(world, memory, settings(total=6, deltas=(1.0,), screen_rung=0.25)).run()
     assert answers == {1.0: best}
     assert [t.rung for t in memory.history if t.layers == best and t.split == "selection"] == [0.25, 0.5, 1.0]
 
@@ -114,31 +114,31 @@ def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
 def test_a_screen_that_goes_on_collapsing_is_compared_with_nothing() -> None:
     """The full model's screens as long as those that teach nothing either would cost the most of all."""
     world = World(effects=(5, 4, 0.1), collapses_below={LayerSet((0, 1), 3): 0.9})
-    memory = Memory()
-    assert search(world, memory, plan(total=3, deltas=(1.0,), screen_rung=0.25)).run() == {1.0: LayerSet((0, 1), 3)}
+    memory = InMemoryHistory()
+    assert search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25)).run() == {1.0: LayerSet((0, 1), 3)}
     assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25, 1.0]
 
 
 def test_where_everything_breaks_no_few_layers_are_tried_for_luck() -> None:
-    world, memory = World(effects=(30,) * 6), Memory()
-    assert search(world, memory, plan(total=6, deltas=(1.0,), screen_rung=0.5)).run() == {1.0: LayerSet.full(6)}
+    world, memory = World(effects=(30,) * 6), InMemoryHistory()
+    assert search(world, memory, settings(total=6, deltas=(1.0,), screen_rung=0.5)).run() == {1.0: LayerSet.full(6)}
     confirmed = {job.key.layers.depth for job in world.asked if job.split == "certification"}
     assert confirmed <= {5, 6}
 
 
 def test_screens_whose_ranking_misleads_are_lengthened() -> None:
     world = World(misleading_below=0.2)
-    found = search(world, Memory(), plan(deltas=(2.0,)))
+    found = search(world, InMemoryHistory(), settings(deltas=(2.0,)))
     answers = found.run()
-    assert found.findings.screens.rung == pytest.approx(1 / 3)
+    assert found.state.screens.rung == pytest.approx(1 / 3)
     assert any("lengthened" in note for note in found.notes())
     assert answers[2.0].depth <= fewest_layers(world, 2.0) + 1
 
 
 def test_screens_that_agree_with_longer_runs_stay_short() -> None:
-    found = search(World(screen_sd=0.1), Memory(), plan(deltas=(2.0,)))
+    found = search(World(screen_sd=0.1), InMemoryHistory(), settings(deltas=(2.0,)))
     found.run()
-    assert found.findings.screens.rung == pytest.approx(1 / 6)
+    assert found.state.screens.rung == pytest.approx(1 / 6)
     assert not any("lengthened" in note for note in found.notes())
 
 
@@ -153,16 +153,16 @@ def test_a_set_beyond_hope_is_not_given_every_seed() -> None:
             return replace(trial, score=(trial.score or 0.0) + 20) if flatters else trial
 
     world = Flattering()
-    answers = search(world, Memory(), plan(deltas=(1.0,), strategy="top")).run()
+    answers = search(world, InMemoryHistory(), settings(deltas=(1.0,), strategy="top")).run()
     runs = [job for job in world.asked if job.key.layers == flattered and job.split == "certification"]
     assert len(runs) == 1
     assert answers[1.0] != flattered
 
 
 def test_a_set_that_diverges_is_no_answer() -> None:
-    memory = Memory()
-    first = search(World(), memory, plan(deltas=(2.0,))).run()[2.0]
-    answers = search(World(diverging=frozenset({first})), Memory(), plan(deltas=(2.0,))).run()
+    memory = InMemoryHistory()
+    first = search(World(), memory, settings(deltas=(2.0,))).run()[2.0]
+    answers = search(World(diverging=frozenset({first})), InMemoryHistory(), settings(deltas=(2.0,))).run()
     assert answers[2.0] != first
     assert 90 - World().worth(answers[2.0]) <= 2.0
 
@@ -170,61 +170,63 @@ def test_a_set_that_diverges_is_no_answer() -> None:
 def test_a_collapsed_confirmation_counts_with_its_score() -> None:
     worst = LayerSet((0, 1, 2, 3, 4, 5), 12)
     world = World(effects=(9,) * 6 + (0.0,) * 6, collapses_below={worst: 2.0})
-    memory = Memory()
-    named = plan(deltas=(1.0,), named=(worst,))
+    memory = InMemoryHistory()
+    named = settings(deltas=(1.0,), named=(worst,))
     answers = search(world, memory, named).run()
-    assert search(world, memory, named).findings.confirmations.collapsed(worst) == 3
+    assert search(world, memory, named).state.confirmations.collapsed(worst) == 3
     assert answers[1.0] == FULL
 
 
 def test_what_failed_for_the_machines_reasons_is_run_again_with_the_same_seed() -> None:
-    world, memory = World(machine_failures=1), Memory()
+    world, memory = World(machine_failures=1), InMemoryHistory()
     answers = search(world, memory).run()
-    assert answers == search(World(), Memory()).run()
+    assert answers == search(World(), InMemoryHistory()).run()
     assert Counter(job.key for job in world.asked).most_common(1)[0][1] == 2
     assert not any(trial.machine_failure for trial in memory.history)
 
 
 def test_failing_twice_for_the_machines_reasons_stops_the_search_and_keeps_the_rest() -> None:
-    memory = Memory()
+    memory = InMemoryHistory()
     with pytest.raises(BudgetSearchError, match=r"out of memory.*free memory"):
         search(World(machine_failures=8), memory).run()
-    assert search(World(), memory).run() == search(World(), Memory()).run()
+    assert search(World(), memory).run() == search(World(), InMemoryHistory()).run()
 
 
 def test_a_baseline_that_diverges_is_an_error() -> None:
     with pytest.raises(BudgetSearchError, match=r"full model could not be fine-tuned.*nan"):
-        search(World(diverging=frozenset({FULL})), Memory()).run()
+        search(World(diverging=frozenset({FULL})), InMemoryHistory()).run()
 
 
 def test_a_baseline_that_learns_nothing_is_an_error() -> None:
     with pytest.raises(BudgetSearchError, match="learnt nothing"):
-        search(World(collapses_below={FULL: 2.0}), Memory()).run()
+        search(World(collapses_below={FULL: 2.0}), InMemoryHistory()).run()
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("limit", [4, 5, 7, 9, 12, 15, 25])
 def test_the_limit_of_fine_tunes_is_kept(limit: int, width: int) -> None:
-    world, memory = Crowd(screen_sd=0.2, seed_sd=0.2), Memory()
+    world, memory = Crowd(screen_sd=0.2, seed_sd=0.2), InMemoryHistory()
     world.slots = width
-    answers = search(world, memory, plan(budget=SearchBudget(max_trials=limit), width=width)).run()
+    answers = search(world, memory, settings(budget=SearchBudget(max_trials=limit), width=width)).run()
     assert len(memory.trials) <= limit
     for delta, layers in answers.items():
         assert layers == FULL or 90 - world.worth(layers) <= delta + 0.5
     if limit >= 15:
         # What is held back for a confirmation is spent on one.
-        assert search(world, memory).findings.confirmations.begun
+        assert search(world, memory).state.confirmations.begun
 
 
 def test_a_small_budget_leaves_something_for_the_smaller_deltas() -> None:
     """Held back for one delta alone, the confirmations of the largest left nothing for the others."""
-    answers = search(World(screen_sd=0.2, seed_sd=0.2), Memory(), plan(budget=SearchBudget(max_trials=20))).run()
+    answers = search(
+        World(screen_sd=0.2, seed_sd=0.2), InMemoryHistory(), settings(budget=SearchBudget(max_trials=20))
+    ).run()
     assert not answers[2.0].is_full
 
 
 def test_the_limit_of_hours_lets_no_screen_begin_after_it() -> None:
     world = World()
-    answers = search(world, Memory(), plan(budget=SearchBudget(max_hours=1e-9))).run()
+    answers = search(world, InMemoryHistory(), settings(budget=SearchBudget(max_hours=1e-9))).run()
     assert all(layers == FULL for layers in answers.values())
     assert {job.key.layers for job in world.asked} == {FULL}
 
@@ -255,27 +257,27 @@ class TimedWorld(World):
 def test_hours_are_kept_to_with_what_is_confirmed_by_then(
     seconds: int, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world, memory = TimedWorld(seed_sd=0.2, screen_sd=0.2), Memory()
+    world, memory = TimedWorld(seed_sd=0.2, screen_sd=0.2), InMemoryHistory()
     world.clock = Clock()
     monkeypatch.setattr("budget_search.layer_search.budget.time", world.clock)
     budget = SearchBudget(max_hours=seconds / 3600)
-    found = search(world, memory, plan(strategy=strategy, budget=budget))
+    found = search(world, memory, settings(strategy=strategy, budget=budget))
     answers = found.run()
     assert world.clock.now <= seconds
-    confirmed = found.findings.confirmations.sets
+    confirmed = found.state.confirmations.sets
     assert all(layers in confirmed or layers.is_full for layers in answers.values())
     if seconds >= 90:
         assert confirmed, "what is held back for a confirmation is spent on one"
     if found.ended_early:
         assert any("ended the search" in note for note in found.notes())
     elif strategy == "auto":
-        assert answers == search(TimedWorld(seed_sd=0.2, screen_sd=0.2), Memory()).run()
+        assert answers == search(TimedWorld(seed_sd=0.2, screen_sd=0.2), InMemoryHistory()).run()
 
 
 def test_named_sets_are_measured_in_full_and_nothing_else() -> None:
     named = (LayerSet((0, 1, 2, 3, 5, 7, 9), 12), LayerSet((0, 1, 2), 12))
     world = World()
-    answers = search(world, Memory(), plan(named=named)).run()
+    answers = search(world, InMemoryHistory(), settings(named=named)).run()
     assert {job.key.layers for job in world.asked} == {FULL, *named}
     assert {job.split for job in world.asked} == {"certification"}
     lost = {layers: 90 - world.worth(layers) for layers in named}
@@ -283,14 +285,16 @@ def test_named_sets_are_measured_in_full_and_nothing_else() -> None:
 
 
 def test_certified_answers_need_the_bound_within_delta() -> None:
-    observed = search(World(), Memory(), plan(deltas=(1.0,)), half_width=0.5).run()[1.0]
-    certified = search(World(), Memory(), plan(deltas=(1.0,), criterion="certified"), half_width=0.5).run()[1.0]
+    observed = search(World(), InMemoryHistory(), settings(deltas=(1.0,)), half_width=0.5).run()[1.0]
+    certified = search(
+        World(), InMemoryHistory(), settings(deltas=(1.0,), criterion="certified"), half_width=0.5
+    ).run()[1.0]
     assert certified.depth > observed.depth
     assert 90 - World().worth(certified) <= 0.5
 
 
 def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:
-    class Watching(Memory):
+    class Watching(InMemoryHistory):
         def append(self, trial: Trial) -> None:
             if trial.split == "certification" and not trial.layers.is_full:
                 (noted,) = [sets for name, sets in self.facts.items() if name.startswith("candidates for 2 points")]
@@ -298,14 +302,14 @@ def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:
             super().append(trial)
 
     memory = Watching()
-    search(World(), memory, plan(deltas=(2.0,))).run()
+    search(World(), memory, settings(deltas=(2.0,))).run()
     assert any(trial.split == "certification" and not trial.layers.is_full for trial in memory.trials)
 
 
 def test_fixed_layers_stay() -> None:
     kept = frozenset({EFFECTS.index(min(EFFECTS))})
     world = World()
-    search(world, Memory(), plan(fixed=kept)).run()
+    search(world, InMemoryHistory(), settings(fixed=kept)).run()
     assert all(kept <= set(job.key.layers.kept) for job in world.asked)
 
 
@@ -320,17 +324,19 @@ def test_screens_that_exaggerate_are_seen_through() -> None:
             return trial
 
     world = Exaggerating()
-    found = search(world, Memory(), plan(strategy="greedy"))
+    found = search(world, InMemoryHistory(), settings(strategy="greedy"))
     answers = found.run()
-    assert found.findings.screens.slope == pytest.approx(1 / 3, abs=0.05)
+    assert found.state.screens.slope == pytest.approx(1 / 3, abs=0.05)
     assert all(layers.depth <= fewest_layers(world, delta) + 1 for delta, layers in answers.items())
 
 
 def test_a_larger_delta_asked_later_reconsiders_what_was_given_up() -> None:
-    memory = Memory()
-    search(World(seed_sd=0.2, screen_sd=0.5), memory, plan(deltas=(0.5,), strategy="greedy")).run()
-    at_once = search(World(seed_sd=0.2, screen_sd=0.5), Memory(), plan(deltas=(3.0,), strategy="greedy")).run()
-    later = search(World(seed_sd=0.2, screen_sd=0.5), memory, plan(deltas=(3.0,), strategy="greedy")).run()
+    memory = InMemoryHistory()
+    search(World(seed_sd=0.2, screen_sd=0.5), memory, settings(deltas=(0.5,), strategy="greedy")).run()
+    at_once = search(
+        World(seed_sd=0.2, screen_sd=0.5), InMemoryHistory(), settings(deltas=(3.0,), strategy="greedy")
+    ).run()
+    later = search(World(seed_sd=0.2, screen_sd=0.5), memory, settings(deltas=(3.0,), strategy="greedy")).run()
     assert later[3.0].depth <= at_once[3.0].depth
 
 
@@ -342,24 +348,24 @@ def test_a_full_model_that_diverges_on_its_screen_is_an_error_and_no_endless_loo
             return super().measure(job)
 
     with pytest.raises(BudgetSearchError, match="could not be fine-tuned for a screen"):
-        search(Diverging(), Memory()).run()
+        search(Diverging(), InMemoryHistory()).run()
 
 
 def test_named_sets_alone_are_answers_also_where_smaller_ones_are_known() -> None:
-    memory = Memory()
-    known = search(World(), memory, plan(deltas=(3.0,))).run()[3.0]
+    memory = InMemoryHistory()
+    known = search(World(), memory, settings(deltas=(3.0,))).run()[3.0]
     named = LayerSet(tuple(range(11)), 12)
     assert known.depth < named.depth
-    assert search(World(), memory, plan(deltas=(3.0,), named=(named,))).run()[3.0] == named
+    assert search(World(), memory, settings(deltas=(3.0,), named=(named,))).run()[3.0] == named
 
 
 def test_another_base_seed_screens_anew() -> None:
-    memory = Memory()
-    search(World(screen_sd=0.3), memory, plan(deltas=(2.0,))).run()
+    memory = InMemoryHistory()
+    search(World(screen_sd=0.3), memory, settings(deltas=(2.0,))).run()
     again = World(screen_sd=0.3)
-    found = search(again, memory, plan(deltas=(2.0,), screen_seed=8, seeds=(52, 53, 54)))
+    found = search(again, memory, settings(deltas=(2.0,), screen_seed=8, seeds=(52, 53, 54)))
     found.run()
-    assert {trial.key.seed for trial in found.findings.screens.judged} == {8}
+    assert {trial.key.seed for trial in found.state.screens.judged} == {8}
     assert not {job.key.seed for job in again.asked} & {7, 42, 43, 44}
 
 
@@ -379,10 +385,10 @@ class Crowd(World):
 @pytest.mark.parametrize("strategy", ["auto", "optuna", "greedy", "top"])
 def test_several_at_a_time_measure_nothing_twice_and_answer_as_well(strategy: str) -> None:
     world = Crowd(seed_sd=0.2, screen_sd=0.2)
-    memory = Memory()
-    answers = search(world, memory, plan(strategy=strategy, width=3)).run()
+    memory = InMemoryHistory()
+    answers = search(world, memory, settings(strategy=strategy, width=3)).run()
     assert len({trial.key for trial in memory.trials}) == len(memory.trials)
-    alone = search(World(seed_sd=0.2, screen_sd=0.2), Memory(), plan(strategy=strategy)).run()
+    alone = search(World(seed_sd=0.2, screen_sd=0.2), InMemoryHistory(), settings(strategy=strategy)).run()
     assert all(answers[delta].depth <= alone[delta].depth + (2 if strategy == "optuna" else 1) for delta in answers)
     if strategy in ("auto", "optuna"):
         screened = {trial.layers for trial in memory.trials if trial.split == "selection"} - {FULL}
@@ -397,8 +403,8 @@ def test_nobody_waits_for_the_slowest_and_little_is_run_in_vain(strategy: str) -
         effects = EFFECTS[number:] + EFFECTS[:number]
         one, two = (Crowd(effects=effects, seed_sd=0.3, screen_sd=0.3) for _ in range(2))
         one.slots, two.slots = 1, 2
-        search(one, Memory(), plan(strategy=strategy)).run()
-        search(two, Memory(), plan(strategy=strategy, width=2)).run()
+        search(one, InMemoryHistory(), settings(strategy=strategy)).run()
+        search(two, InMemoryHistory(), settings(strategy=strategy, width=2)).run()
         alone, together, busy = alone + one.clock, together + two.clock, busy + two.busy
     assert busy / 2 > 0.92 * together
     assert alone / together > 1.6
@@ -408,7 +414,7 @@ def test_named_sets_wait_for_nobody() -> None:
     named = tuple(LayerSet(tuple(range(depth)), 12) for depth in (9, 7, 5))
     world = Crowd()
     world.slots = 2
-    search(world, Memory(), plan(named=named, width=2)).run()
+    search(world, InMemoryHistory(), settings(named=named, width=2)).run()
     assert world.clock < 1.1 * world.busy / 2
 
 
@@ -419,9 +425,9 @@ def test_several_at_a_time_run_the_machines_failures_once_more() -> None:
             return super().measure(job)
 
     for world in (Crowd(machine_failures=2), Failing()):
-        memory = Memory()
-        search(world, memory, plan(width=3)).run()
+        memory = InMemoryHistory()
+        search(world, memory, settings(width=3)).run()
         assert len({job.key for job in world.asked}) == len(world.asked) - 2
         assert not any(trial.machine_failure for trial in memory.history)
     with pytest.raises(BudgetSearchError, match="failed twice"):
-        search(Crowd(machine_failures=50), Memory(), plan(width=3)).run()
+        search(Crowd(machine_failures=50), InMemoryHistory(), settings(width=3)).run()

@@ -68,7 +68,7 @@ def in_database(url: str, study: str) -> list[tuple[tuple[int, ...], float, int]
 def test_a_search_in_postgresql_killed_and_resumed(
     server: str, tmp_path: Path, bert: Path, sst2: Path, sst2_study: Path
 ) -> None:
-    tiny.workplace(tmp_path, sst2=sst2, bert=bert)
+    tiny.context(tmp_path, sst2=sst2, bert=bert)
     env = tiny.environment(tmp_path)
     options = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--storage", server]
     told = []

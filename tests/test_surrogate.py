@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from budget_search.core.layers import LayerSet
-from budget_search.layer_search.acquisition import Confirming, _best_first, all_sets, chances, choose
+from budget_search.layer_search.acquisition import ConfirmationRule, _best_first, all_sets, chances, choose
 from budget_search.layer_search.strategies.auto import design
 from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
 
@@ -117,14 +117,14 @@ def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_d
 def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     surrogate = fitted()
     harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
-    either = chances(surrogate, [harmless, harmful], Confirming(1.0, 0.3, 3, {}))
+    either = chances(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}))
     assert either[0] > either[1]
-    assert chances(surrogate, [harmful], Confirming(5.0, 0.3, 3, {}))[0] > either[1]
+    assert chances(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}))[0] > either[1]
 
 
 def test_runs_already_there_count_towards_the_chance() -> None:
     surrogate, layers = fitted(), LayerSet.dropping({11}, 12)
-    lucky, unlucky = (Confirming(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
+    lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
     assert lucky.may_lose(layers) == pytest.approx(3.0)
     assert unlucky.may_lose(layers) == pytest.approx(-0.2)
     assert chances(surrogate, [layers], lucky)[0] > chances(surrogate, [layers], unlucky)[0]
@@ -168,7 +168,7 @@ def test_any_answer_is_worth_more_than_its_layers() -> None:
 def test_choosing_takes_the_likeliest_set_of_a_depth_and_nothing_from_nothing() -> None:
     surrogate = fitted()
     worse, better = LayerSet.dropping({0, 1}, 12), LayerSet.dropping({10, 11}, 12)
-    confirming = Confirming(2.0, 0.3, 3, {})
+    confirming = ConfirmationRule(2.0, 0.3, 3, {})
     assert choose(surrogate, [worse, better], confirming, 12, 5) == better
     assert choose(surrogate, [], confirming, 12, 5) is None
 

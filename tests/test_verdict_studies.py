@@ -12,7 +12,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial
 from budget_search.layer_search.verdict import Judgement, judge, verdict_word
 from tests.examples import example
-from tests.worlds import Memory, World, plan, search
+from tests.worlds import InMemoryHistory, World, search, settings
 
 certainty = example("certainty")
 Judgements = dict[LayerSet, Judgement]
@@ -104,17 +104,17 @@ class StumblingBaseline(World):
 
     def measure(self, job: Job) -> Trial:
         trial = super().measure(job)
-        stumbles = job.key.layers.is_full and job.key.seed == plan().seeds[0]
+        stumbles = job.key.layers.is_full and job.key.seed == settings().seeds[0]
         return replace(trial, state="collapsed", score=50.0) if stumbles else trial
 
 
 def test_a_baseline_that_collapsed_once_certifies_nothing_and_is_reported() -> None:
     """Against such a mean even a bad set seems to lose nothing."""
-    named = plan(named=(LayerSet.dropping((0,), 12),), deltas=(1.0,))
-    sound, stumbling = (search(world, Memory(), named) for world in (World(), StumblingBaseline()))
+    named = settings(named=(LayerSet.dropping((0,), 12),), deltas=(1.0,))
+    sound, stumbling = (search(world, InMemoryHistory(), named) for world in (World(), StumblingBaseline()))
     assert sound.run()[1.0].is_full
     chosen = stumbling.run()[1.0]
-    judgement = stumbling.findings.judge(chosen, 1.0)
+    judgement = stumbling.state.judge(chosen, 1.0)
     assert judgement.upper < 1.0
     assert verdict_word(chosen, 1.0, judgement) == "observed"
     assert [note for note in stumbling.notes() if "1 of 3 seeds" in note]
@@ -124,7 +124,7 @@ def test_a_baseline_that_collapsed_once_certifies_nothing_and_is_reported() -> N
 def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
     collapsing, steady = LayerSet.dropping((0,), 12), LayerSet.dropping((8,), 12)
     world = World(collapses_below={collapsing: 2.0})
-    found = search(world, Memory(), plan(named=(collapsing, steady), deltas=(1.0,)))
+    found = search(world, InMemoryHistory(), settings(named=(collapsing, steady), deltas=(1.0,)))
     found.run()
-    assert set(found.findings.confirmations.sets) == {collapsing, steady}
-    assert found.findings.confirmations.steady == [steady]
+    assert set(found.state.confirmations.sets) == {collapsing, steady}
+    assert found.state.confirmations.steady == [steady]

@@ -17,7 +17,7 @@ from budget_search.core.config import Recipe
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, TrialKey
 from budget_search.engine.device import Device
-from budget_search.engine.evaluation import Workplace, loaded, run_job
+from budget_search.engine.evaluation import EvaluationContext, loaded, run_job
 from budget_search.engine.workers import Workers
 from budget_search.storage.study_folder import StudyFolder
 from tests.test_finetune import make_task
@@ -34,22 +34,22 @@ class Seen:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, bert: Path) -> Workplace:
+def context(tmp_path: Path, bert: Path) -> EvaluationContext:
     folder = StudyFolder(tmp_path / "study")
     task = make_task()
     both = dict.fromkeys(("train", "selection"), task.splits["train"])
     dataclasses.replace(task, splits=both).save(folder.examples)
-    return Workplace(folder, bert, "tiny-bert", RECIPE, Device("cpu", "fp32"))
+    return EvaluationContext(folder, bert, "tiny-bert", RECIPE, Device("cpu", "fp32"))
 
 
-def run_and_look(workplace: Workplace, job: Job) -> Seen:
-    assert run_job(workplace, job).error is None
+def run_and_look(context: EvaluationContext, job: Job) -> Seen:
+    assert run_job(context, job).error is None
     return Seen(os.getpid(), loaded.cache_info().misses)
 
 
-def run_and_take_memory(workplace: Workplace, job: Job) -> Seen:
+def run_and_take_memory(context: EvaluationContext, job: Job) -> Seen:
     """As a large model does after a small one: frees hundreds of megabytes below something that stays."""
-    seen = run_and_look(workplace, job)
+    seen = run_and_look(context, job)
     freed_later = [torch.ones(2**18) for _ in range(400 if job.key.seed > 1 else 1)]
     _left_behind.append(torch.ones(1_000))
     time.sleep(1.1)  # loky looks at most once a second
@@ -57,18 +57,18 @@ def run_and_take_memory(workplace: Workplace, job: Job) -> Seen:
     return seen
 
 
-def test_one_process_loads_once(workplace: Workplace) -> None:
+def test_one_process_loads_once(context: EvaluationContext) -> None:
     before = loaded.cache_info().misses
-    assert [trial.error for trial in Workers(workplace, 1).run(JOBS[:3])] == [None] * 3
+    assert [trial.error for trial in Workers(context, 1).run(JOBS[:3])] == [None] * 3
     assert loaded.cache_info().misses == before + 1
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="only glibc can be told to give memory back")
-def test_workers_stay_and_load_once_though_memory_was_taken(workplace: Workplace) -> None:
+def test_workers_stay_and_load_once_though_memory_was_taken(context: EvaluationContext) -> None:
     pytest.importorskip("psutil", reason="without it loky replaces nobody")
     get_reusable_executor(kill_workers=True).shutdown(wait=True)
     loads = defaultdict(set)
-    for seen in Workers(workplace, 2)._each(run_and_take_memory, JOBS):
+    for seen in Workers(context, 2)._each(run_and_take_memory, JOBS):
         loads[seen.process].add(seen.loads)
     assert len(loads) == 2
     assert all(counts == {1} for counts in loads.values())

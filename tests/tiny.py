@@ -189,7 +189,7 @@ def tree(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
-def workplace(folder: Path, **links: Path) -> Path:
+def context(folder: Path, **links: Path) -> Path:
     """A folder to work in, with links to tasks and models under these names."""
     for name, target in links.items():
         (folder / name).symlink_to(target)

@@ -11,10 +11,10 @@ from zlib import crc32
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
 BASELINE = 90.0
 EFFECTS = (3.1, 2.2, 0.6, 0.3, 0.05, 0.9, 0.12, 0.4, 0.02, 0.7, 0.25, 0.08)
@@ -67,20 +67,22 @@ class World:
         return Trial(key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
 
 
-def plan(**changes: Any) -> Plan:
+def settings(**changes: Any) -> SearchSettings:
     fields: dict[str, Any] = {
         "total": 12, "deltas": (1.0, 2.0, 3.0), "strategy": "auto", "seeds": (42, 43, 44), "screen_seed": 7,
         "screen_rung": 1 / 6, "evaluations": 30,
     }  # fmt: skip
-    return Plan(**{**fields, **changes})
+    return SearchSettings(**{**fields, **changes})
 
 
-def search(world: World, memory: Memory, wanted: Plan | None = None, half_width: float = 0.3) -> Search:
+def search(
+    world: World, memory: InMemoryHistory, wanted: SearchSettings | None = None, half_width: float = 0.3
+) -> Search:
     """A search in the world; bounds lie ``half_width`` points above the mean at 95 %."""
-    wanted = wanted or plan(total=world.total)
+    wanted = wanted or settings(total=world.total)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         return Judgement(
             degradation=math.fsum(lost) / len(lost),
             seed_part=(half_width / 1.645) ** 2,
@@ -91,8 +93,8 @@ def search(world: World, memory: Memory, wanted: Plan | None = None, half_width:
             confidence=confidence,
         )
 
-    findings = Findings(wanted, memory, judge)
-    return Search(findings, world.run_jobs, Silent())
+    state = SearchState(wanted, memory, judge)
+    return Search(state, world.run_jobs, NullObserver())
 
 
 def fewest_layers(world: World, delta: float) -> int:

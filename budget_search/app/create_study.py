@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budget_search.app.measured_limits import with_measures
+from budget_search.app.measured_limits import with_measured_limits
 from budget_search.core.errors import BudgetSearchError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.versions import versions
@@ -21,10 +21,10 @@ from budget_search.data.loading import load_task
 from budget_search.data.splits import SplitTask, carve
 from budget_search.data.texts import save_texts
 from budget_search.data.tokenization import encode, longest_input, takes_segments
-from budget_search.engine.evaluation import Workplace
+from budget_search.engine.evaluation import EvaluationContext
 from budget_search.models.keep_layers import find_layers, undroppable
 from budget_search.models.layer_drop import skippable_layers
-from budget_search.models.pretrained import Parent, load_tokenizer, outline
+from budget_search.models.pretrained import PretrainedSource, load_tokenizer, outline
 from budget_search.storage.files import write_json
 from budget_search.storage.study_folder import StudyFolder
 
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from budget_search.app.observer import Observer
-    from budget_search.app.resolve import Found
+    from budget_search.app.resolve import ResolvedRequest
     from budget_search.core.config import Recipe, SearchConfig
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
 
 
 @dataclass(frozen=True)
-class Reader:
+class ModelReader:
     """A model as far as a new study needs it: how it reads texts, and what it is built of; no weights.
 
     Raises UsageError and UnsupportedModelError for a model that no study can be made of.
@@ -50,9 +50,9 @@ class Reader:
     shape: dict[str, Any]
 
     @classmethod
-    def of(cls, parent: Parent, *, trust_remote_code: bool) -> Reader:
-        tokenizer = load_tokenizer(parent, trust_remote_code=trust_remote_code)
-        model = outline(parent, trust_remote_code=trust_remote_code)
+    def of(cls, pretrained: PretrainedSource, *, trust_remote_code: bool) -> ModelReader:
+        tokenizer = load_tokenizer(pretrained, trust_remote_code=trust_remote_code)
+        model = outline(pretrained, trust_remote_code=trust_remote_code)
         return cls(tokenizer, model, _shape_of(model))
 
     def require_usable(self, recipe: Recipe) -> None:
@@ -73,7 +73,7 @@ class Reader:
         )
 
 
-def create(found: Found, device: Device, observer: Observer) -> None:
+def create(found: ResolvedRequest, device: Device, observer: Observer) -> None:
     """Make the study's folder, whole: examples, tokenizer, environment, configuration.
 
     Raises UsageError and UnsupportedModelError for a task or model that cannot be used; nothing is written then.
@@ -81,24 +81,24 @@ def create(found: Found, device: Device, observer: Observer) -> None:
     config = found.config
     observer.stage(f"reading {config.task} and {config.model}")
     trust = found.request.trust_remote_code
-    reader = Reader.of(found.parent, trust_remote_code=trust)
+    reader = ModelReader.of(found.pretrained, trust_remote_code=trust)
     total = reader.shape["layers_total"]
     for text in found.request.layers:
         LayerSet.parse(text, total)
     reader.require_usable(config.recipe)
-    if found.heritage:
-        found.heritage.require_depth(total)
+    if found.warm_start:
+        found.warm_start.require_depth(total)
     found.request.limits.counted.require_possible(total, reader.shape["undroppable"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
     with _new_study(found.folder, config, reader, task, device, wait=found.request.wait) as (draft, facts):
         save_texts(task, draft.texts)
-        workplace = Workplace(draft, found.parent.folder, found.parent.name, config.recipe, device, trust)
-        with_measures(found.request.limits, facts, workplace)
+        context = EvaluationContext(draft, found.pretrained.folder, found.pretrained.name, config.recipe, device, trust)
+        with_measured_limits(found.request.limits, facts, context)
 
 
 def create_reference(
-    folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device
+    folder: StudyFolder, config: SearchConfig, reader: ModelReader, task: SplitTask, device: Device
 ) -> None:
     """Make the folder in which another model is measured on a study's own examples. Raises UsageError."""
     reader.require_usable(config.recipe)
@@ -108,7 +108,7 @@ def create_reference(
 
 @contextlib.contextmanager
 def _new_study(
-    folder: StudyFolder, config: SearchConfig, reader: Reader, task: SplitTask, device: Device, *, wait: bool
+    folder: StudyFolder, config: SearchConfig, reader: ModelReader, task: SplitTask, device: Device, *, wait: bool
 ) -> Iterator[tuple[StudyFolder, dict[str, Any]]]:
     """What every study holds, in a draft of its folder, and the facts of its configuration; what the caller adds."""
     encoded = reader.encode(task, config.recipe)

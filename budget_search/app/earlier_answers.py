@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from budget_search.app.resolve import Found
+from budget_search.app.resolve import ResolvedRequest
 from budget_search.app.study_report import read_report
 from budget_search.core.config import in_points
 from budget_search.core.errors import StudyError
@@ -15,7 +15,7 @@ from budget_search.storage.study_folder import stored_config
 from budget_search.storage.study_store import StudyStore
 
 
-def require_same_config(found: Found) -> None:
+def require_same_config(found: ResolvedRequest) -> None:
     stored = stored_config(found.folder)
     if stored["config"] != json.loads(json.dumps(found.config.to_json())):
         raise StudyError(
@@ -24,7 +24,7 @@ def require_same_config(found: Found) -> None:
         )
 
 
-def finished_report(found: Found) -> Report | None:
+def finished_report(found: ResolvedRequest) -> Report | None:
     """The report of a study that has answered this very question for every delta asked; else None."""
     if not found.folder.report.is_file():
         return None
@@ -36,7 +36,7 @@ def finished_report(found: Found) -> Report | None:
     return report if {in_points(delta) for delta in found.request.deltas} <= answered else None
 
 
-def earlier_report(found: Found) -> Report | None:
+def earlier_report(found: ResolvedRequest) -> Report | None:
     """What the study answered before, for whatever deltas, to the same question; None where it cannot be read."""
     try:
         report = read_report(found.folder)
@@ -45,7 +45,7 @@ def earlier_report(found: Found) -> Report | None:
     return report if report.question == found.request.question else None
 
 
-def kept_references(found: Found) -> tuple[Reference, ...]:
+def kept_references(found: ResolvedRequest) -> tuple[Reference, ...]:
     """The models set beside the study's answers, as long as the baseline beside them is the same."""
     try:
         report = read_report(found.folder)
@@ -56,7 +56,7 @@ def kept_references(found: Found) -> tuple[Reference, ...]:
     return report.references if same else ()
 
 
-def best_so_far(found: Found) -> str:
+def best_so_far(found: ResolvedRequest) -> str:
     """One sentence for somebody who interrupted the search: what is confirmed by now."""
     if not found.folder.config.exists():
         return "Nothing was measured yet."

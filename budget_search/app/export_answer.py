@@ -20,7 +20,7 @@ from budget_search.engine.finetune import predict
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.checkpoint import Export, HeldOut, export_checkpoint
 from budget_search.models.pretrained import quiet_transformers
-from budget_search.report.predictions import Evidence
+from budget_search.report.predictions import PairedOutputs
 from budget_search.report.renderers.model_card import model_card, provenance
 from budget_search.report.report import Report
 from budget_search.storage.study_folder import stored_config
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from budget_search.storage.study_folder import StudyFolder
 
 
-def hand_over(
+def export_answer(
     folder: StudyFolder,
     report: Report,
     delta: float,
@@ -75,8 +75,8 @@ def _own_loss(
     seeds = [seed for seed in confirmed if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
     if key.layers.is_full or not seeds or not folder.outputs(key, "held_out").exists():
         return None
-    evidence = Evidence(folder, task, report.layers_total, tuple(seeds))
-    return evidence.compare_checkpoint(key.layers, key.seed, "held_out", confidence)
+    paired = PairedOutputs(folder, task, report.layers_total, tuple(seeds))
+    return paired.compare_checkpoint(key.layers, key.seed, "held_out", confidence)
 
 
 def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:

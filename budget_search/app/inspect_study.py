@@ -11,8 +11,8 @@ from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.serialization import plain, read_record
 from budget_search.core.trial import FULL_RUNG, TrialKey
-from budget_search.models.layer_measurements import Layerwise
-from budget_search.models.pretrained import Parent, resolve_model
+from budget_search.models.layer_measurements import LayerMeasurements
+from budget_search.models.pretrained import PretrainedSource, resolve_model
 from budget_search.report.inspection import Inspection, inspection
 from budget_search.report.report import Report
 from budget_search.storage.files import write_json
@@ -40,18 +40,20 @@ def inspect_study(
     return inspection(report, known)
 
 
-def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remote_code: bool) -> Layerwise:
+def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remote_code: bool) -> LayerMeasurements:
     key = _median_baseline(report)
     confirmed_weights(folder, report, key)
     config = stored_config(folder)["config"]
-    parent = _pretrained(config, model)
+    pretrained = _pretrained(config, model)
     from budget_search.engine.device import resolve_device
-    from budget_search.engine.evaluation import Workplace
+    from budget_search.engine.evaluation import EvaluationContext
     from budget_search.engine.layer_probes import measure_layers
 
     device = resolve_device("auto", "fp32")
     recipe = Recipe(**config["recipe"])
-    return measure_layers(Workplace(folder, parent.folder, parent.name, recipe, device, trust_remote_code), key)
+    return measure_layers(
+        EvaluationContext(folder, pretrained.folder, pretrained.name, recipe, device, trust_remote_code), key
+    )
 
 
 def _median_baseline(report: Report) -> TrialKey:
@@ -70,29 +72,31 @@ def _median_baseline(report: Report) -> TrialKey:
     return TrialKey(full, FULL_RUNG, runs[(len(runs) - 1) // 2][1])
 
 
-def _pretrained(config: dict[str, str], model: str | None) -> Parent:
+def _pretrained(config: dict[str, str], model: str | None) -> PretrainedSource:
     """The study's pre-trained model, by what ``--model`` says or else by its name. Raises UsageError."""
     name = config["model"]
     wanted = model or {"demo-bert": "demo"}.get(name, name)
     try:
-        parent = resolve_model(wanted, offline=model is None)
+        pretrained = resolve_model(wanted, offline=model is None)
     except BudgetSearchError as error:
         if model is not None:
             raise
         raise UsageError(
             f"the study's pre-trained model {name} is not found by its name; say where it is: --model FOLDER"
         ) from error
-    if parent.digest != config["model_digest"]:
+    if pretrained.digest != config["model_digest"]:
         raise UsageError(
             f"--model {wanted} is not what the study began with: its content differs from that of {name}; "
             "give the same files, or the same revision"
         )
-    return parent
+    return pretrained
 
 
-def _kept(folder: StudyFolder) -> Layerwise | None:
+def _kept(folder: StudyFolder) -> LayerMeasurements | None:
     """What was measured before; None where nothing was, or it cannot be read any more."""
     try:
-        return read_record(Layerwise, json.loads(folder.layerwise.read_text(encoding="utf8")), folder.layerwise.name)
+        return read_record(
+            LayerMeasurements, json.loads(folder.layerwise.read_text(encoding="utf8")), folder.layerwise.name
+        )
     except (OSError, ValueError, StudyError):
         return None

@@ -26,35 +26,35 @@ from budget_search.engine.cost import (
 )
 from budget_search.engine.evaluation import load_weights, split_of
 from budget_search.models.pretrained import quiet_transformers
-from budget_search.report.builder import Measured
+from budget_search.report.builder import ModelMeasurements
 from budget_search.report.entries import InferencePoint, Interval, Quantiles, ThroughputPoint
 
 if TYPE_CHECKING:
     from budget_search.engine.workers import Workers
-    from budget_search.layer_search.state import Findings
+    from budget_search.layer_search.state import SearchState
     from budget_search.storage.study_folder import StudyFolder
 
 READING_BATCH = 32
 
 
 def measure_answers(
-    workers: Workers, findings: Findings, answers: Mapping[float, LayerSet]
-) -> dict[LayerSet, Measured]:
+    workers: Workers, state: SearchState, answers: Mapping[float, LayerSet]
+) -> dict[LayerSet, ModelMeasurements]:
     """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
     quiet_transformers()
-    workplace, full = workers.workplace, LayerSet.full(findings.plan.total)
+    context, full = workers.context, LayerSet.full(state.settings.total)
     sets = [full, *sorted({*answers.values()} - {full})]
-    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in findings.plan.seeds])
-    if workplace.device.kind == "cpu":
+    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in state.settings.seeds])
+    if context.device.kind == "cpu":
         torch.set_num_threads(1)
-    seeds = {layers: findings.confirmations.median_seed(layers) for layers in sets}
-    models = {str(layers): load_weights(workplace, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
-    split = split_of(workplace, "held_out")
+    seeds = {layers: state.confirmations.median_seed(layers) for layers in sets}
+    models = {str(layers): load_weights(context, TrialKey(layers, FULL_RUNG, seed)) for layers, seed in seeds.items()}
+    split = split_of(context, "held_out")
     batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
     speeds = measure_throughput(models, _random_batches(split, READING_BATCH), budget_seconds=TIMED_SECONDS)
     return {
-        layers: Measured(
+        layers: ModelMeasurements(
             parameters=parameters(models[str(layers)]),
             flops=flops(models[str(layers)], batches[0]),
             inference=tuple(_inference_point(timing) for timing in timings[str(layers)]),
@@ -64,9 +64,9 @@ def measure_answers(
     }
 
 
-def prune_weights(folder: StudyFolder, findings: Findings, answers: Iterable[LayerSet]) -> None:
+def delete_unneeded_weights(folder: StudyFolder, state: SearchState, answers: Iterable[LayerSet]) -> None:
     """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
-    confirmations = findings.confirmations
+    confirmations = state.confirmations
     lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
     useful = [
         layers
@@ -79,11 +79,11 @@ def prune_weights(folder: StudyFolder, findings: Findings, answers: Iterable[Lay
     keep = {
         folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
         for layers in (confirmations.full, *useful, *answers)
-        for seed in findings.plan.seeds
+        for seed in state.settings.seeds
     }
-    if findings.plan.builds_on_full:
+    if state.settings.builds_on_full:
         # What smaller models were cut from or learnt from, they may be again.
-        keep |= {folder.weights(trial.key).name for trial in findings.history if trial.layers.is_full}
+        keep |= {folder.weights(trial.key).name for trial in state.history if trial.layers.is_full}
     for path in folder.path.glob("weights/*"):
         if path.name not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -9,12 +9,18 @@ from budget_search.core.config import SearchConfig
 from budget_search.core.trial import Trial
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.device import Device
-from budget_search.layer_search.settings import Plan, SearchObserver
+from budget_search.layer_search.settings import SearchObserver, SearchSettings
 
 
 class Observer(SearchObserver, Protocol):
     """A search's observer that is also told what was decided before the first evaluation."""
 
     def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
+        self,
+        settings: SearchSettings,
+        config: SearchConfig,
+        task: EncodedTask,
+        device: Device,
+        workers: int,
+        known: Sequence[Trial],
     ) -> None: ...

@@ -26,13 +26,13 @@ from budget_search.storage.study_store import StudyStore
 if TYPE_CHECKING:
     from budget_search.app.observer import Observer
     from budget_search.engine.device import Device
-    from budget_search.engine.evaluation import Workplace
+    from budget_search.engine.evaluation import EvaluationContext
     from budget_search.engine.workers import Workers
-    from budget_search.models.pretrained import Parent
+    from budget_search.models.pretrained import PretrainedSource
 
 
 @dataclass(frozen=True)
-class Means:
+class ExecutionOptions:
     """By what a reference is measured: the options of a search that concern it."""
 
     workers: int | None = None
@@ -41,81 +41,92 @@ class Means:
     wait: bool = False
 
 
-def require_readable(parents: Sequence[Parent], means: Means, recipe: Recipe) -> None:
+def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOptions, recipe: Recipe) -> None:
     """Raises UsageError and UnsupportedModelError for a model that could not be measured: before a search begins."""
-    if parents:
-        from budget_search.app.create_study import Reader
+    if sources:
+        from budget_search.app.create_study import ModelReader
 
-        for parent in parents:
-            Reader.of(parent, trust_remote_code=means.trust_remote_code).require_usable(recipe)
+        for pretrained in sources:
+            ModelReader.of(pretrained, trust_remote_code=options.trust_remote_code).require_usable(recipe)
 
 
-def with_references(folder: StudyFolder, parents: Sequence[Parent], means: Means, observer: Observer) -> Report:
+def with_references(
+    folder: StudyFolder, sources: Sequence[PretrainedSource], options: ExecutionOptions, observer: Observer
+) -> Report:
     """The study's report, written anew with these models in it, unless it has them already.
 
     What an interrupted call has measured is not measured again. Raises StudyError without a report or the study's
     texts, UsageError and UnsupportedModelError for a model that cannot be measured.
     """
     report = read_report(folder)
-    if _missing(report, parents):
-        with folder.locked(wait=means.wait):
+    if _missing(report, sources):
+        with folder.locked(wait=options.wait):
             # Whoever held the study may have measured them meanwhile.
             report = read_report(folder)
-            for parent in _missing(report, parents):
-                found = _measured(folder, report, parent, means, observer)
+            for pretrained in _missing(report, sources):
+                found = _measured(folder, report, pretrained, options, observer)
                 report = dataclasses.replace(report, references=(*report.references, found))
                 write_report(folder, report)
     return report
 
 
-def _missing(report: Report, parents: Sequence[Parent]) -> list[Parent]:
+def _missing(report: Report, sources: Sequence[PretrainedSource]) -> list[PretrainedSource]:
     there = {(each.model, each.revision) for each in report.references}
-    return [parent for parent in parents if (parent.name, parent.digest) not in there]
+    return [pretrained for pretrained in sources if (pretrained.name, pretrained.digest) not in there]
 
 
-def _measured(folder: StudyFolder, report: Report, parent: Parent, means: Means, observer: Observer) -> Reference:
+def _measured(
+    folder: StudyFolder, report: Report, pretrained: PretrainedSource, options: ExecutionOptions, observer: Observer
+) -> Reference:
     from budget_search.engine.dask_workers import workers_for
     from budget_search.engine.device import resolve_device
-    from budget_search.engine.evaluation import Workplace
+    from budget_search.engine.evaluation import EvaluationContext
 
     stored = stored_config(folder)
     asked = SearchConfig.from_json(stored["config"])
     found_device = stored["facts"]["device"]
     device = resolve_device(str(found_device["name"]), str(found_device["precision"]))
-    config = dataclasses.replace(asked, model=parent.name, model_digest=parent.digest)
+    config = dataclasses.replace(asked, model=pretrained.name, model_digest=pretrained.digest)
     # Worker processes may stand elsewhere.
     own = StudyFolder(folder.reference(config.study_name).path.resolve())
     if not own.config.exists():
-        observer.stage(f"reading the study's examples with {parent.name}")
-        _make(own, folder, config, parent, device, means)
+        observer.stage(f"reading the study's examples with {pretrained.name}")
+        _make(own, folder, config, pretrained, device, options)
     own.sweep()
-    workplace = Workplace(own, parent.folder, parent.name, config.recipe, device, means.trust_remote_code)
-    workers = workers_for(workplace, asked.device, means.workers, means.scheduler)
+    context = EvaluationContext(
+        own, pretrained.folder, pretrained.name, config.recipe, device, options.trust_remote_code
+    )
+    workers = workers_for(context, asked.device, options.workers, options.scheduler)
     full = LayerSet.full(int(stored_config(own)["facts"]["layers_total"]))
     keys = [TrialKey(full, FULL_RUNG, seed) for seed in report.seeds]
     scores = _fine_tune(workers, keys, observer)
-    found = _compared(folder, report, parent, workplace, keys, scores)
+    found = _compared(folder, report, pretrained, context, keys, scores)
     # Nobody exports it.
     shutil.rmtree(own.path / "weights", ignore_errors=True)
     return found
 
 
 def _make(
-    own: StudyFolder, folder: StudyFolder, config: SearchConfig, parent: Parent, device: Device, means: Means
+    own: StudyFolder,
+    folder: StudyFolder,
+    config: SearchConfig,
+    pretrained: PretrainedSource,
+    device: Device,
+    options: ExecutionOptions,
 ) -> None:
     """The study's own examples, read by the other model's tokenizer."""
-    from budget_search.app.create_study import Reader, create_reference
+    from budget_search.app.create_study import ModelReader, create_reference
     from budget_search.data.texts import load_texts
     from budget_search.data.tokenization import EncodedTask
 
-    reader = Reader.of(parent, trust_remote_code=means.trust_remote_code)
+    reader = ModelReader.of(pretrained, trust_remote_code=options.trust_remote_code)
     task = load_texts(folder.texts, EncodedTask.load(folder.examples))
     create_reference(own, config, reader, task, device)
 
 
 def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: Observer) -> list[float]:
     """The score of every seed, in points; each is recorded as it comes, and none that is there is run again."""
-    own, name = workers.workplace.folder, workers.workplace.parent_name
+    own, name = workers.context.folder, workers.context.pretrained_name
     store = StudyStore.open(own.path.name, keys[0].layers.total, folder=own)
     scores = {trial.key: trial.score for trial in store.history if trial.score is not None}
     missing = [key for key in keys if key not in scores]
@@ -137,8 +148,8 @@ def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: Observer) -
 def _compared(
     folder: StudyFolder,
     report: Report,
-    parent: Parent,
-    workplace: Workplace,
+    pretrained: PretrainedSource,
+    context: EvaluationContext,
     keys: Sequence[TrialKey],
     scores: Sequence[float],
 ) -> Reference:
@@ -146,28 +157,28 @@ def _compared(
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.cost import parameters
     from budget_search.engine.evaluation import loaded
-    from budget_search.report.predictions import Evidence
+    from budget_search.report.predictions import PairedOutputs
 
     full, seeds = keys[0].layers, tuple(key.seed for key in keys)
     task = EncodedTask.load(folder.examples)
-    baseline = Evidence(folder, task, report.layers_total, seeds)
-    evidence = Evidence(workplace.folder, loaded(workplace).task, full.total, seeds)
+    baseline = PairedOutputs(folder, task, report.layers_total, seeds)
+    paired = PairedOutputs(context.folder, loaded(context).task, full.total, seeds)
     confidence = float(report.question["confidence"])
-    on_certification = baseline.compare_reference(evidence, "certification", confidence)
-    size = parameters(loaded(workplace).parent)
+    on_certification = baseline.compare_reference(paired, "certification", confidence)
+    size = parameters(loaded(context).pretrained)
     return Reference(
-        model=parent.name,
-        revision=parent.digest,
+        model=pretrained.name,
+        revision=pretrained.digest,
         layers_total=full.total,
         score=statistics.fmean(scores),
         std=statistics.stdev(scores) if len(scores) > 1 else None,
         seeds=len(scores),
-        metrics=evidence.means(full),
+        metrics=paired.means(full),
         degradation=on_certification.degradation,
         degradation_upper=on_certification.upper,
         confidence=confidence,
-        held_out_score=statistics.fmean(evidence.metrics(full, "held_out")[task.metric]),
-        held_out_degradation=baseline.compare_reference(evidence, "held_out", confidence).degradation,
+        held_out_score=statistics.fmean(paired.metrics(full, "held_out")[task.metric]),
+        held_out_degradation=baseline.compare_reference(paired, "held_out", confidence).degradation,
         parameters=size,
         parameters_saved=1 - size / report.baseline.parameters,
     )

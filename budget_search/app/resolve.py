@@ -6,27 +6,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from budget_search.app.request import Request
-from budget_search.app.warm_start import Heritage, heritage_of
+from budget_search.app.warm_start import WarmStart, warm_start_from
 from budget_search.core.config import SearchConfig
 from budget_search.data.tasks import TaskSource, resolve_task, task_digest
-from budget_search.models.pretrained import Parent, resolve_model
+from budget_search.models.pretrained import PretrainedSource, resolve_model
 from budget_search.storage.study_folder import StudyFolder, require_writable, study_path
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedRequest:
     """A request with its task and model located, and the study it belongs to."""
 
     request: Request
     source: TaskSource
-    parent: Parent
+    pretrained: PretrainedSource
     config: SearchConfig
     folder: StudyFolder
-    heritage: Heritage | None = None
-    references: tuple[Parent, ...] = ()
+    warm_start: WarmStart | None = None
+    references: tuple[PretrainedSource, ...] = ()
 
 
-def locate(request: Request) -> Found:
+def resolve_request(request: Request) -> ResolvedRequest:
     """Find task, model and study; reads no examples, loads no model, writes nothing. Raises UsageError."""
     source = resolve_task(
         request.task,
@@ -36,7 +36,7 @@ def locate(request: Request) -> Found:
         metric=request.metric,
         validation=request.validation,
     )
-    parent = resolve_model(request.model, offline=request.offline)
+    pretrained = resolve_model(request.model, offline=request.offline)
     recipe = request.recipe_from(source.spec.recipe)
     config = SearchConfig(
         task=source.name,
@@ -44,8 +44,8 @@ def locate(request: Request) -> Found:
         metric=source.spec.metric,
         text_columns=tuple(source.spec.text_columns),
         label_column=source.spec.label_column,
-        model=parent.name,
-        model_digest=parent.digest,
+        model=pretrained.name,
+        model_digest=pretrained.digest,
         recipe=recipe,
         splits=request.splits_for(recipe),
         device=request.device,
@@ -54,10 +54,12 @@ def locate(request: Request) -> Found:
     folder = StudyFolder(study_path(request.studies_dir, request.study or config.study_name))
     if not folder.config.exists():
         require_writable(folder)
-    heritage = heritage_of(request.start_from, request.studies_dir) if request.start_from else None
-    return Found(request, source, parent, config, folder, heritage, references_of(request.reference, request.offline))
+    warm_start = warm_start_from(request.start_from, request.studies_dir) if request.start_from else None
+    return ResolvedRequest(
+        request, source, pretrained, config, folder, warm_start, references_of(request.reference, request.offline)
+    )
 
 
-def references_of(models: Iterable[str], offline: bool) -> tuple[Parent, ...]:
+def references_of(models: Iterable[str], offline: bool) -> tuple[PretrainedSource, ...]:
     """The models to set beside the answers, each once. Raises UsageError."""
     return tuple(dict.fromkeys(resolve_model(model, offline=offline, option="--reference") for model in models))

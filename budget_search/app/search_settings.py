@@ -8,23 +8,25 @@ from typing import TYPE_CHECKING, Any
 from budget_search.core.config import in_points
 
 if TYPE_CHECKING:
-    from budget_search.app.resolve import Found
+    from budget_search.app.resolve import ResolvedRequest
     from budget_search.core.limits import Limits
     from budget_search.data.tokenization import EncodedTask
-    from budget_search.layer_search.settings import Plan
+    from budget_search.layer_search.settings import SearchSettings
 
 
-def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: Limits, width: int) -> Plan:
+def search_settings(
+    found: ResolvedRequest, facts: Mapping[str, Any], task: EncodedTask, limits: Limits, width: int
+) -> SearchSettings:
     """Everything the search decides beforehand. Raises UsageError for named layer sets the model does not have."""
     from budget_search.core.layers import LayerSet
     from budget_search.core.trial import SearchBudget
-    from budget_search.layer_search.settings import Plan, screen_rung, screens_for
+    from budget_search.layer_search.settings import SearchSettings, screen_rung, screens_for
 
     request, recipe, total = found.request, found.config.recipe, int(facts["layers_total"])
-    if found.heritage:
-        found.heritage.require_depth(total)
+    if found.warm_start:
+        found.warm_start.require_depth(total)
     rung = screen_rung(recipe.steps(task.splits["train"].examples))
-    return Plan(
+    return SearchSettings(
         total=total,
         deltas=tuple(in_points(delta) for delta in request.deltas),
         strategy=request.strategy,
@@ -38,7 +40,7 @@ def plan_for(found: Found, facts: Mapping[str, Any], task: EncodedTask, limits: 
         width=width,
         fixed=frozenset(facts["undroppable"]),
         limits=limits,
-        start=found.heritage.sets if found.heritage else (),
+        start=found.warm_start.sets if found.warm_start else (),
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
         recipe=recipe,

@@ -13,7 +13,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.storage.study_folder import find_study
 
 if TYPE_CHECKING:
-    from budget_search.layer_search.state import Findings
+    from budget_search.layer_search.state import SearchState
     from budget_search.report.report import Report
 
 MOST_SETS = 6
@@ -21,7 +21,7 @@ MOST_SETS = 6
 
 
 @dataclass(frozen=True)
-class Heritage:
+class WarmStart:
     """The good layer sets of a finished study of a model with ``total`` layers, the most telling first."""
 
     study: str
@@ -37,11 +37,11 @@ class Heritage:
             )
 
 
-def heritage_of(name: str, studies_dir: str) -> Heritage:
+def warm_start_from(name: str, studies_dir: str) -> WarmStart:
     """Of a study by its name, its beginning or its path. Raises UsageError and StudyError."""
     folder = find_study(name, studies_dir)
     report = read_report(folder)
-    return Heritage(folder.path.name, report.layers_total, good_sets(report))
+    return WarmStart(folder.path.name, report.layers_total, good_sets(report))
 
 
 def good_sets(report: Report) -> tuple[LayerSet, ...]:
@@ -56,21 +56,21 @@ def good_sets(report: Report) -> tuple[LayerSet, ...]:
     return tuple(LayerSet(kept, total) for kept in dict.fromkeys(found))[:MOST_SETS]
 
 
-def whether_it_helped(findings: Findings, study: str) -> str:
+def warm_start_note(state: SearchState, study: str) -> str:
     """A sentence for the report: which answers are among the sets that were handed over, how good the others were."""
-    sets = plural(len(findings.plan.start), "layer set")
-    return f"Started from {sets} of {printable(study)}: {'; '.join(_told(findings))}."
+    sets = plural(len(state.settings.start), "layer set")
+    return f"Started from {sets} of {printable(study)}: {'; '.join(_told(state))}."
 
 
-def _told(findings: Findings) -> Iterator[str]:
-    screens = findings.screens
+def _told(state: SearchState) -> Iterator[str]:
+    screens = state.screens
     tolerance = screens.tolerance(0.0)
     lost = {trial.layers: tolerance.degradation(trial) for trial in screens.judged if not trial.layers.is_full}
-    for delta, answer in sorted(findings.answers().items()):
+    for delta, answer in sorted(state.answers().items()):
         within = f"within {points(delta)} points"
         same_depth = sorted((lost[layers], layers) for layers in lost if layers.depth == answer.depth)
-        ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in findings.plan.start]
-        if answer in findings.plan.start:
+        ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in state.settings.start]
+        if answer in state.settings.start:
             yield f"the answer {within} is one of them"
         elif answer.is_full:
             yield f"none holds {within}"

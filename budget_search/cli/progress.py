@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from budget_search.core.config import SearchConfig
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
-    from budget_search.layer_search.settings import Plan
+    from budget_search.layer_search.settings import SearchSettings
 
 # A screened or confirmed set keeps about this share of the layers; only for guessing how long a search will take.
 TYPICAL_SHARE = 0.6
@@ -43,7 +43,7 @@ class Console:
         self._quiet = quiet
         self._bar: Progress | None = None
         self._live: Live | None = None
-        self._plan: Plan | None = None
+        self._settings: SearchSettings | None = None
         self._trials: list[Trial] = []
         self._running: set[TrialKey] = set()
         self._slots = 0
@@ -54,7 +54,13 @@ class Console:
             self._terminal.print(text, markup=False)
 
     def planned(
-        self, plan: Plan, config: SearchConfig, task: EncodedTask, device: Device, workers: int, known: Sequence[Trial]
+        self,
+        settings: SearchSettings,
+        config: SearchConfig,
+        task: EncodedTask,
+        device: Device,
+        workers: int,
+        known: Sequence[Trial],
     ) -> None:
         """Before anything long: what will be done, in a few lines."""
         from budget_search.layer_search.verdict import resolution
@@ -69,22 +75,24 @@ class Console:
             f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
             f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
-        seeds = plural(len(plan.seeds), "seed")
-        certifiable = resolution(task.splits["certification"].examples, len(plan.seeds), confidence=plan.confidence)
+        seeds = plural(len(settings.seeds), "seed")
+        certifiable = resolution(
+            task.splits["certification"].examples, len(settings.seeds), confidence=settings.confidence
+        )
         self._fact("to expect", certifiable.explanation)
-        if plan.named:
-            self._fact("to do", f"{plural(len(plan.named), 'named layer set')} and the full model, {seeds} each")
+        if settings.named:
+            self._fact("to do", f"{plural(len(settings.named), 'named layer set')} and the full model, {seeds} each")
         else:
             self._fact(
                 "to do",
-                f"the full model with {seeds}; screens of {plan.screen_rung:.2g} of the recipe "
-                f"(up to {plan.evaluations} layer sets); then the best sets in full with {seeds}",
+                f"the full model with {seeds}; screens of {settings.screen_rung:.2g} of the recipe "
+                f"(up to {settings.evaluations} layer sets); then the best sets in full with {seeds}",
             )
         if known:
             self._fact("known", f"{plural(len(known), 'evaluation')} of this study, reused")
-        self._plan, self._trials = plan, list(known)
+        self._settings, self._trials = settings, list(known)
         self._slots, self._reused = workers, len(known)
-        self._show_bar(_expected(plan), sum(_share(trial.key) for trial in known))
+        self._show_bar(_expected(settings), sum(_share(trial.key) for trial in known))
 
     def stage(self, text: str) -> None:
         self.say(f"{_clock()} {text}")
@@ -130,11 +138,11 @@ class Console:
 
     def _so_far(self) -> str:
         """The smallest set that every seed confirmed within the largest delta."""
-        if self._plan is None:
+        if self._settings is None:
             return ""
-        confirmations = Confirmations(self._trials, self._plan.total, self._plan.seeds)
+        confirmations = Confirmations(self._trials, self._settings.total, self._settings.seeds)
         lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
-        holding = [layers for layers in lost if lost[layers] <= max(self._plan.deltas)]
+        holding = [layers for layers in lost if lost[layers] <= max(self._settings.deltas)]
         if not holding:
             return "nothing confirmed yet"
         best = min(holding, key=lambda layers: (layers.depth, lost[layers]))
@@ -162,14 +170,14 @@ class Console:
         self._live.start()
 
 
-def _expected(plan: Plan) -> float:
+def _expected(settings: SearchSettings) -> float:
     """A guess of what a search takes, in full fine-tunes of the full model."""
-    if plan.named:
-        return len(plan.seeds) * (1 + sum(layers.depth / plan.total for layers in plan.named))
-    screens = plan.screen_rung * (1 + plan.evaluations * TYPICAL_SHARE)
+    if settings.named:
+        return len(settings.seeds) * (1 + sum(layers.depth / settings.total for layers in settings.named))
+    screens = settings.screen_rung * (1 + settings.evaluations * TYPICAL_SHARE)
     # One candidate in three or so fails after a seed or two.
-    confirmations = len(plan.deltas) * (len(plan.seeds) + 1) * TYPICAL_SHARE
-    return len(plan.seeds) + screens + confirmations
+    confirmations = len(settings.deltas) * (len(settings.seeds) + 1) * TYPICAL_SHARE
+    return len(settings.seeds) + screens + confirmations
 
 
 def _share(key: TrialKey) -> float:

@@ -37,7 +37,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Binding:
+class BindingLimit:
     """Why nothing within the limits is within delta: the best that they allow, the fewest layers that hold beyond
     them, and which limits those break. Either is None where there is none, or none is known."""
 

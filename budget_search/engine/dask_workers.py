@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from budget_search.core.errors import BudgetSearchError, UsageError
 from budget_search.engine.device import default_workers
-from budget_search.engine.evaluation import Workplace
+from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.workers import Workers
 
 Outcome = TypeVar("Outcome")
@@ -48,12 +48,14 @@ class ClusterPool:
         self._executor.shutdown(wait=False)
 
 
-def workers_for(workplace: Workplace, asked: str, count: int | None = None, scheduler: str | None = None) -> Workers:
+def workers_for(
+    context: EvaluationContext, asked: str, count: int | None = None, scheduler: str | None = None
+) -> Workers:
     """Who works on a study: the cluster of ``scheduler``, on ``count`` of its workers at a time, else as many processes
     here; all there are, or as many as there are slots, unless given. ``asked`` is the device as the user named it.
     Raises UsageError where no cluster answers."""
-    cluster = connect(scheduler, workplace.folder.path, count) if scheduler else None
-    return Workers(workplace, count or default_workers(workplace.device, asked), asked=asked, cluster=cluster)
+    cluster = connect(scheduler, context.folder.path, count) if scheduler else None
+    return Workers(context, count or default_workers(context.device, asked), asked=asked, cluster=cluster)
 
 
 def connect(scheduler: str, study: Path, most: int | None = None) -> ClusterPool:

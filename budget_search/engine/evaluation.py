@@ -29,19 +29,19 @@ from budget_search.engine.finetune import DivergedError, FineTuned, fine_tune, o
 from budget_search.engine.last_layer import Tail, find_tail, only_read_token
 from budget_search.models.freezing import frozen
 from budget_search.models.keep_layers import keep_layers
-from budget_search.models.pretrained import fresh_head, load_parent
+from budget_search.models.pretrained import fresh_head, load_pretrained
 from budget_search.storage.files import appearing, write_whole
 from budget_search.storage.study_folder import StudyFolder
 
 
 @dataclass(frozen=True)
-class Workplace:
+class EvaluationContext:
     """What a worker needs to know to run any job of a study; ``teacher`` is the evaluation of the full model whose
     outputs smaller models learn from, where the recipe has them do so."""
 
     folder: StudyFolder
-    parent: Path
-    parent_name: str
+    pretrained: Path
+    pretrained_name: str
     recipe: Recipe
     device: Device
     trust_remote_code: bool = False
@@ -52,7 +52,7 @@ class Workplace:
 class Loaded:
     task: EncodedTask
     splits: dict[str, DeviceSplit]
-    parent: PreTrainedModel
+    pretrained: PreTrainedModel
     fresh: frozenset[str]
 
     @property
@@ -62,47 +62,47 @@ class Loaded:
     @cached_property
     def tail(self) -> Tail | None:
         """What of a last layer one token is enough for."""
-        return find_tail(self.parent, DeviceSplit.of(self.task, self.task.splits["train"], "cpu"))
+        return find_tail(self.pretrained, DeviceSplit.of(self.task, self.task.splits["train"], "cpu"))
 
 
-def run_job(workplace: Workplace, job: Job) -> Trial:
+def run_job(context: EvaluationContext, job: Job) -> Trial:
     """Fine-tune and score; what goes wrong comes back as a failed trial, never as an exception."""
-    workplace.device.reset_peak()
+    context.device.reset_peak()
     try:
-        return _run(workplace, job)
+        return _run(context, job)
     except (DivergedError, UnsupportedModelError) as error:
         return Trial(job.key, job.split, "failed", error=str(error))
     except (MemoryError, RuntimeError) as error:
         said = str(error).splitlines()[0]
         if out_of_memory(error):
-            reason = f"out of memory on {workplace.device.name}: {said}"
+            reason = f"out of memory on {context.device.name}: {said}"
             return Trial(job.key, job.split, "failed", error=reason, machine_failure=True)
         # A few models mix types that autocast does not reconcile: DeBERTa, X-MOD.
-        if workplace.device.precision == "bf16" and "BFloat16" in said:
+        if context.device.precision == "bf16" and "BFloat16" in said:
             return Trial(job.key, job.split, "failed", error=f"this model does not calculate in bf16: {said}")
         raise
 
 
-def _run(workplace: Workplace, job: Job) -> Trial:
-    here = loaded(workplace)
-    device = workplace.device
-    model, trained = _trained(workplace, job.key)
+def _run(context: EvaluationContext, job: Job) -> Trial:
+    here = loaded(context)
+    device = context.device
+    model, trained = _trained(context, job.key)
 
     started = time.perf_counter()
-    outputs = outputs_of(workplace, model, job.split)
-    read = int(split_of(workplace, job.split).lengths.sum())
+    outputs = outputs_of(context, model, job.split)
+    read = int(split_of(context, job.split).lengths.sum())
     if not np.isfinite(outputs).all():
         raise DivergedError("the fine-tuned model's outputs are not numbers")
-    if job.key == workplace.teacher:
-        save_outputs(workplace.folder.outputs(job.key, "train"), outputs_of(workplace, model, "train"))
-        read += int(split_of(workplace, "train").lengths.sum())
+    if job.key == context.teacher:
+        save_outputs(context.folder.outputs(job.key, "train"), outputs_of(context, model, "train"))
+        read += int(split_of(context, "train").lengths.sum())
     evaluation_seconds = time.perf_counter() - started
 
     labels = here.task.splits[job.split].labels
     metrics = measure((here.task.metric, *here.task.also), outputs, labels)
-    save_outputs(workplace.folder.outputs(job.key, job.split), outputs)
+    save_outputs(context.folder.outputs(job.key, job.split), outputs)
     if job.keep_weights:
-        save_weights(model, workplace.folder.weights(job.key))
+        save_weights(model, context.folder.weights(job.key))
     return Trial(
         key=job.key,
         split=job.split,
@@ -118,15 +118,15 @@ def _run(workplace: Workplace, job: Job) -> Trial:
     )
 
 
-def _trained(workplace: Workplace, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
+def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
     """The model of this name, on the device, and the fine-tunes that made it from the pre-trained one; none where it is
     a part of the full model as another evaluation has trained it."""
-    here, recipe, device = loaded(workplace), workplace.recipe, workplace.device
+    here, recipe, device = loaded(context), context.recipe, context.device
     full, trained = LayerSet.full(key.layers.total), list[tuple[Phase, FineTuned]]()
     steps = phases(recipe, key.layers)
     if not steps:
-        return keep_layers(load_weights(workplace, replace(key, layers=full)), key.layers.kept), trained
-    model = keep_layers(here.parent, steps[0].layers.kept)
+        return keep_layers(load_weights(context, replace(key, layers=full)), key.layers.kept), trained
+    model = keep_layers(here.pretrained, steps[0].layers.kept)
     fresh_head(model, here.fresh, key.seed)
     torch.nn.Module.to(model, device.name)
     kept = steps[0].layers.kept
@@ -135,52 +135,52 @@ def _trained(workplace: Workplace, key: TrialKey) -> tuple[PreTrainedModel, list
             model = keep_layers(model, [kept.index(layer) for layer in phase.layers.kept])
             kept = phase.layers.kept
         still = [kept.index(layer) for layer in kept if layer in phase.frozen]
-        lessons, part = _lessons(workplace, phase.layers), replace(recipe, epochs=phase.epochs)
+        examples, part = _training_split(context, phase.layers), replace(recipe, epochs=phase.epochs)
         with (
             frozen(model, still, embeddings=recipe.freezes_embeddings),
             only_read_token(model, here.tail),
         ):
-            trained.append((phase, fine_tune(model, lessons, part, key.rung, key.seed, device)))
+            trained.append((phase, fine_tune(model, examples, part, key.rung, key.seed, device)))
     return model, trained
 
 
-def _lessons(workplace: Workplace, layers: LayerSet) -> DeviceSplit:
+def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit:
     """The training examples; for a smaller model with what the teacher says of them."""
-    train, teacher = split_of(workplace, "train"), workplace.teacher
+    train, teacher = split_of(context, "train"), context.teacher
     if teacher is None or layers.is_full:
         return train
-    path = workplace.folder.outputs(teacher, "train")
+    path = context.folder.outputs(teacher, "train")
     if not path.exists():
         # Somebody deleted it.
-        save_outputs(path, outputs_of(workplace, load_weights(workplace, teacher), "train"))
-    logits = torch.from_numpy(np.load(path)).to(workplace.device.name)
-    return replace(train, soft=SoftTargets(logits, workplace.recipe.distil))
+        save_outputs(path, outputs_of(context, load_weights(context, teacher), "train"))
+    logits = torch.from_numpy(np.load(path)).to(context.device.name)
+    return replace(train, soft=SoftTargets(logits, context.recipe.distil))
 
 
-def score_from_weights(workplace: Workplace, key: TrialKey) -> None:
+def score_from_weights(context: EvaluationContext, key: TrialKey) -> None:
     """Write down a confirmed model's outputs on every held-out split, from its kept weights; once."""
-    wanted = {name: workplace.folder.outputs(key, name) for name in loaded(workplace).task.held_out_splits}
+    wanted = {name: context.folder.outputs(key, name) for name in loaded(context).task.held_out_splits}
     if missing := {name: path for name, path in wanted.items() if not path.exists()}:
-        model = load_weights(workplace, key)
+        model = load_weights(context, key)
         for name, path in missing.items():
-            save_outputs(path, outputs_of(workplace, model, name))
+            save_outputs(path, outputs_of(context, model, name))
 
 
-def outputs_of(workplace: Workplace, model: PreTrainedModel, split: str) -> np.ndarray:
+def outputs_of(context: EvaluationContext, model: PreTrainedModel, split: str) -> np.ndarray:
     """Logits of every example of a split, in order: float32 (examples, classes), or (examples, 1) for regression."""
-    with only_read_token(model, loaded(workplace).tail):
-        return predict(model, split_of(workplace, split), workplace.device)
+    with only_read_token(model, loaded(context).tail):
+        return predict(model, split_of(context, split), context.device)
 
 
-def load_weights(workplace: Workplace, key: TrialKey) -> PreTrainedModel:
+def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
     """A confirmed model, on the device. Where somebody deleted it, the same seed makes the same model again."""
-    folder = workplace.folder.weights(key)
+    folder = context.folder.weights(key)
     if not folder.exists():
-        save_weights(_trained(workplace, key)[0], folder)
+        save_weights(_trained(context, key)[0], folder)
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=workplace.trust_remote_code
+        folder, dtype=torch.float32, trust_remote_code=context.trust_remote_code
     )
-    torch.nn.Module.to(model, workplace.device.name)
+    torch.nn.Module.to(model, context.device.name)
     return model
 
 
@@ -198,20 +198,20 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
 
 @lru_cache(maxsize=1)
-def loaded(workplace: Workplace) -> Loaded:
-    task = EncodedTask.load(workplace.folder.examples)
-    parent, fresh = load_parent(
-        workplace.parent,
-        name=workplace.parent_name,
+def loaded(context: EvaluationContext) -> Loaded:
+    task = EncodedTask.load(context.folder.examples)
+    pretrained, fresh = load_pretrained(
+        context.pretrained,
+        name=context.pretrained_name,
         label_names=task.label_names,
         pad_token=task.pad_token,
-        trust_remote_code=workplace.trust_remote_code,
+        trust_remote_code=context.trust_remote_code,
     )
-    return Loaded(task, {}, parent, fresh)
+    return Loaded(task, {}, pretrained, fresh)
 
 
-def split_of(workplace: Workplace, name: str) -> DeviceSplit:
-    here = loaded(workplace)
+def split_of(context: EvaluationContext, name: str) -> DeviceSplit:
+    here = loaded(context)
     if name not in here.splits:
-        here.splits[name] = DeviceSplit.of(here.task, here.task.splits[name], workplace.device.name)
+        here.splits[name] = DeviceSplit.of(here.task, here.task.splits[name], context.device.name)
     return here.splits[name]

@@ -14,9 +14,9 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_SHARE, FULL_RUNG, Job
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.cost import TIMED_BATCHES, TIMED_SECONDS, parameters
-from budget_search.engine.evaluation import Workplace, loaded
+from budget_search.engine.evaluation import EvaluationContext, loaded
 from budget_search.engine.speed import Speed, padded_tokens
-from budget_search.layer_search.settings import Plan
+from budget_search.layer_search.settings import SearchSettings
 from budget_search.storage.study_folder import stored_config
 
 TIMED_ROUNDS = 32
@@ -37,7 +37,7 @@ class EvaluationTime:
 
 
 @dataclass(frozen=True)
-class Prices:
+class EvaluationCosts:
     """What jobs cost on this device: in seconds, in equivalents, on the disk."""
 
     total: int
@@ -52,20 +52,22 @@ class Prices:
     layer_parameters: float
 
     @classmethod
-    def of(cls, plan: Plan, speed: Speed, task: EncodedTask, workplace: Workplace) -> Prices:
-        kind, lengths = workplace.device.kind, task.splits["train"].lengths
-        steps = workplace.recipe.steps(len(lengths))
-        layers = stored_config(workplace.folder)["facts"]["layer_parameters"]
+    def of(
+        cls, settings: SearchSettings, speed: Speed, task: EncodedTask, context: EvaluationContext
+    ) -> EvaluationCosts:
+        kind, lengths = context.device.kind, task.splits["train"].lengths
+        steps = context.recipe.steps(len(lengths))
+        layers = stored_config(context.folder)["facts"]["layer_parameters"]
         return cls(
-            total=plan.total,
-            recipe=workplace.recipe,
+            total=settings.total,
+            recipe=context.recipe,
             speed=speed,
             full_steps=steps,
-            train_tokens=float(np.mean(lengths)) * min(workplace.recipe.batch_size, len(lengths)) * steps,
+            train_tokens=float(np.mean(lengths)) * min(context.recipe.batch_size, len(lengths)) * steps,
             tokens={name: int(split.lengths.sum()) for name, split in task.splits.items()},
             padded={name: padded_tokens(split.lengths, kind) for name, split in task.splits.items()},
             timed_tokens=round(float(np.median(task.splits["held_out"].lengths)) * sum(TIMED_BATCHES)),
-            parameters=parameters(loaded(workplace).parent),
+            parameters=parameters(loaded(context).pretrained),
             layer_parameters=statistics.fmean(layers),
         )
 
@@ -109,9 +111,13 @@ class Prices:
         size = self.parameters - (self.total - self.depth(job)) * self.layer_parameters
         return size * BYTES_PER_PARAMETER if job.keep_weights else 0.0
 
-    def table(self, plan: Plan) -> Iterator[EvaluationTime]:
+    def table(self, settings: SearchSettings) -> Iterator[EvaluationTime]:
         """Every rung in use at the probed depths."""
-        rungs = [FULL_RUNG] if plan.named else sorted({plan.screen_rung, min(2 * plan.screen_rung, 1.0), FULL_RUNG})
+        rungs = (
+            [FULL_RUNG]
+            if settings.named
+            else sorted({settings.screen_rung, min(2 * settings.screen_rung, 1.0), FULL_RUNG})
+        )
         for rung in rungs:
             split = "certification" if rung == FULL_RUNG else "selection"
             for depth in reversed(range(1, self.total + 1)):

@@ -13,9 +13,9 @@ from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.trial import TrialKey
 from budget_search.data.metrics import contributions, measure
 from budget_search.data.tokenization import EncodedSplit
-from budget_search.engine.evaluation import Workplace, load_weights, loaded, split_of
+from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, split_of
 from budget_search.engine.layer_similarity import sentence_states, similarity_to, similarity_to_input
-from budget_search.models.layer_measurements import Layerwise
+from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.models.pretrained import quiet_transformers
 
 # Examples of train that probes are fitted on and of selection that they are scored on, at most.
@@ -26,7 +26,7 @@ PENALTIES = tuple(10.0**power for power in range(-1, 6))
 ROUNDING = 1e-5
 
 
-def measure_layers(workplace: Workplace, key: TrialKey) -> Layerwise:
+def measure_layers(context: EvaluationContext, key: TrialKey) -> LayerMeasurements:
     """Probes and similarities of the fine-tuned model ``key``, from its kept weights.
 
     A probe is a linear classifier (or, for scores, a linear regression) on the classification token after a layer,
@@ -34,17 +34,17 @@ def measure_layers(workplace: Workplace, key: TrialKey) -> Layerwise:
     model that gives other states than one per layer.
     """
     quiet_transformers()
-    if workplace.device.kind == "cpu":
+    if context.device.kind == "cpu":
         torch.set_num_threads(1)
-    task = loaded(workplace).task
+    task = loaded(context).task
     train, scored = _some(task.splits["train"]), _some(task.splits["selection"])
-    model = load_weights(workplace, key)
-    fitted_on = _states(workplace, model, "train", train)
-    states = _states(workplace, model, "selection", scored)
-    before = _states(workplace, loaded(workplace).parent, "selection", scored)
+    model = load_weights(context, key)
+    fitted_on = _states(context, model, "train", train)
+    states = _states(context, model, "selection", scored)
+    before = _states(context, loaded(context).pretrained, "selection", scored)
     if len(states) != key.layers.total + 1:
         raise UnsupportedModelError(
-            f"{workplace.parent_name} gives {len(states)} states for {key.layers.total} layers; "
+            f"{context.pretrained_name} gives {len(states)} states for {key.layers.total} layers; "
             "only models that give one before the first and one after every layer can be inspected"
         )
     known, labels = task.splits["train"].labels[train], task.splits["selection"].labels[scored]
@@ -53,7 +53,7 @@ def measure_layers(workplace: Workplace, key: TrialKey) -> Layerwise:
         for low, high in zip(fitted_on, states, strict=True)
     ]
     values = [contributions(task.metric, each, labels) for each in outputs]
-    return Layerwise(
+    return LayerMeasurements(
         seed=key.seed,
         train_examples=len(train),
         selection_examples=len(scored),
@@ -70,8 +70,8 @@ def _some(split: EncodedSplit) -> np.ndarray:
     return np.sort(drawn)
 
 
-def _states(workplace: Workplace, model: PreTrainedModel, name: str, examples: np.ndarray) -> torch.Tensor:
-    return _in_order(sentence_states(model, split_of(workplace, name), examples, workplace.device))
+def _states(context: EvaluationContext, model: PreTrainedModel, name: str, examples: np.ndarray) -> torch.Tensor:
+    return _in_order(sentence_states(model, split_of(context, name), examples, context.device))
 
 
 def _in_order(batches: Iterable[tuple[np.ndarray, torch.Tensor]]) -> torch.Tensor:

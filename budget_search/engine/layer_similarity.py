@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 from budget_search.engine.batches import DeviceSplit, reading_order
 from budget_search.engine.device import Device
-from budget_search.engine.evaluation import Workplace, loaded, split_of
+from budget_search.engine.evaluation import EvaluationContext, loaded, split_of
 from budget_search.engine.finetune import EVALUATION_TOKENS
 
 
-def layer_similarities(workplace: Workplace) -> tuple[float, ...]:
+def layer_similarities(context: EvaluationContext) -> tuple[float, ...]:
     """Per layer, ``similarity_to_input`` of the pre-trained model over all of ``selection``."""
-    split = split_of(workplace, "selection")
-    model, everything = loaded(workplace).parent, np.arange(split.examples)
+    split = split_of(context, "selection")
+    model, everything = loaded(context).pretrained, np.arange(split.examples)
     sums: torch.Tensor | float = 0.0
-    for examples, states in sentence_states(model, split, everything, workplace.device):
+    for examples, states in sentence_states(model, split, everything, context.device):
         sums = sums + similarity_to_input(states) * len(examples)
     assert isinstance(sums, torch.Tensor)
     return tuple((sums / split.examples).tolist())

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
-from budget_search.engine.evaluation import Workplace, loaded, save_weights, split_of
+from budget_search.engine.evaluation import EvaluationContext, loaded, save_weights, split_of
 from budget_search.engine.finetune import EVALUATION_TOKENS, fine_tune, predict
 from budget_search.engine.last_layer import only_read_token
 from budget_search.models.keep_layers import keep_layers
@@ -54,13 +54,13 @@ def probed_depths(total: int) -> list[int]:
     return sorted({max(1, round(share * total)) for share in PROBED_SHARES})
 
 
-def measure_speed(workplace: Workplace, total: int) -> Speed:
+def measure_speed(context: EvaluationContext, total: int) -> Speed:
     """Take the time of a few steps. Raises MemoryError where not even one example fits."""
-    if workplace.device.kind == "cpu":
+    if context.device.kind == "cpu":
         torch.set_num_threads(1)
-    loaded(workplace)
+    loaded(context)
     started, depths = time.perf_counter(), probed_depths(total)
-    parts = {depth: _time_at(workplace, depth) for depth in reversed(depths)}
+    parts = {depth: _time_at(context, depth) for depth in reversed(depths)}
     building, step, token, writing = zip(*(parts[depth] for depth in depths), strict=True)
     return Speed(tuple(depths), building, step, token, writing, time.perf_counter() - started)
 
@@ -80,18 +80,18 @@ def padded_tokens(lengths: np.ndarray, device_kind: str) -> int:
     return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
 
 
-def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, float]:
-    here, device = loaded(workplace), workplace.device
+def _time_at(context: EvaluationContext, depth: int) -> tuple[float, float, float, float]:
+    here, device = loaded(context), context.device
     started = time.perf_counter()
-    model = keep_layers(here.parent, range(depth))
+    model = keep_layers(here.pretrained, range(depth))
     fresh_head(model, here.fresh, 0)
     torch.nn.Module.to(model, device.name)
     device.synchronize()
     building = time.perf_counter() - started
 
     with only_read_token(model, here.tail):
-        step = _step_seconds(workplace, model)
-        token = _token_seconds(workplace, model)
+        step = _step_seconds(context, model)
+        token = _token_seconds(context, model)
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -99,9 +99,9 @@ def _time_at(workplace: Workplace, depth: int) -> tuple[float, float, float, flo
     return building, step, token, time.perf_counter() - started
 
 
-def _step_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
-    device, recipe = workplace.device, workplace.recipe
-    train = split_of(workplace, "train")
+def _step_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
+    device, recipe = context.device, context.recipe
+    train = split_of(context, "train")
     batches = _spread_batches(train.lengths, recipe.batch_size)
     few = dataclasses.replace(recipe, epochs=1)
     longest = part_of(train, batches[-1])
@@ -114,10 +114,10 @@ def _step_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
     return trained.seconds / trained.steps
 
 
-def _token_seconds(workplace: Workplace, model: PreTrainedModel) -> float:
+def _token_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
     """Per padded token of an evaluation."""
-    device = workplace.device
-    split = split_of(workplace, "selection")
+    device = context.device
+    split = split_of(context, "selection")
     order = list(reading_order(split.lengths, EVALUATION_TOKENS[device.kind]))
     places = np.linspace(0, len(order) - 1, min(EVALUATION_BATCHES, len(order))).round().astype(int)
     examples = part_of(split, np.concatenate([order[place] for place in places]))

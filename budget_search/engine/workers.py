@@ -21,7 +21,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoo
 from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import one_of, slots
-from budget_search.engine.evaluation import Workplace, run_job, score_from_weights
+from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
 from budget_search.engine.speed import Speed, measure_speed
 
 Item = TypeVar("Item")
@@ -94,8 +94,8 @@ class Workers:
     ``asked`` is the device as the user named it: ``auto`` and ``cuda`` stand for every device of the kind.
     """
 
-    def __init__(self, workplace: Workplace, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
-        self.workplace = workplace
+    def __init__(self, context: EvaluationContext, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
+        self.context = context
         self._asked = asked
         self._sharing = 1 if cluster else count
         self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
@@ -132,9 +132,11 @@ class Workers:
     @property
     def _place(self) -> Callable[..., Any]:
         """Runs a function with the workplace as it is now and an item, in whichever process."""
-        return partial(_at_a_free_device, self.workplace, self._asked, self._sharing)
+        return partial(_at_a_free_device, self.context, self._asked, self._sharing)
 
-    def _each(self, function: Callable[[Workplace, Item], Outcome], items: Iterable[Item | None]) -> Iterator[Outcome]:
+    def _each(
+        self, function: Callable[[EvaluationContext, Item], Outcome], items: Iterable[Item | None]
+    ) -> Iterator[Outcome]:
         if self._pool is None:
             yield from (self._place(function, item) for item in items if item is not None)
             return
@@ -147,7 +149,7 @@ class Workers:
             ) from None
 
     def _finished(
-        self, pool: Pool, function: Callable[[Workplace, Item], Outcome], items: Iterator[Item | None]
+        self, pool: Pool, function: Callable[[EvaluationContext, Item], Outcome], items: Iterator[Item | None]
     ) -> Iterator[tuple[Item, Future[Outcome]]]:
         running: dict[Future[Outcome], Item] = {}
         try:
@@ -164,12 +166,16 @@ class Workers:
 
 
 def _at_a_free_device(
-    workplace: Workplace, asked: str, workers: int, function: Callable[[Workplace, Item], Outcome], item: Item
+    context: EvaluationContext,
+    asked: str,
+    workers: int,
+    function: Callable[[EvaluationContext, Item], Outcome],
+    item: Item,
 ) -> Outcome:
-    if workplace.device.kind == "cpu":
+    if context.device.kind == "cpu":
         torch.set_num_threads(1)
-    with one_of(slots(workplace.device, asked, workers)) as name, _memory_at_hand():
-        return function(replace(workplace, device=replace(workplace.device, name=name)), item)
+    with one_of(slots(context.device, asked, workers)) as name, _memory_at_hand():
+        return function(replace(context, device=replace(context.device, name=name)), item)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ SAMPLED_PER_DEPTH = 400
 
 
 @dataclass(frozen=True)
-class Confirming:
+class ConfirmationRule:
     """How sets are confirmed: within ``delta`` points in the mean over ``seeds`` runs, whose scores spread by
     ``seed_sd`` points; ``begun`` holds what the sets in hand lost so far."""
 
@@ -59,28 +59,28 @@ class Confirming:
         return float(np.sqrt(PAIRED * self.seed_sd**2 / self.runs_left(layers)))
 
 
-def chances(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming) -> np.ndarray:
+def chances(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
     """The probability that each set will be confirmed; (sets,)."""
     mean, sd = surrogate.expect(sets)
-    allowed = np.full(len(sets), confirming.delta)
-    noise = np.full(len(sets), np.sqrt(PAIRED * confirming.seed_sd**2 / confirming.seeds))
+    allowed = np.full(len(sets), rule.delta)
+    noise = np.full(len(sets), np.sqrt(PAIRED * rule.seed_sd**2 / rule.seeds))
     for index, layers in enumerate(sets):
-        if layers in confirming.begun:
-            allowed[index], noise[index] = confirming.may_lose(layers), confirming.noise(layers)
+        if layers in rule.begun:
+            allowed[index], noise[index] = rule.may_lose(layers), rule.noise(layers)
     return np.asarray(stats.norm.cdf((allowed - mean - CAUTION * sd) / np.sqrt(sd**2 + noise**2)))
 
 
 def choose(
-    surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming, answer_depth: int, tries: int
+    surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule, answer_depth: int, tries: int
 ) -> LayerSet | None:
     """The set to run next of those with fewer layers than the answer so far, when so many may be tried; None when none
     is worth its price."""
-    ladder = _likeliest_by_depth(sets, chances(surrogate, sets, confirming))
+    ladder = _likeliest_by_depth(sets, chances(surrogate, sets, rule))
     if not ladder:
         return None
     total = ladder[0].total
-    prices = [confirming.runs_left(layers) * layers.depth / total for layers in ladder]
-    holds = _draws(surrogate, ladder, confirming)
+    prices = [rule.runs_left(layers) * layers.depth / total for layers in ladder]
+    holds = _draws(surrogate, ladder, rule)
     worths = [LAYER_WORTH * (answer_depth - layers.depth) for layers in ladder]
     best = _best_first(worths, prices, holds, 0.0 if answer_depth < total else ANSWER_WORTH, tries)
     return None if best is None else ladder[best]
@@ -95,14 +95,14 @@ def _likeliest_by_depth(sets: Sequence[LayerSet], chance: np.ndarray) -> list[La
     return [best[depth][1] for depth in sorted(best)]
 
 
-def _draws(surrogate: Surrogate, sets: Sequence[LayerSet], confirming: Confirming) -> np.ndarray:
+def _draws(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
     """Whether each set is confirmed, in joint draws of the truth and the runs to come; (sets, draws)."""
     random = np.random.default_rng(0)
     _, sd = surrogate.expect(sets)
     lost = surrogate.draw(sets, random, DRAWS) + CAUTION * sd[:, None]
-    noise = np.array([confirming.noise(layers) for layers in sets])
+    noise = np.array([rule.noise(layers) for layers in sets])
     lost += noise[:, None] * random.standard_normal(lost.shape)
-    return np.asarray(lost <= np.array([[confirming.may_lose(layers)] for layers in sets]))
+    return np.asarray(lost <= np.array([[rule.may_lose(layers)] for layers in sets]))
 
 
 def _best_first(

@@ -50,7 +50,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Allowance:
+class RemainingBudget:
     """A search budget being spent, by confirmations of ``seeds`` runs, ``width`` evaluations at a time."""
 
     budget: SearchBudget

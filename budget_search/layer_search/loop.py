@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
-from budget_search.layer_search.acquisition import Confirming, choose
-from budget_search.layer_search.budget import Allowance
+from budget_search.layer_search.acquisition import ConfirmationRule, choose
+from budget_search.layer_search.budget import RemainingBudget
 from budget_search.layer_search.settings import SearchObserver
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies import propose
 from budget_search.layer_search.strategies.problem import unmeasured
 
@@ -39,18 +39,20 @@ class Search:
 
     def __init__(
         self,
-        findings: Findings,
+        state: SearchState,
         run_jobs: Callable[[Iterable[Job | None]], Iterator[Trial]],
         observer: SearchObserver,
     ) -> None:
-        self.findings = findings
-        self.plan = findings.plan
+        self.state = state
+        self.settings = state.settings
         self._run_jobs = run_jobs
         self._observer = observer
-        self._allowance = Allowance(self.plan.budget, len(self.plan.seeds), self.plan.width, self.plan.recipe)
+        self._budget = RemainingBudget(
+            self.settings.budget, len(self.settings.seeds), self.settings.width, self.settings.recipe
+        )
         self._running: dict[Job, Trial | None] = {}
         self._proposed: list[Job] = []
-        self._named = deque(self.plan.named)
+        self._named = deque(self.settings.named)
         self._baseline_stands = False
         self._answered: set[float] = set()
         self._told: set[str] = set()
@@ -64,10 +66,10 @@ class Search:
         fails twice for the machine's reasons.
         """
         for trial in self._run_jobs(self._jobs()):
-            self.findings.record(trial)
+            self.state.record(trial)
             self.fine_tuned += not trial.machine_failure
             self._observer.finished(trial)
-        return self.findings.answers()
+        return self.state.answers()
 
     def _jobs(self) -> Iterator[Job | None]:
         """A job for whoever is free; None while the next depends on those that are running. What fails for the
@@ -77,7 +79,7 @@ class Search:
         over = False
         while True:
             # Of what is run once more, the history holds the failure until the new trial has come.
-            came = [job for job, earlier in self._running.items() if self.findings.find(job.key) is not earlier]
+            came = [job for job, earlier in self._running.items() if self.state.find(job.key) is not earlier]
             for done in came:
                 del self._running[done]
             failed += self._unknown(came)
@@ -92,7 +94,7 @@ class Search:
             if job is None and not self._running:
                 return
             if job is not None:
-                self._running[job] = self.findings.find(job.key)
+                self._running[job] = self.state.find(job.key)
                 self._observer.started(job)
             yield job
 
@@ -101,7 +103,7 @@ class Search:
             return None
         job = failed.pop(0)
         if job in retried:
-            trial = self.findings.find(job.key)
+            trial = self.state.find(job.key)
             raise BudgetSearchError(
                 f"an evaluation failed twice for the machine's reasons ({trial.error if trial else 'it never came'}): "
                 f"{job.key}; free memory, or try --workers 1 or a smaller --batch-size or --max-length, then run the "
@@ -118,28 +120,28 @@ class Search:
         expected; a delta is answered when nothing of it is running any more. Where smaller models build on the full
         one, they wait for its runs. None: nothing to do before something comes.
         """
-        full = LayerSet.full(self.plan.total)
+        full = LayerSet.full(self.settings.total)
         if baseline := self._to_start(full):
-            self._stage(f"baseline: all {full.total} layers, {len(self.plan.seeds)} seeds")
+            self._stage(f"baseline: all {full.total} layers, {len(self.settings.seeds)} seeds")
             return baseline[0]
-        if self.plan.builds_on_full and any(job.key.layers.is_full for job in self._running):
+        if self.settings.builds_on_full and any(job.key.layers.is_full for job in self._running):
             return None
         if not self._baseline_stands:
             self._check_baseline()
-        if self.plan.named:
+        if self.settings.named:
             return self._next_named()
         first = True
-        for position, delta in enumerate(sorted(self.plan.deltas, reverse=True)):
+        for position, delta in enumerate(sorted(self.settings.deltas, reverse=True)):
             if delta in self._answered:
                 continue
             self._stage(f"searching for the fewest layers within {delta:g} points")
-            if not self.findings.is_closed(delta):
+            if not self.state.is_closed(delta):
                 job = self._next_screen(delta, position)
                 if job is None and not self._awaits_screens:
                     job = self._next_confirmation(delta)
                 if job is not None or self._awaits_screens:
                     return job
-            first = first and not any(job.key.layers in self.findings.candidates(delta) for job in self._running)
+            first = first and not any(job.key.layers in self.state.candidates(delta) for job in self._running)
             if first:
                 self._answer(delta)
         return None
@@ -152,28 +154,28 @@ class Search:
                 return runs[0]
             self._named.popleft()
         if not self._running:
-            for delta in sorted(set(self.plan.deltas) - self._answered, reverse=True):
+            for delta in sorted(set(self.settings.deltas) - self._answered, reverse=True):
                 self._answer(delta)
         return None
 
     def _answer(self, delta: float) -> None:
         self._answered.add(delta)
         if not self.ended_early:
-            self.findings.close(delta)
-        self._observer.answered(delta, self.findings.answer(delta))
+            self.state.close(delta)
+        self._observer.answered(delta, self.state.answer(delta))
 
     def _check_baseline(self) -> None:
         """Raises BudgetSearchError when nothing can be compared with the full model."""
-        confirmations = self.findings.confirmations
+        confirmations = self.state.confirmations
         if failed := confirmations.failed(confirmations.full):
             raise BudgetSearchError(
                 f"the full model could not be fine-tuned ({failed.error}): nothing can be compared with it; "
                 "try a lower --lr or --precision fp32"
             )
         collapsed = confirmations.collapsed(confirmations.full)
-        if 2 * collapsed > len(self.plan.seeds):
+        if 2 * collapsed > len(self.settings.seeds):
             raise BudgetSearchError(
-                f"the full model learnt nothing: with {collapsed} of {len(self.plan.seeds)} seeds it predicts a single "
+                f"the full model learnt nothing: with {collapsed} of {len(self.settings.seeds)} seeds it predicts a single "
                 "class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
             )
         self._baseline_stands = confirmations.is_complete(confirmations.full)
@@ -189,8 +191,8 @@ class Search:
         """What the strategy proposes until it has finished, so many sets are screened, or no more can be afforded: what
         a confirmation takes is held back, for this delta and for each that is still to come."""
         if not self._proposed:
-            confirmations = sum(other <= delta for other in self.plan.deltas)
-            allowed = self._allowance.fine_tunes(self.findings.history, self._running, self.plan.total, confirmations)
+            confirmations = sum(other <= delta for other in self.settings.deltas)
+            allowed = self._budget.fine_tunes(self.state.history, self._running, self.settings.total, confirmations)
             if allowed <= 0:
                 self.ended_early |= not self._running
                 return None
@@ -202,7 +204,7 @@ class Search:
 
     def _wanted_screens(self, delta: float, position: int) -> list[Job]:
         """What to screen beside what is running; empty when finished, or until that has come."""
-        screens = self.findings.screens
+        screens = self.state.screens
         wanted = [self._screen(layers, rung) for layers, rung in screens.doubtful()]
         if wanted:
             return self._startable(wanted)
@@ -211,14 +213,14 @@ class Search:
                 "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
             )
         screening = sum(job.split == "selection" for job in self._running)
-        evaluations = self.plan.evaluations_until(position, screens.rung)
-        question = self.findings.question(delta, evaluations - screening)
+        evaluations = self.settings.evaluations_until(position, screens.rung)
+        question = self.state.question(delta, evaluations - screening)
         inherited = [
-            self._screen(layers, screens.rung) for layers in unmeasured(self.plan.start, screens.judged, question)
+            self._screen(layers, screens.rung) for layers in unmeasured(self.settings.start, screens.judged, question)
         ]
         if startable := self._startable(inherited):
-            return startable[: self.plan.width]
-        proposed = propose(self.plan.strategy, screens.judged, question)
+            return startable[: self.settings.width]
+        proposed = propose(self.settings.strategy, screens.judged, question)
         return self._startable(self._screen(layers, screens.rung) for layers in proposed)
 
     # -- confirmations ------------------------------------------------------------------------------------------
@@ -240,24 +242,24 @@ class Search:
             # A smaller delta may find what this one can not afford among what was confirmed already.
             self.ended_early = True
             return None
-        self.findings.add_candidate(candidate, delta)
+        self.state.add_candidate(candidate, delta)
         self._stage(f"confirming layers {candidate} for {delta:g} points")
         return runs[0]
 
     def _most_promising(self, delta: float) -> LayerSet | None:
         """By the surrogate, of the sets with fewer layers than the answer so far: of those that were screened, or,
         where the strategy is free to choose, of all; with so many tries, what was begun beside them."""
-        planned = self.findings.candidates(delta)
+        planned = self.state.candidates(delta)
         tries = self._tries(delta, planned)
-        question, judged = self.findings.question(delta), self.findings.screens.judged
+        question, judged = self.state.question(delta), self.state.screens.judged
         # The surrogate knows nothing of what breaks; so below all that has not broken, one layer at a time.
-        fewest = self.findings.screens.fewest_alive - 1
+        fewest = self.state.screens.fewest_alive - 1
         screened = [trial.layers for trial in judged if trial.state != "failed" and not trial.layers.is_full]
         depth = self._expected_depth(delta)
         tried = [layers.depth for layers in planned]
         pool = [
             layers
-            for layers in (question.sets(screened) if self.plan.strategy == "auto" else screened)
+            for layers in (question.sets(screened) if self.settings.strategy == "auto" else screened)
             if fewest <= layers.depth < depth
             and question.allows(layers)
             and self._is_open(layers, delta)
@@ -265,28 +267,28 @@ class Search:
         ]
         if not pool:
             return None
-        confirming = Confirming(self.findings.may_lose(delta), question.seed_sd, question.seeds, question.in_full)
+        confirming = ConfirmationRule(self.state.may_lose(delta), question.seed_sd, question.seeds, question.in_full)
         return choose(question.surrogate(judged), pool, confirming, depth, max(1, tries))
 
     def _tries(self, delta: float, planned: Sequence[LayerSet]) -> int:
         """How many more sets may be tried for this delta: one in any case, further ones while the search budget leaves
         one to each of the smaller deltas. What holds for them holds for this one."""
-        smaller = sum(other < delta for other in self.plan.deltas)
-        allowed = self._allowance.confirmations(self.findings.history, self._running, self.plan.total) - smaller
+        smaller = sum(other < delta for other in self.settings.deltas)
+        allowed = self._budget.confirmations(self.state.history, self._running, self.settings.total) - smaller
         left = min(CANDIDATES_PER_DELTA - len(planned), allowed)
         return max(math.floor(left), 0 if planned else 1)
 
     def _expected_depth(self, delta: float) -> int:
         """Layers of the answer, if the sets whose last runs are under way turn out as expected."""
         confirming = {job.key.layers for job in self._running if job.split == "certification"}
-        awaited = [layers for layers in confirming if not self._to_start(layers) and self.plan.limits.allow(layers)]
-        losses = zip(awaited, self.findings.expected_losses(awaited), strict=True)
-        expected = [layers.depth for layers, lost in losses if lost <= self.findings.may_lose(delta)]
-        return min([self.findings.answer(delta).depth, *expected])
+        awaited = [layers for layers in confirming if not self._to_start(layers) and self.settings.limits.allow(layers)]
+        losses = zip(awaited, self.state.expected_losses(awaited), strict=True)
+        expected = [layers.depth for layers, lost in losses if lost <= self.state.may_lose(delta)]
+        return min([self.state.answer(delta).depth, *expected])
 
     def _is_open(self, layers: LayerSet, delta: float) -> bool:
         """Whether another run of this set can still tell something."""
-        confirmations = self.findings.confirmations
+        confirmations = self.state.confirmations
         return (
             not confirmations.is_complete(layers)
             and not confirmations.hopeless(layers, delta)
@@ -297,24 +299,24 @@ class Search:
 
     def _screen(self, layers: LayerSet, rung: float) -> Job:
         # Smaller models may be cut out of the full one.
-        keep_weights = layers.is_full and self.plan.recipe.dropping == "untrained"
-        return Job(TrialKey(layers, rung, self.plan.screen_seed), "selection", keep_weights)
+        keep_weights = layers.is_full and self.settings.recipe.dropping == "untrained"
+        return Job(TrialKey(layers, rung, self.settings.screen_seed), "selection", keep_weights)
 
     def _to_start(self, layers: LayerSet) -> list[Job]:
         """The runs of the full recipe that confirm a set, as far as they are neither known nor under way."""
-        keys = (TrialKey(layers, FULL_RUNG, seed) for seed in self.plan.seeds)
+        keys = (TrialKey(layers, FULL_RUNG, seed) for seed in self.settings.seeds)
         return self._startable(Job(key, "certification", keep_weights=True) for key in keys)
 
     def _startable(self, jobs: Iterable[Job]) -> list[Job]:
         return [job for job in self._unknown(jobs) if job not in self._running]
 
     def _unknown(self, jobs: Iterable[Job]) -> list[Job]:
-        known = {job: self.findings.find(job.key) for job in jobs}
+        known = {job: self.state.find(job.key) for job in jobs}
         return [job for job, trial in known.items() if trial is None or trial.machine_failure]
 
     def _afford(self, jobs: Sequence[Job]) -> None:
         """Raises OutOfBudget where these will not be finished within the search budget."""
-        if not self._allowance.covers(jobs, self.findings.history, self._running):
+        if not self._budget.covers(jobs, self.state.history, self._running):
             raise OutOfBudget
 
     def _stage(self, text: str) -> None:
@@ -324,23 +326,23 @@ class Search:
 
     def notes(self) -> list[str]:
         """Sentences for the report on how the search went."""
-        screens, confirmations = self.findings.screens, self.findings.confirmations
+        screens, confirmations = self.state.screens, self.state.confirmations
         notes = []
         if self.ended_early:
             notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
         if collapsed := confirmations.collapsed(confirmations.full):
             notes.append(
-                f"The full model predicted a single class with {collapsed} of {len(self.plan.seeds)} seeds. That "
+                f"The full model predicted a single class with {collapsed} of {len(self.settings.seeds)} seeds. That "
                 "flatters smaller sets, which are compared with its mean; nothing is certified."
             )
-        if not self.plan.named:
+        if not self.settings.named:
             notes.append(
                 f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
                 "no answer rests on them."
             )
-            if screens.rung > self.plan.screen_rung:
+            if screens.rung > self.settings.screen_rung:
                 notes.append(
-                    f"Screens of {self.plan.screen_rung:.3g} of the recipe ranked layer sets otherwise than runs twice "
+                    f"Screens of {self.settings.screen_rung:.3g} of the recipe ranked layer sets otherwise than runs twice "
                     "as long, or taught the full model nothing: they were lengthened."
                 )
         return notes

@@ -53,7 +53,7 @@ class SearchObserver(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchSettings:
     """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
     those to ``start`` from are screened first; the baseline's run with ``teacher_seed`` teaches smaller models, where
     the recipe has one teach them (None: the first of the seeds)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Layerwise:
+class LayerMeasurements:
     """What was measured of every layer, lowest first. Of ``layers + 1`` values the first is before any layer.
 
     ``probes`` (layers + 1) are scores in points of a linear probe on the classification token of the fine-tuned model;

@@ -32,7 +32,7 @@ _UNTELLING = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9
 
 
 @dataclass(frozen=True)
-class Parent:
+class PretrainedSource:
     """A pre-trained model found: its name for people, its folder, and what identifies its content."""
 
     name: str
@@ -40,17 +40,17 @@ class Parent:
     digest: str
 
 
-def resolve_model(model: str, *, offline: bool = False, option: str = "--model") -> Parent:
+def resolve_model(model: str, *, offline: bool = False, option: str = "--model") -> PretrainedSource:
     """Find a model by ``demo``, local folder or hub id, downloading it when needed; imports no torch.
 
     ``option`` is the one that named it. Raises UsageError when there is no such model, or a folder holds no weights.
     """
     if model == "demo":
-        return Parent("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
+        return PretrainedSource("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
     path = place(model)
     if path.is_dir():
         _require_files(path, model, option)
-        return Parent(_telling_name(path), path.resolve(), _folder_digest(path))
+        return PretrainedSource(_telling_name(path), path.resolve(), _folder_digest(path))
     if path.exists():
         raise UsageError(f"{option} {model} is a file; give the folder that holds config.json and the weights")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model, flags=re.ASCII):
@@ -59,7 +59,7 @@ def resolve_model(model: str, *, offline: bool = False, option: str = "--model")
         )
     folder = _snapshot(model, offline, option)
     _require_files(folder, model, option)
-    return Parent(model, folder, folder.name)
+    return PretrainedSource(model, folder, folder.name)
 
 
 def _snapshot(model: str, offline: bool, option: str) -> Path:
@@ -131,14 +131,14 @@ def _telling_name(folder: Path) -> str:
     return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
 
 
-def licence_of(parent: Parent) -> dict[str, str]:
+def licence_of(pretrained: PretrainedSource) -> dict[str, str]:
     """What the model's own card says of its licence, in the hub's words: ``license``, and for others than the usual
     ``license_name`` and ``license_link``. Empty where it says nothing."""
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 
     try:
-        told = metadata_load(parent.folder / _CARD) or {}
+        told = metadata_load(pretrained.folder / _CARD) or {}
     except (OSError, ValueError, YAMLError):
         return {}
     found = {name: told[name] for name in _LICENCE_FIELDS if isinstance(told.get(name), str)}
@@ -153,45 +153,47 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def load_tokenizer(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, able to pad. Raises UsageError."""
     from transformers import AutoTokenizer
 
     quiet_transformers()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever goes wrong in there, the files are not what they should be
-        raise UsageError(f"the tokenizer of {parent.name} cannot be loaded: {_first_line(error)}") from error
+        raise UsageError(f"the tokenizer of {pretrained.name} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Transformers makes one up, without a word, where the files are missing.
-        raise UsageError(f"the tokenizer of {parent.name} knows no words; are tokenizer.json or vocab.txt missing?")
+        raise UsageError(f"the tokenizer of {pretrained.name} knows no words; are tokenizer.json or vocab.txt missing?")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UsageError(f"the tokenizer of {parent.name} has no padding token and no end token to pad with")
+            raise UsageError(f"the tokenizer of {pretrained.name} has no padding token and no end token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def outline(parent: Parent, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def outline(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's structure without its weights. Raises UnsupportedModelError when it is no classifier's."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     try:
-        config = AutoConfig.from_pretrained(parent.folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
         if (depth := getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
             raise ValueError(f"its config names {depth} layers, at most {MOST_LAYERS} are built")
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
-        for path in parent.folder.glob(_WEIGHTS[1]):
+        for path in pretrained.folder.glob(_WEIGHTS[1]):
             # Tensors and nothing else: a pickle may run anything. Found out before a study is made.
             torch.load(path, weights_only=True, map_location="meta")
     except Exception as error:  # whatever goes wrong in there, the files are not what they should be
-        raise UnsupportedModelError(f"{parent.name} is no model for classifying texts: {_first_line(error)}") from error
+        raise UnsupportedModelError(
+            f"{pretrained.name} is no model for classifying texts: {_first_line(error)}"
+        ) from error
     return model
 
 
-def load_parent(
+def load_pretrained(
     folder: Path, *, name: str, label_names: Iterable[str], pad_token: int, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model in fp32 with a head for the task, and the names of the parameters that no pre-training fixed.

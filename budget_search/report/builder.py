@@ -14,7 +14,7 @@ from budget_search.core.trial import EVALUATION_SHARE, FULL_RUNG
 from budget_search.layer_search import verdict
 from budget_search.layer_search.binding_limits import binding
 from budget_search.layer_search.confirmation import Confirmations
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import resolution, verdict_word
 from budget_search.report.entries import (
     Baseline,
@@ -29,7 +29,7 @@ from budget_search.report.entries import (
     ThroughputPoint,
     TrialRow,
 )
-from budget_search.report.predictions import Evidence
+from budget_search.report.predictions import PairedOutputs
 from budget_search.report.report import SCHEMA_VERSION, Report
 from budget_search.report.sentences import bound_by, why_not_smaller
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ModelMeasurements:
     """What was measured of one rebuilt model: its size, its arithmetic for one example, its speed."""
 
     parameters: int
@@ -48,18 +48,18 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ReportBuilder:
     """Everything the numbers of a report are made of; ``fine_tuned`` evaluations were run for this report."""
 
-    findings: Findings
+    state: SearchState
     fine_tuned: int
-    evidence: Evidence
-    measured: Mapping[LayerSet, Measured]
+    paired: PairedOutputs
+    measured: Mapping[LayerSet, ModelMeasurements]
     layer_parameters: Sequence[int]
 
     @property
     def total(self) -> int:
-        return self.findings.plan.total
+        return self.state.settings.total
 
     @property
     def full(self) -> LayerSet:
@@ -67,25 +67,27 @@ class Summary:
 
     @cached_property
     def confirmations(self) -> Confirmations:
-        return self.findings.confirmations
+        return self.state.confirmations
 
     @cached_property
     def resolution(self) -> verdict.Resolution:
         """What these splits and seeds can tell apart, in points."""
-        plan = self.findings.plan
+        settings = self.state.settings
         sets = (self.full, *self.confirmations.steady)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
-        return resolution(self.evidence.examples("certification"), len(plan.seeds), scores, confidence=plan.confidence)
+        return resolution(
+            self.paired.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
+        )
 
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
-        held_out = next(iter(self.evidence.metrics(self.full, "held_out").values()))
+        held_out = next(iter(self.paired.metrics(self.full, "held_out").values()))
         measured = self.measured[self.full]
         return Baseline(
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.evidence.means(self.full),
+            metrics=self.paired.means(self.full),
             held_out_score=statistics.fmean(held_out),
             held_out_std=_std(held_out),
             parameters=measured.parameters,
@@ -97,25 +99,25 @@ class Summary:
 
     def result(self, delta: float, layers: LayerSet) -> Result:
         """The answer for a delta, in points."""
-        plan, baseline = self.findings.plan, self.measured[self.full]
+        settings, baseline = self.state.settings, self.measured[self.full]
         scores = list(self.confirmations.scores(layers).values())
-        held_out = next(iter(self.evidence.metrics(layers, "held_out").values()))
-        certification = None if layers.is_full else self.findings.judge(layers, delta)
-        on_held_out = None if layers.is_full else self.evidence.compare(layers, "held_out", plan.confidence)
+        held_out = next(iter(self.paired.metrics(layers, "held_out").values()))
+        certification = None if layers.is_full else self.state.judge(layers, delta)
+        on_held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
         word = verdict_word(
             layers,
             delta,
             certification,
-            criterion=plan.criterion,
+            criterion=settings.criterion,
             held_out_degradation=None if on_held_out is None else on_held_out.degradation,
             smallest_certifiable=self.resolution.smallest_certifiable_delta,
         )
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
-        bound = binding(self.findings, delta)
+        bound = binding(self.state, delta)
         return Result(
             delta=round(delta / 100, 12),
-            criterion=plan.criterion,
+            criterion=settings.criterion,
             verdict=word,
             kept=layers.kept,
             dropped=layers.dropped,
@@ -124,10 +126,10 @@ class Summary:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.evidence.means(layers),
+            metrics=self.paired.means(layers),
             degradation=0.0 if certification is None else certification.degradation,
             degradation_upper=0.0 if certification is None else certification.upper,
-            confidence=plan.confidence,
+            confidence=settings.confidence,
             probability_within=1.0 if certification is None else certification.probability_within(delta),
             certified=word == "certified",
             held_out_score=statistics.fmean(held_out),
@@ -140,13 +142,15 @@ class Summary:
             throughput=measured.throughput if not layers.is_full else None,
             fine_tune_speedup=self._speedup(layers),
             why_not_smaller=(
-                why_not_smaller(delta / 100, rejected) if bound is None else bound_by(delta / 100, plan.limits, bound)
+                why_not_smaller(delta / 100, rejected)
+                if bound is None
+                else bound_by(delta / 100, settings.limits, bound)
             ),
             collapsed=self.confirmations.collapsed(layers),
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
             binding=bound,
-            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
+            changes=None if layers.is_full else self.paired.changes(layers, "certification"),
         )
 
     def frontier(self) -> list[FrontierPoint]:
@@ -170,26 +174,26 @@ class Summary:
                 train_seconds=trial.train_seconds,
                 error=trial.error,
             )
-            for trial in self.findings.history
+            for trial in self.state.history
         ]
 
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
         """What the study took, in arithmetic relative to one full fine-tune of the full model."""
         baseline = self.confirmations.runs(self.full)
         unit = statistics.fmean(trial.training_work for trial in baseline)
-        training = sum(trial.training_work for trial in self.findings.history) / unit
-        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.findings.history) / unit
+        training = sum(trial.training_work for trial in self.state.history) / unit
+        reading = sum(trial.evaluation_tokens * trial.layers.depth for trial in self.state.history) / unit
         scoring = statistics.fmean(trial.evaluation_tokens for trial in baseline) * self.total / unit
         distinct = {self.full, *answers}
         unavoidable = sum(trial.training_work for layers in distinct for trial in self.confirmations.runs(layers))
         return Cost(
-            fine_tunes=len(self.findings.history),
+            fine_tunes=len(self.state.history),
             full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
             training_equivalents=training,
             unavoidable_equivalents=unavoidable / unit,
             wall_seconds=wall_seconds,
-            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.findings.history),
-            reused=len(self.findings.history) - self.fine_tuned,
+            device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.state.history),
+            reused=len(self.state.history) - self.fine_tuned,
             equivalents_per_fine_tune=1 + scoring * EVALUATION_SHARE,
         )
 
@@ -209,7 +213,7 @@ class Summary:
         )  # fmt: skip
 
     def _screened_best(self, depth: int) -> FrontierPoint | None:
-        screens = self.findings.screens
+        screens = self.state.screens
         tolerance = screens.tolerance(0.0)
         scored = [trial for trial in screens.judged if trial.layers.depth == depth and trial.score is not None]
         if not scored:
@@ -234,15 +238,15 @@ class Summary:
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
-        plan = self.findings.plan
-        allow = plan.limits.allow
+        settings = self.state.settings
+        allow = settings.limits.allow
         tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
-        if plan.named:
+        if settings.named:
             # The study may know of smaller sets that hold; they were not asked about.
-            tried = [layers for layers in tried if layers in plan.named]
+            tried = [layers for layers in tried if layers in settings.named]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
-        screens = self.findings.screens
+        screens = self.state.screens
         tolerance = screens.tolerance(delta)
         screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
         if not screened:
@@ -261,9 +265,9 @@ class Summary:
 
     def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
         lost = self.confirmations.lost(layers)
-        upper = self.findings.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
+        upper = self.state.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
         degradation = statistics.fmean(lost) if lost else None
-        counted = upper if self.findings.plan.criterion == "certified" and upper is not None else degradation
+        counted = upper if self.state.settings.criterion == "certified" and upper is not None else degradation
         return Rejected(
             kept=layers.kept,
             depth=layers.depth,
@@ -271,13 +275,13 @@ class Summary:
             degradation=degradation,
             degradation_upper=upper,
             missed_by=None if counted is None else counted - delta,
-            would_settle=_remedy(len(lost), len(self.findings.plan.seeds), counted, delta),
+            would_settle=_remedy(len(lost), len(self.state.settings.seeds), counted, delta),
         )
 
 
 def build_report(
     *,
-    summary: Summary,
+    builder: ReportBuilder,
     task: EncodedTask,
     answers: Mapping[float, LayerSet],
     identity: Mapping[str, Any],
@@ -286,19 +290,19 @@ def build_report(
     references: Sequence[Reference] = (),
 ) -> Report:
     """``identity`` holds the report's fields that say which study this is."""
-    smallest = summary.resolution.smallest_certifiable_delta
+    smallest = builder.resolution.smallest_certifiable_delta
     return Report(
         schema_version=SCHEMA_VERSION,
         metric=task.metric,
-        layers_total=summary.total,
+        layers_total=builder.total,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         splits={name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()},
-        baseline=summary.baseline(),
-        results=tuple(summary.result(delta, layers) for delta, layers in sorted(answers.items())),
-        frontier=tuple(summary.frontier()),
-        trials=tuple(summary.trial_rows()),
-        cost=summary.cost(list(answers.values()), wall_seconds),
-        resolution=Resolution(None if smallest is None else smallest / 100, summary.resolution.explanation),
+        baseline=builder.baseline(),
+        results=tuple(builder.result(delta, layers) for delta, layers in sorted(answers.items())),
+        frontier=tuple(builder.frontier()),
+        trials=tuple(builder.trial_rows()),
+        cost=builder.cost(list(answers.values()), wall_seconds),
+        resolution=Resolution(None if smallest is None else smallest / 100, builder.resolution.explanation),
         notes=(*task.notes, *notes),
         references=tuple(references),
         **identity,

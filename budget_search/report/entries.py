@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from budget_search.core.config import Criterion, Verdict
-from budget_search.core.limits import Binding
+from budget_search.core.limits import BindingLimit
 from budget_search.core.serialization import ABSENT_IF_NONE
 
 
@@ -157,7 +157,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Changes:
+class PredictionChanges:
     """Where a smaller model got worse, and how often it answers otherwise than the baseline with the same seed.
 
     ``churn`` is the share of the examples whose answer differs, the mean over seeds; ``churn_between_seeds`` that of
@@ -217,9 +217,9 @@ class Result:
     collapsed: int = 0
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
-    binding: Binding | None = field(default=None, metadata=ABSENT_IF_NONE)
+    binding: BindingLimit | None = field(default=None, metadata=ABSENT_IF_NONE)
     throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
-    changes: Changes | None = None
+    changes: PredictionChanges | None = None
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):

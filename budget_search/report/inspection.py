@@ -16,7 +16,7 @@ from budget_search.core.trial import Trial, TrialKey
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.strategies.problem import SearchProblem
-from budget_search.models.layer_measurements import Layerwise
+from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.report import Report
 
@@ -63,7 +63,7 @@ class Inspection:
     model: str
     metric: str
     layers_total: int
-    layerwise: Layerwise
+    layerwise: LayerMeasurements
     suggestions: tuple[Suggestion, ...]
     costs: tuple[float | None, ...] | None = field(default=None, metadata=ABSENT_IF_NONE)
     agreements: tuple[Agreement, ...] = ()
@@ -74,7 +74,7 @@ class Inspection:
         return fields
 
 
-def inspection(report: Report, layerwise: Layerwise) -> Inspection:
+def inspection(report: Report, layerwise: LayerMeasurements) -> Inspection:
     """What was measured of the layers, and what the study's trials say to it."""
     costs = layer_costs(report)
     return Inspection(
@@ -125,7 +125,7 @@ def layer_costs(report: Report) -> tuple[float | None, ...] | None:
     return tuple(float(lost) if index in dropped else None for index, lost in enumerate(expected))
 
 
-def _suggestions(report: Report, layerwise: Layerwise) -> Iterator[Suggestion]:
+def _suggestions(report: Report, layerwise: LayerMeasurements) -> Iterator[Suggestion]:
     known = {measured.kept: measured for measured in measured_sets(report)}
     for result in report.results:
         depth = probed_depth(layerwise.probes, 100 * result.delta)
@@ -153,7 +153,7 @@ CHANGES = "changes its input (pre-trained)"
 ADDS = "adds to the probe"
 
 
-def _agreements(layerwise: Layerwise, costs: Sequence[float | None]) -> Iterator[Agreement]:
+def _agreements(layerwise: LayerMeasurements, costs: Sequence[float | None]) -> Iterator[Agreement]:
     probes = layerwise.probes
     measures = {
         CHANGED: [1 - cosine for cosine in layerwise.to_pretrained[1:]],

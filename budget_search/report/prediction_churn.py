@@ -11,7 +11,7 @@ import numpy as np
 from budget_search.core.layers import LayerSet
 from budget_search.data.metrics import predictions
 from budget_search.layer_search.verdict import SCALE, judge
-from budget_search.report.entries import Changes, Direction, Flip, Slice
+from budget_search.report.entries import Direction, Flip, PredictionChanges, Slice
 
 Texts = Callable[[int], tuple[str, ...]]
 """The texts of the example of this number."""
@@ -36,7 +36,7 @@ def changes(
     label_names: Sequence[str],
     split: str,
     texts: Texts,
-) -> Changes:
+) -> PredictionChanges:
     """Compare the outputs (examples, classes or 1) of two models, one array per seed, seeds in the same order.
 
     ``label_names`` is empty for a regression task; ``lengths`` (examples,) are in tokens.
@@ -51,7 +51,7 @@ def changes(
     right_before, right_after = before == labels, after == labels
     moved = _moved(before, after, regression)
     pairs = [_moved(one, other, regression).mean() for one, other in combinations(before, 2)]
-    return Changes(
+    return PredictionChanges(
         split=split,
         examples=len(labels),
         regression=regression,

@@ -15,7 +15,7 @@ from budget_search.core.trial import FULL_RUNG, TrialKey
 from budget_search.data.metrics import contributions, measure
 from budget_search.data.tokenization import EncodedTask, decoder
 from budget_search.layer_search.verdict import Judgement, judge, judge_checkpoint
-from budget_search.report.entries import Changes
+from budget_search.report.entries import PredictionChanges
 from budget_search.report.prediction_churn import changes
 from budget_search.storage.study_folder import StudyFolder
 
@@ -23,7 +23,7 @@ from budget_search.storage.study_folder import StudyFolder
 LONGEST_TEXT = 200
 
 
-class Evidence:
+class PairedOutputs:
     """What the outputs of confirmed models say about a split, for these seeds."""
 
     def __init__(self, folder: StudyFolder, task: EncodedTask, total: int, seeds: tuple[int, ...]) -> None:
@@ -42,7 +42,7 @@ class Evidence:
         arrays = {each: self._of_all_seeds(each, split) for each in sets}
         return judge(self._of_all_seeds(self._full, split), arrays, confidence)[layers]
 
-    def compare_reference(self, reference: Evidence, split: str, confidence: float) -> Judgement:
+    def compare_reference(self, reference: PairedOutputs, split: str, confidence: float) -> Judgement:
         """Another model's full runs, with the same seeds on the same examples, against this baseline."""
         theirs = reference._of_all_seeds(reference._full, split)
         return judge(self._of_all_seeds(self._full, split), {reference._full: theirs}, confidence)[reference._full]
@@ -67,7 +67,7 @@ class Evidence:
                 found[f"{self._task.metric}_{split}"] = fmean(self.metrics(layers, split)[self._task.metric])
         return found
 
-    def changes(self, layers: LayerSet, split: str) -> Changes:
+    def changes(self, layers: LayerSet, split: str) -> PredictionChanges:
         """Where a confirmed set got worse than the baseline, and what it answers otherwise."""
         examples = self._task.splits[split]
         read = decoder(self._folder.tokenizer)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from budget_search.core.formatting import percent, plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
-from budget_search.core.limits import Binding, Limits, Loss
+from budget_search.core.limits import BindingLimit, Limits, Loss
 from budget_search.report.entries import InferencePoint, Rejected, Result
 from budget_search.report.report import Report
 
@@ -83,7 +83,7 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
     return f"{sentence} {rejected.would_settle}".strip()
 
 
-def bound_by(delta: float, limits: Limits, bound: Binding) -> str:
+def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
     """Sentences on what the limits allow and what holds beyond them."""
     sentences = [f"Nothing within the limits ({limits.compact}) holds."]
     if (best := bound.within) is not None:

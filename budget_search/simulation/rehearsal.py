@@ -14,11 +14,11 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 from budget_search.layer_search.loop import Search
-from budget_search.layer_search.settings import Plan
-from budget_search.layer_search.state import Findings
+from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel, Noise
-from budget_search.simulation.replay import Memory, Silent
+from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
 REHEARSALS = 30
 """The smallest and the largest of so many hold between them what happens in 29 of 31 further ones on average."""
@@ -67,7 +67,7 @@ class VirtualWorkers:
 
 
 def rehearse(
-    plan: Plan,
+    settings: SearchSettings,
     processes: int,
     seconds: Callable[[Job], float] = layers_trained,
     *,
@@ -76,49 +76,49 @@ def rehearse(
 ) -> list[Rehearsal]:
     """Play the plan through on made-up models of about its depth, from number ``first`` on; the same plan is played
     alike. ``seconds`` tells how long an evaluation takes."""
-    if plan.named:
-        return [_of_named_sets(plan, seconds)]
-    total = min(max(plan.total, SHALLOWEST), DEEPEST)
+    if settings.named:
+        return [_of_named_sets(settings, seconds)]
+    total = min(max(settings.total, SHALLOWEST), DEEPEST)
     # How long evaluations take here is not known there.
-    budget = SearchBudget(max_trials=plan.budget.max_trials)
-    if total == plan.total:
-        plan = dataclasses.replace(plan, budget=budget)
+    budget = SearchBudget(max_trials=settings.budget.max_trials)
+    if total == settings.total:
+        settings = dataclasses.replace(settings, budget=budget)
     else:
-        plan = dataclasses.replace(
-            plan, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, start=()
+        settings = dataclasses.replace(
+            settings, total=total, budget=budget, fixed=frozenset(), limits=Limits(), similarities=None, start=()
         )
-    if plan.strategy == "contribution" and plan.similarities is None:
-        plan = dataclasses.replace(plan, similarities=tuple(index / total for index in range(total)))
+    if settings.strategy == "contribution" and settings.similarities is None:
+        settings = dataclasses.replace(settings, similarities=tuple(index / total for index in range(total)))
     with Parallel(n_jobs=processes) as parallel:
         numbers = range(first, first + (count or REHEARSALS))
-        return list(parallel(delayed(_play)(plan, number, seconds) for number in numbers))
+        return list(parallel(delayed(_play)(settings, number, seconds) for number in numbers))
 
 
-def _of_named_sets(plan: Plan, seconds: Callable[[Job], float]) -> Rehearsal:
+def _of_named_sets(settings: SearchSettings, seconds: Callable[[Job], float]) -> Rehearsal:
     """Nothing to rehearse: what will run is known."""
-    sets = [LayerSet.full(plan.total), *dict.fromkeys(plan.named)]
+    sets = [LayerSet.full(settings.total), *dict.fromkeys(settings.named)]
     jobs = [
         Job(TrialKey(layers, FULL_RUNG, seed), "certification", keep_weights=True)
         for layers in sets
-        for seed in plan.seeds
+        for seed in settings.seeds
     ]
-    workers = VirtualWorkers(plan.width, seconds, lambda job: Trial(job.key, job.split, "complete", 0.0))
+    workers = VirtualWorkers(settings.width, seconds, lambda job: Trial(job.key, job.split, "complete", 0.0))
     for _ in workers.run(jobs):
         pass
-    return Rehearsal(plan.total, tuple(jobs), len(sets) - 1, workers.clock, 0.0)
+    return Rehearsal(settings.total, tuple(jobs), len(sets) - 1, workers.clock, 0.0)
 
 
-def _play(plan: Plan, number: int, seconds: Callable[[Job], float]) -> Rehearsal:
-    model, memory = GeneratedModel(number, plan.total, Noise()), Memory()
-    workers = VirtualWorkers(plan.width, seconds, model.measure)
+def _play(settings: SearchSettings, number: int, seconds: Callable[[Job], float]) -> Rehearsal:
+    model, memory = GeneratedModel(number, settings.total, Noise()), InMemoryHistory()
+    workers = VirtualWorkers(settings.width, seconds, model.measure)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = findings.confirmations.lost(layers)
+        lost = state.confirmations.lost(layers)
         # As with many certification examples: seeds alone blur.
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 
     started = time.perf_counter()
-    findings = Findings(plan, memory, judge)
-    search = Search(findings, workers.run, Silent())
+    state = SearchState(settings, memory, judge)
+    search = Search(state, workers.run, NullObserver())
     answers = {layers for layers in search.run().values() if not layers.is_full}
-    return Rehearsal(plan.total, tuple(workers.begun), len(answers), workers.clock, time.perf_counter() - started)
+    return Rehearsal(settings.total, tuple(workers.begun), len(answers), workers.clock, time.perf_counter() - started)

@@ -125,7 +125,7 @@ class Table:
 
 
 @dataclass
-class Memory:
+class InMemoryHistory:
     """A study's history without a disk; a trial that is measured again takes the earlier one's place."""
 
     trials: list[Trial] = field(default_factory=list)
@@ -153,7 +153,7 @@ class Memory:
         self.noted.update(facts)
 
 
-class Silent:
+class NullObserver:
     """Watches a search and says nothing."""
 
     def planned(self, *facts: Any) -> None: ...

@@ -62,9 +62,9 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 def export_and_tell(
     folder: StudyFolder, report: Report, delta: float, output: Path, *, trust: bool, name: str | None = None
 ) -> None:
-    from budget_search.app.export_answer import hand_over
+    from budget_search.app.export_answer import export_answer
 
-    exported = hand_over(folder, report, delta, output, name, trust_remote_code=trust)
+    exported = export_answer(folder, report, delta, output, name, trust_remote_code=trust)
     print(
         f"exported to {output}: re-loaded, it gives the same logits on {exported.examples:,} held-out examples; "
         f"held-out score {exported.held_out_score:.2f}",

@@ -29,10 +29,10 @@ add_options = add_search_options
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if arguments.format not in (None, "table", "json"):
         raise UsageError(f"--format {arguments.format}: a plan comes as table or json")
-    from budget_search.app.resolve import locate
+    from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
 
-    found = locate(request_from(arguments))
+    found = resolve_request(request_from(arguments))
     console = Console(quiet=bool(arguments.quiet))
     try:
         from budget_search.app.forecast import forecast

@@ -80,12 +80,12 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def _set_beside(folders: Sequence[Any], arguments: argparse.Namespace) -> None:
-    from budget_search.app.reference_models import Means, with_references
+    from budget_search.app.reference_models import ExecutionOptions, with_references
     from budget_search.app.resolve import references_of
     from budget_search.cli.progress import Console
 
-    parents = references_of(arguments.reference, arguments.offline)
-    means = Means(trust_remote_code=arguments.trust_remote_code, wait=arguments.wait)
+    sources = references_of(arguments.reference, arguments.offline)
+    options = ExecutionOptions(trust_remote_code=arguments.trust_remote_code, wait=arguments.wait)
     console = Console()
     for folder in folders:
-        with_references(folder, parents, means, console)
+        with_references(folder, sources, options, console)

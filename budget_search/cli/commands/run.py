@@ -28,7 +28,7 @@ add_options = add_search_options
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
     from budget_search.app.earlier_answers import best_so_far
-    from budget_search.app.resolve import locate
+    from budget_search.app.resolve import resolve_request
     from budget_search.app.search import answer
     from budget_search.cli.commands.export import export_and_tell
     from budget_search.cli.progress import Console
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     command = hidden(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
-    found = locate(request)
+    found = resolve_request(request)
     console = Console(quiet=bool(arguments.quiet))
     console.say(f"budget-search: {request.task} with {request.model}, study {found.folder.path}")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from budget_search.core.formatting import NOTHING, points, tolerance
-from budget_search.models.layer_measurements import Layerwise
+from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.report.inspection import Inspection, Suggestion
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers import markdown, terminal
@@ -58,7 +58,7 @@ def _layers(inspected: Inspection) -> Section:
     )
 
 
-def _below(measured: Layerwise, place: int) -> str:
+def _below(measured: LayerMeasurements, place: int) -> str:
     if place == len(measured.probes) - 1:
         return points(0.0)
     return f"{points(measured.probes[-1] - measured.probes[place])} +- {points(measured.probe_errors[place])}"

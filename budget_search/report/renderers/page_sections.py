@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from budget_search.core.formatting import NOTHING, pairs, plural, points, share, tolerance
 from budget_search.core.layers import compact_indices
-from budget_search.report.entries import Changes, Result, Slice
+from budget_search.report.entries import PredictionChanges, Result, Slice
 from budget_search.report.layout import Grid, Section
 from budget_search.report.measured_sets import MeasuredSet, Reading, distinct_answers, readings
 from budget_search.report.paper_protocols import beside_the_papers
@@ -78,7 +78,7 @@ def where_worse(result: Result) -> Iterator[Section]:
         )
 
 
-def _churn(changes: Changes) -> Iterator[str]:
+def _churn(changes: PredictionChanges) -> Iterator[str]:
     if changes.regression:
         text = f"Predictions differ from the full model's with the same seed by {changes.churn:.3g} on average"
         if changes.churn_between_seeds is not None:
@@ -109,7 +109,7 @@ def _slice_row(each: Slice) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _slices_legend(changes: Changes) -> Iterator[str]:
+def _slices_legend(changes: PredictionChanges) -> Iterator[str]:
     if changes.slices:
         what = (
             "mean absolute error, in units of the label" if changes.regression else "share answered rightly, in points"
