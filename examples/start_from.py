@@ -56,7 +56,7 @@ def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Sea
 
 
 def handed_over(state: SearchState) -> list[LayerSet]:
-    """As ``warm_start.good_sets`` picks them from a report: the answers, then the best screens of depths near theirs."""
+    """As ``warm_start.good_sets`` picks them from a report: the answers, then the best screens near their depths."""
     answers = [layers for layers in state.answers().values() if not layers.is_full]
     depths = [layers.depth for layers in answers] or [TOTAL]
     screens = state.screens

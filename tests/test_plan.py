@@ -17,7 +17,7 @@ from budget_search.simulation import rehearsal
 from budget_search.simulation.generated_models import GeneratedModel
 from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained, rehearse
 from tests import tiny
-from tests.worlds import InMemoryHistory, World, plan, search
+from tests.worlds import InMemoryHistory, World, search, settings
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def few_rehearsals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_same_plan_is_rehearsed_alike() -> None:
-    asked = plan(total=5, evaluations=12)
+    asked = settings(total=5, evaluations=12)
     first, again = rehearse(asked, 1), rehearse(asked, 2)
     assert [each.jobs for each in first] == [each.jobs for each in again]
     assert len({each.jobs for each in first}) > 1
@@ -38,7 +38,7 @@ def test_the_same_plan_is_rehearsed_alike() -> None:
 
 def test_rehearsals_keep_to_limits_and_budget() -> None:
     limits = Limits(keep=frozenset({4}), max_layers=3)
-    for each in rehearse(plan(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11)), 1):
+    for each in rehearse(settings(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11)), 1):
         assert len(each.jobs) <= 11
         assert any(not job.key.layers.is_full for job in each.jobs)
         assert all(job.key.layers.is_full or limits.allow(job.key.layers) for job in each.jobs)
@@ -46,18 +46,18 @@ def test_rehearsals_keep_to_limits_and_budget() -> None:
 
 @pytest.mark.parametrize("strategy", ["greedy", "top", "contribution"])
 def test_any_strategy_can_be_rehearsed(strategy: str) -> None:
-    for each in rehearse(plan(total=4, strategy=strategy, deltas=(2.0,)), 1):
+    for each in rehearse(settings(total=4, strategy=strategy, deltas=(2.0,)), 1):
         assert any(not job.key.layers.is_full for job in each.jobs)
 
 
 def test_deep_models_are_rehearsed_with_fewer_layers() -> None:
-    asked = plan(total=24, strategy="top", deltas=(2.0,), fixed=frozenset({20}), named=())
+    asked = settings(total=24, strategy="top", deltas=(2.0,), fixed=frozenset({20}), named=())
     assert {each.total for each in rehearse(asked, 1)} == {12}
 
 
 def test_what_named_sets_take_is_known() -> None:
     named = (LayerSet((0, 3, 20), 24), LayerSet((0, 5), 24))
-    (only,) = rehearse(plan(total=24, named=named), 1)
+    (only,) = rehearse(settings(total=24, named=named), 1)
     assert [job.key.layers.depth for job in only.jobs] == [24, 24, 24, 3, 3, 3, 2, 2, 2]
 
 
@@ -72,7 +72,7 @@ def test_evaluations_begin_as_soon_as_a_worker_is_free(depths: tuple[int, ...], 
 
 
 def test_two_workers_are_told_to_take_about_half_the_time() -> None:
-    one, two = ([each.seconds for each in rehearse(plan(total=6, width=width), 1)] for width in (1, 2))
+    one, two = ([each.seconds for each in rehearse(settings(total=6, width=width), 1)] for width in (1, 2))
     assert 1.5 < sum(one) / sum(two) < 2
 
 
@@ -143,7 +143,7 @@ def test_what_a_search_would_refuse_a_plan_refuses(here: Path, capsys: pytest.Ca
 def test_what_is_handed_over_is_screened_first_and_judged_in_the_report() -> None:
     start = (LayerSet((0, 1, 2, 3, 5), 12), LayerSet((6, 7, 8, 9, 10, 11), 12))
     world = World()
-    found = search(world, InMemoryHistory(), plan(start=start, deltas=(2.0, 3.0)))
+    found = search(world, InMemoryHistory(), settings(start=start, deltas=(2.0, 3.0)))
     answers = found.run()
     screened = [job.key.layers for job in world.asked if job.split == "selection" and not job.key.layers.is_full]
     assert tuple(screened[:2]) == start
@@ -155,7 +155,7 @@ def test_what_is_handed_over_is_screened_first_and_judged_in_the_report() -> Non
 
 def test_what_limits_forbid_is_not_taken_over() -> None:
     start, world = (LayerSet((0, 1, 2, 3, 5), 12), LayerSet((0, 1, 2, 11), 12)), World()
-    search(world, InMemoryHistory(), plan(start=start, deltas=(3.0,), limits=Limits(max_layers=4))).run()
+    search(world, InMemoryHistory(), settings(start=start, deltas=(3.0,), limits=Limits(max_layers=4))).run()
     screened = {job.key.layers for job in world.asked if job.split == "selection"}
     assert start[1] in screened
     assert start[0] not in screened

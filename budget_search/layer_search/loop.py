@@ -175,8 +175,8 @@ class Search:
         collapsed = confirmations.collapsed(confirmations.full)
         if 2 * collapsed > len(self.settings.seeds):
             raise BudgetSearchError(
-                f"the full model learnt nothing: with {collapsed} of {len(self.settings.seeds)} seeds it predicts a single "
-                "class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
+                f"the full model learnt nothing: with {collapsed} of {len(self.settings.seeds)} seeds it predicts a "
+                "single class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
             )
         self._baseline_stands = confirmations.is_complete(confirmations.full)
 
@@ -342,7 +342,7 @@ class Search:
             )
             if screens.rung > self.settings.screen_rung:
                 notes.append(
-                    f"Screens of {self.settings.screen_rung:.3g} of the recipe ranked layer sets otherwise than runs twice "
-                    "as long, or taught the full model nothing: they were lengthened."
+                    f"Screens of {self.settings.screen_rung:.3g} of the recipe ranked layer sets otherwise than runs "
+                    "twice as long, or taught the full model nothing: they were lengthened."
                 )
         return notes
