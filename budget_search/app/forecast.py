@@ -67,8 +67,10 @@ class Known:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What ``budget-search plan`` prints. Ranges cover what is still to run; equivalents are full fine-tunes of the full
-    model."""
+    """What ``budget-search plan`` prints. Ranges cover what is still to run.
+
+    Equivalents are full fine-tunes of the full model.
+    """
 
     schema_version: int
     study: str

@@ -176,7 +176,8 @@ class Search:
         if 2 * collapsed > len(self.settings.seeds):
             raise BudgetSearchError(
                 f"the full model learnt nothing: with {collapsed} of {len(self.settings.seeds)} seeds it predicts a "
-                "single class, and nothing compares with that; give it more --epochs or --train-examples, or another --lr"
+                "single class, and nothing compares with that; give it more --epochs or --train-examples, or another "
+                "--lr"
             )
         self._baseline_stands = confirmations.is_complete(confirmations.full)
 
