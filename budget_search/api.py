@@ -12,7 +12,7 @@ from budget_search.app.search import answer
 from budget_search.app.study_report import report_for
 from budget_search.cli.progress import Console
 from budget_search.core.errors import UsageError
-from budget_search.core.serialization import plain
+from budget_search.core.serialization import to_plain
 from budget_search.models.export_folder import refuse_foreign
 from budget_search.report.entries import Result
 from budget_search.report.renderers import render
@@ -44,7 +44,7 @@ class StudyReport(Report):
 
         if part == "results":
             return DataFrame([flat_row(self, result) for result in self.results])
-        return DataFrame(plain(getattr(self, part)))
+        return DataFrame(to_plain(getattr(self, part)))
 
     def export(self, output: str | Path, delta: float | None = None, *, trust_remote_code: bool = False) -> Export:
         """Write the answer for ``delta`` (the smallest asked, unless given) as a plain Hugging Face checkpoint.

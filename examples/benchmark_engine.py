@@ -58,7 +58,6 @@ from budget_search.cli.progress import Console
 from budget_search.core.config import Recipe
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
-from budget_search.data.demo_task import MODEL_DIR
 from budget_search.data.metrics import measure
 from budget_search.data.tokenization import EncodedSplit, EncodedTask
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
@@ -66,7 +65,7 @@ from budget_search.engine.device import Device, resolve_device
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.finetune import EVALUATION_TOKENS
 from budget_search.engine.workers import Workers, begin_worker
-from budget_search.models.pretrained import fresh_head, load_pretrained, quiet_transformers
+from budget_search.models.pretrained import MODEL_DIR, fresh_head, load_pretrained, quiet_transformers
 from budget_search.storage.study_folder import StudyFolder
 
 # Tokens per example, marks included, as a BERT tokenizer makes them: every twentieth part of 4,000 training examples,

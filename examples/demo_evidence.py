@@ -30,6 +30,7 @@ from budget_search.data import demo_task as demo
 from budget_search.engine.device import resolve_device
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.workers import Workers
+from budget_search.models.pretrained import MODEL_DIR
 
 SEEDS = (42, 43, 44)
 DROPPED_FROM_THE_TOP = (1, 2, 3, 4, 6, 8, 11)
@@ -38,8 +39,8 @@ DROPPED_FROM_THE_TOP = (1, 2, 3, 4, 6, 8, 11)
 def random_weights(folder: Path) -> Path:
     """The same shape without pre-training."""
     torch.manual_seed(0)
-    BertForPreTraining(AutoConfig.from_pretrained(demo.MODEL_DIR)).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(demo.MODEL_DIR).save_pretrained(folder)
+    BertForPreTraining(AutoConfig.from_pretrained(MODEL_DIR)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
     return folder
 
 

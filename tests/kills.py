@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
-from budget_search.storage.files import appearing, write_json, write_whole
+from budget_search.storage.files import atomic_path, write_atomically, write_json
 from budget_search.storage.study_folder import StudyFolder
 from budget_search.storage.study_store import StudyStore
 from tests import tiny
@@ -93,9 +93,9 @@ def run_search(scene: Scene) -> None:
         for job in jobs:
             assert job is not None
             scene.note("began", job.key)
-            write_whole(scene.study.outputs(job.key, job.split), b"outputs")
+            write_atomically(scene.study.outputs(job.key, job.split), b"outputs")
             if job.keep_weights:
-                with appearing(scene.study.weights(job.key)) as folder:
+                with atomic_path(scene.study.weights(job.key)) as folder:
                     folder.mkdir()
                     (folder / "model.safetensors").write_bytes(b"weights")
             yield world.measure(job)
@@ -106,7 +106,7 @@ def run_search(scene: Scene) -> None:
             scene.note("recorded", trial.key)
 
     with scene.study.locked():
-        scene.study.sweep()
+        scene.study.remove_temporary_files()
         store = Store.open("killed", len(EFFECTS), folder=scene.study)
         wanted = settings(total=len(EFFECTS), seeds=(42, 43), evaluations=8, deltas=(1.0, 2.0))
         found = search(world, store, wanted)

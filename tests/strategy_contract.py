@@ -53,7 +53,7 @@ def optimum(table: Table, delta: float, fixed: Iterable[int] = ()) -> int:
     return min(
         trial.layers.depth
         for trial in table.trials.values()
-        if trial.key.seed == 0 and question.tolerance.holds(trial) and question.allows(trial.layers)
+        if trial.key.seed == 0 and question.tolerance.allows(trial) and question.allows(trial.layers)
     )
 
 
@@ -75,10 +75,10 @@ def check_run(name: str, table: Table, delta: float, **facts: Any) -> None:
         history += [table.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
     if name in ("auto", "optuna"):
         assert len(history) - 1 <= question.evaluations
-    holding = [trial.layers.depth for trial in history if question.tolerance.holds(trial)]
+    holding = [trial.layers.depth for trial in history if question.tolerance.allows(trial)]
     choice = play(name, table, delta, **{"similarities": facts_of(table), **facts}).choice
     assert choice.depth == min(holding)
-    assert question.tolerance.holds(table.trial(TrialKey(choice, 1.0, 0)))
+    assert question.tolerance.allows(table.trial(TrialKey(choice, 1.0, 0)))
 
 
 def check_resumes(name: str, table: Table, delta: float, **facts: Any) -> None:
@@ -99,7 +99,7 @@ def check_uses_failures(name: str, table: Table, delta: float, **facts: Any) -> 
     while proposed := propose(name, history, question):
         history += [trial_of(layers, None) for layers in proposed]
         assert len(history) <= 2**table.total
-    assert not any(question.tolerance.holds(trial) for trial in history if not trial.layers.is_full)
+    assert not any(question.tolerance.allows(trial) for trial in history if not trial.layers.is_full)
 
 
 def check_optimal(name: str, table: Table, delta: float, **facts: Any) -> None:

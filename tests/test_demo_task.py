@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from budget_search.data import demo_task as demo
+from budget_search.models.pretrained import MODEL_DIR
 
 Fact = tuple[str, ...]
 
@@ -200,16 +201,16 @@ def test_counting_words_does_not_solve_it(train, validation):
 
 
 def test_the_model_knows_every_word(validation):
-    tokenizer = AutoTokenizer.from_pretrained(demo.MODEL_DIR)
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     encoded = tokenizer([row["premise"] for row in validation], [row["hypothesis"] for row in validation])
     assert not any(tokenizer.unk_token_id in ids for ids in encoded["input_ids"])
     assert max(map(len, encoded["input_ids"])) <= 64
 
 
 def test_the_packaged_model_is_a_small_stock_bert_in_half_precision():
-    assert json.loads((demo.MODEL_DIR / "config.json").read_text())["num_hidden_layers"] == 12
-    assert sum(file.stat().st_size for file in Path(demo.MODEL_DIR).iterdir()) <= 8_000_000
-    with safe_open(demo.MODEL_DIR / "model.safetensors", "pt") as weights:
+    assert json.loads((MODEL_DIR / "config.json").read_text())["num_hidden_layers"] == 12
+    assert sum(file.stat().st_size for file in Path(MODEL_DIR).iterdir()) <= 8_000_000
+    with safe_open(MODEL_DIR / "model.safetensors", "pt") as weights:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
-    model = AutoModelForSequenceClassification.from_pretrained(demo.MODEL_DIR, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(MODEL_DIR, dtype=torch.float32)
     assert len(model.bert.encoder.layer) == 12

@@ -1,4 +1,4 @@
-"""What the README says is so: its snippets run, its files exist, every module has its line."""
+"""What the READMEs say is so: snippets run, files and options exist, commands are understood."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf8")
+PAGES = ("README.md", "budget_search/README.md", "studies/README.md", "examples/README.md", "tests/README.md")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf8")
 
 
 def test_keep_layers_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,37 +42,49 @@ def test_keep_layers_in_five_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert reloaded.state_dict()[seventh.format(5)].equal(original[seventh.format(7)])
 
 
-def test_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(targets) > 10
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text_of(page))
     for target in targets:
-        assert (ROOT / target).exists(), target
+        assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_every_module_has_its_line_in_the_file_map() -> None:
-    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
-    mapped = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w/]+)`", row)}
-    modules = {
-        path.stem if path.is_file() else path.name
-        for path in (ROOT / "budget_search").iterdir()
-        if not path.name.startswith(("_", ".")) and (path.is_dir() or path.suffix == ".py")
-    }
-    assert mapped == modules
+def test_sections_that_links_name_exist() -> None:
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text_of(page)):
+            other = ROOT / page if not target else (ROOT / page).parent / target
+            titles = re.findall(r"^#+ (.*)$", other.read_text("utf8"), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}, anchor
 
 
-def test_options_named_in_the_readme_exist() -> None:
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 250
+
+
+def test_the_architecture_names_every_room_and_no_file_that_is_gone() -> None:
+    page = text_of("budget_search/README.md")
+    package = ROOT / "budget_search"
+    rooms = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
+    assert set(re.findall(r"^(\w+)/ ", page, flags=re.MULTILINE)) == rooms
+    for name in re.findall(r"`((?:%s)/[\w/]+)(?:\.py)?`" % "|".join(rooms), page):
+        if not name.endswith("/mine"):
+            assert (package / f"{name}.py").exists() or (package / name).is_dir(), name
+
+
+@pytest.mark.parametrize("page", PAGES[:3])
+def test_options_named_exist(page: str) -> None:
     commands = build_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     known = {option for each in commands.values() for action in each._actions for option in action.option_strings}  # type: ignore[union-attr]
     # Options of other programs, and of the scripts in examples/, are theirs.
-    ours = re.sub(
-        r"(python examples/|python -m tests|dask (scheduler|worker) )[^`\n]*", "", README.replace("pip install -c", "")
-    )
+    text = text_of(page).replace("pip install -c", "")
+    ours = re.sub(r"((python )?examples/|python -m tests|dask (scheduler|worker) )[^`]*", "", text)
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ours)) - {"--durations"}
     assert used <= known, used - known
 
 
-def test_commands_in_the_readme_are_understood() -> None:
-    commands = re.findall(rf"^budget-search (?:--|(?:{'|'.join(COMMANDS)}) ).*", README, flags=re.MULTILINE)
+def test_commands_are_understood() -> None:
+    pages = "\n".join(map(text_of, PAGES))
+    commands = re.findall(rf"^budget-search (?:--|(?:{'|'.join(COMMANDS)}) ).*", pages, flags=re.MULTILINE)
     assert len(commands) >= 7
     for command in commands:
         parsed = parse(shlex.split(command, comments=True)[1:])

@@ -22,7 +22,7 @@ from transformers import (
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.data.loading import Examples
 from budget_search.data.splits import SplitTask
-from budget_search.data.tokenization import EncodedTask, encode, longest_input, takes_segments
+from budget_search.data.tokenization import EncodedTask, encode, max_input_length, takes_segments
 
 WORDS = ["good", "bad", "film", "a", "very", "long", "story", "short"]
 
@@ -134,7 +134,7 @@ def test_a_broken_file_is_refused_and_an_old_one_survives_a_failed_write(
     path.write_bytes(b"PK\x03\x04 half a file")
     with pytest.raises(StudyError, match=r"examples\.npz"):
         EncodedTask.load(path)
-    with pytest.raises(StudyError, match="damaged or not there"):
+    with pytest.raises(StudyError, match="missing or damaged"):
         EncodedTask.load(tmp_path / "missing.npz")
 
     def full_disk(*_: object, **__: object) -> None:
@@ -163,7 +163,7 @@ def test_segments_are_taken_where_they_mean_something() -> None:
 
 def test_the_longest_input_is_what_positions_and_tokenizer_allow() -> None:
     unlimited = SimpleNamespace(model_max_length=10**30)
-    assert longest_input(BertConfig(max_position_embeddings=128), SimpleNamespace(model_max_length=512)) == 128
-    assert longest_input(BertConfig(), SimpleNamespace(model_max_length=64)) == 64
-    assert longest_input(RobertaConfig(max_position_embeddings=514, pad_token_id=1), unlimited) == 512
-    assert longest_input(XLNetConfig(), unlimited) is None
+    assert max_input_length(BertConfig(max_position_embeddings=128), SimpleNamespace(model_max_length=512)) == 128
+    assert max_input_length(BertConfig(), SimpleNamespace(model_max_length=64)) == 64
+    assert max_input_length(RobertaConfig(max_position_embeddings=514, pad_token_id=1), unlimited) == 512
+    assert max_input_length(XLNetConfig(), unlimited) is None

@@ -27,7 +27,7 @@ from budget_search.cli.parser import parse
 from budget_search.core.config import METRICS, Recipe, SearchConfig, slug
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
-from budget_search.storage.credentials import hidden
+from budget_search.storage.credentials import mask_passwords
 from budget_search.storage.study_folder import study_path
 from tests import tiny
 from tests.test_cli import Bad, check_refused, rows
@@ -389,4 +389,4 @@ def test_options_in_a_file_are_those_of_the_command_line(options: dict[str, obje
 
 @given(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=4, max_size=20))
 def test_no_password_is_shown(password: str) -> None:
-    assert f":{password}@" not in hidden(f"postgresql+psycopg://user:{password}@host/name --delta 0.01")
+    assert f":{password}@" not in mask_passwords(f"postgresql+psycopg://user:{password}@host/name --delta 0.01")

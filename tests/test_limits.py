@@ -12,7 +12,7 @@ from budget_search.app.request import Request
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import BindingLimit, Breach, Limits, Loss
-from budget_search.core.serialization import plain, read_record
+from budget_search.core.serialization import read_record, to_plain
 from budget_search.core.trial import TrialKey
 from budget_search.layer_search.acquisition import all_sets
 from budget_search.layer_search.binding_limits import binding
@@ -55,7 +55,7 @@ def test_every_strategy_keeps_to_the_limits(name: str, kind: str) -> None:
         known = {trial.layers for trial in history}
         for layers in proposed:
             assert layers not in known
-            assert limits.pinned(layers), "keeps or drops what it must not"
+            assert limits.respects_pins(layers), "keeps or drops what it must not"
             # Backward elimination passes through larger sets on its way down.
             assert name == "greedy" or limits.fits(layers), "too large"
         history += [ADDITIVE.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
@@ -73,7 +73,7 @@ def test_pins_of_a_deep_model_are_kept(name: str) -> None:
     for _ in range(4):
         proposed = propose(name, history, question)
         assert proposed
-        assert all(limits.pinned(layers) for layers in proposed)
+        assert all(limits.respects_pins(layers) for layers in proposed)
         assert name == "greedy" or all(limits.allow(layers) for layers in proposed)
         history += [contract.trial_of(layers, 89.9 - len(layers.dropped) / 10) for layers in proposed]
 
@@ -149,7 +149,7 @@ def test_a_binding_pin_is_named_with_what_is_confirmed_beyond_it() -> None:
 
 def test_what_binds_comes_back_from_json() -> None:
     bound = BindingLimit(None, Loss((0, 2), 2, 0.7, "expected"), (Breach("--max-layers", "1", "2 layers"),))
-    assert read_record(BindingLimit, json.loads(json.dumps(plain(bound))), "binding") == bound
+    assert read_record(BindingLimit, json.loads(json.dumps(to_plain(bound))), "binding") == bound
 
 
 def test_nothing_binds_where_there_is_an_answer_or_no_limit() -> None:
@@ -186,7 +186,7 @@ def test_contradictions_are_refused_before_anything_is_read(fields: dict[str, ob
     ("limits", "names"),
     [
         (Limits(keep=frozenset({12})), ("--keep-layers 12", "12 layers")),
-        (Limits(drop=frozenset({2})), ("--drop-layers 2", "cannot do without")),
+        (Limits(drop=frozenset({2})), ("--drop-layers 2", "requires layer")),
         (Limits(keep=frozenset(range(12))), ("no layer is left to drop",)),
         (Limits(max_layers=1), ("--max-layers 1", "2 layers")),
         (Limits(max_params=10, full_parameters=76, layer_parameters=SIZES), ("--max-params 10", "24 parameters")),

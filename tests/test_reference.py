@@ -188,7 +188,7 @@ def test_a_study_whose_texts_are_gone_says_so(study: StudyFolder, capsys: pytest
         before = tiny.tree(study.path)
         assert tiny.command("report", study.path.name, "--reference", "xlnet") == 1
         error = capsys.readouterr().err
-        assert f"data cannot be read again: texts.parquet in {study.path.name} is gone or damaged" in error
+        assert f"texts.parquet in {study.path.name} is missing or damaged" in error
         assert tiny.tree(study.path) == before
 
 

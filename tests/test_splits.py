@@ -11,7 +11,7 @@ from budget_search.data.grouping import normalised
 from budget_search.data.loading import Examples, RawTask, load_task
 from budget_search.data.shared_phrases import contained_pairs
 from budget_search.data.splits import SplitTask, carve, resolution
-from budget_search.data.stratification import attainable, cells, pick, quotas
+from budget_search.data.stratification import assign_cells, attainable_quotas, pick_groups, quotas
 from budget_search.data.tasks import resolve_task
 
 CARVED = ("train", "selection", "certification")
@@ -96,7 +96,7 @@ def test_selection_and_certification_are_whole_sentences_and_their_phrases_leave
         carved = [f" {text} " for text in task.splits[name].texts[0]]
         assert not any(f" {phrase} " in text for phrase in task.splits["train"].texts[0] for text in carved)
         assert not any(text in f" {phrase} " for phrase in task.splits["train"].texts[0] for text in carved)
-    assert any("stand inside carved ones" in note for note in task.notes)
+    assert any("are phrases of carved ones" in note for note in task.notes)
 
 
 def test_lengths_and_labels_resemble_held_out_and_not_train() -> None:
@@ -154,7 +154,7 @@ def test_a_prompt_in_every_pair_does_not_link_them() -> None:
     train = Examples((["is this good?"] * 2_000, list(singles(0, 2_000).texts[0])), np.arange(2_000) % 2)
     task = carve(raw_task(train), "carved", seed=0)
     assert sizes(task)["certification"] == 300
-    assert any("taken for prompts" in note for note in task.notes)
+    assert any("treated as prompts" in note for note in task.notes)
 
 
 def test_repeats_count_once_whatever_their_case_and_spaces() -> None:
@@ -178,7 +178,7 @@ def test_examples_of_held_out_leave_train(pairs: bool) -> None:
     for name in CARVED:
         assert not keys(task.splits[name]) & keys(held_out)
     assert task.splits["held_out"] is held_out
-    assert any(note.startswith("200 train examples stand in held_out") for note in task.notes)
+    assert any(note.startswith("200 train examples are also in held_out") for note in task.notes)
 
 
 def test_carved_pairs_share_no_text_with_held_out() -> None:
@@ -270,24 +270,24 @@ def test_quotas_are_whole_and_sum_to_what_is_wanted() -> None:
 
 def test_what_is_scarce_is_asked_for_less_so_that_shares_stay() -> None:
     shares = np.array([0.5, 0.5])
-    assert attainable(shares, np.array([1_000, 1_000]), 100).tolist() == [50, 50]
-    scarce = attainable(shares, np.array([1_000, 60]), 100)
+    assert attainable_quotas(shares, np.array([1_000, 1_000]), 100).tolist() == [50, 50]
+    scarce = attainable_quotas(shares, np.array([1_000, 60]), 100)
     assert scarce[1] == 30
     assert scarce[0] <= 38
-    assert attainable(shares, np.array([1_000, 0]), 100).tolist() == [25, 0]  # never less than half is asked for
+    assert attainable_quotas(shares, np.array([1_000, 0]), 100).tolist() == [25, 0]  # never less than half is asked for
 
 
 def test_groups_are_picked_while_all_of_their_examples_fit() -> None:
     groups = [[0, 1], [2, 3], [4], [5]]
     cell_of = np.array([0, 0, 0, 1, 1, 0])
-    assert pick(groups, np.array([0, 1, 2, 3]), cell_of, np.array([3, 1])) == [0, 1]
-    assert pick(groups, np.array([2, 1, 0, 3]), cell_of, np.array([3, 1])) == [2, 0, 3]
+    assert pick_groups(groups, np.array([0, 1, 2, 3]), cell_of, np.array([3, 1])) == [0, 1]
+    assert pick_groups(groups, np.array([2, 1, 0, 3]), cell_of, np.array([3, 1])) == [2, 0, 3]
 
 
 def test_cells_tell_labels_and_lengths_apart() -> None:
     like = Examples((["a b"] * 60 + ["a b c d e f"] * 60,), np.array([0, 1] * 60))
     examples = Examples((["a", "a b c d e f g", "a"],), np.array([0, 0, 1]))
-    cell_of, shares = cells(like, examples, classes=2)
+    cell_of, shares = assign_cells(like, examples, classes=2)
     assert len(set(cell_of.tolist())) == 3
     assert shares.sum() == pytest.approx(1)
     assert shares[cell_of].tolist() == pytest.approx([0.25, 0.25, 0.25])

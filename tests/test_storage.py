@@ -15,7 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from budget_search.storage.credentials import hidden
+from budget_search.storage.credentials import mask_passwords
 from tests import tiny
 from tests.test_end_to_end import read_report, timeless
 
@@ -131,7 +131,7 @@ def titles(process: int) -> str:
     ],
 )
 def test_passwords_are_hidden(url: str, password: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    shown = hidden(f"budget-search --storage {url.format(password)} --delta 0.01")
+    shown = mask_passwords(f"budget-search --storage {url.format(password)} --delta 0.01")
     assert password not in shown
     assert "db.example" in shown
     assert shown.endswith(" --delta 0.01")
@@ -143,4 +143,4 @@ def test_passwords_are_hidden(url: str, password: str, tmp_path: Path, capfd: py
 
 
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
-    assert hidden("sqlite:///studies/a.db and http://x/y?z=1@2") == "sqlite:///studies/a.db and http://x/y?z=1@2"
+    assert mask_passwords("sqlite:///studies/a.db and http://x/y?z=1@2") == "sqlite:///studies/a.db and http://x/y?z=1@2"

@@ -82,7 +82,7 @@ def test_optuna_reads_the_study_with_named_objectives_and_flags(tmp_path: Path) 
 
 
 def test_facts_are_kept(tmp_path: Path) -> None:
-    opened(tmp_path).note(similarities=[0.5, 0.75])
+    opened(tmp_path).set_facts(similarities=[0.5, 0.75])
     assert opened(tmp_path).facts["similarities"] == [0.5, 0.75]
 
 

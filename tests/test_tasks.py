@@ -109,7 +109,7 @@ def test_a_folder_brings_its_validation_file(tmp_path: Path) -> None:
     assert {name: len(examples) for name, examples in load_task(source).splits.items()} == {"train": 6, "held_out": 2}
     write_csv(folder / "train.csv", REVIEWS)
     write_tsv(folder / "train.tsv", REVIEWS)
-    assert "leave one of them" in refusal(folder)
+    assert "keep only one" in refusal(folder)
 
 
 def test_a_validation_file_can_be_named(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_metric_can_be_chosen_where_it_fits(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not fit stsb"):
         resolve_task("stsb", metric="accuracy")
     rows = [{"text": f"text {number}", "stars": "abc"[number % 3]} for number in range(9)]
-    assert "f1 is for two classes" in refusal(write_csv(tmp_path / "r.csv", rows), metric="f1")
+    assert "f1 needs two classes" in refusal(write_csv(tmp_path / "r.csv", rows), metric="f1")
     assert "is not a number" in refusal(tmp_path / "r.csv", metric="pearson")
     with pytest.raises(UsageError, match="did you mean accuracy"):
         resolve_task("mrpc", metric="acuracy")
@@ -212,7 +212,7 @@ def test_an_unknown_task_is_refused_with_near_ones(task: str, said: str) -> None
 
 def test_options_that_do_not_belong_are_refused(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "r.csv", REVIEWS)
-    assert "--data-dir belongs to a GLUE task" in refusal(path, data_dir=tmp_path)
+    assert "--data-dir applies to a GLUE task" in refusal(path, data_dir=tmp_path)
     for options in ({"text_columns": ["a"]}, {"label_column": "y"}, {"validation": path}):
         with pytest.raises(UsageError, match="leave it out"):
             resolve_task("sst2", **options)
@@ -225,7 +225,7 @@ def test_missing_files_of_a_glue_task_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no validation_matched\.\*"):
         resolve_task("mnli", data_dir=tmp_path)
     (tmp_path / "sst2").mkdir()
-    with pytest.raises(UsageError, match="there is a folder sst2 in it"):
+    with pytest.raises(UsageError, match="contains a folder sst2"):
         resolve_task("sst2", data_dir=tmp_path)
     with pytest.raises(UsageError, match="not a folder"):
         resolve_task("sst2", data_dir=tmp_path / "none")
@@ -237,7 +237,7 @@ def test_missing_columns_are_named_with_those_there(tmp_path: Path) -> None:
         assert "no column 'body'; its columns are: 'text' 'stars'" in refusal(path, text_columns=["body"])
         assert "no column 'label'" in refusal(path, label_column=None)
         assert "--text-columns A [B] is needed" in refusal(path, text_columns=[])
-    assert "one column or two" in refusal(path, text_columns=["text", "stars", "x"])
+    assert "one or two columns" in refusal(path, text_columns=["text", "stars", "x"])
     assert "must be different" in refusal(path, text_columns=["text", "text"])
 
 
@@ -313,7 +313,7 @@ def test_files_that_are_not_what_their_ending_says_are_refused(tmp_path: Path) -
         "a.csv": (whole, "is a parquet file, not csv"),
         "b.csv": (b"text\tstars\nfine\tup\n", "separated by tabs"),
         "c.csv": (b"text;stars\nfine;up\n", "separated by semicolons"),
-        "d.csv": (b"text,stars\nfine,up,more\n", "line 2: 3 cells where the header names 2"),
+        "d.csv": (b"text,stars\nfine,up,more\n", "line 2: 3 cells, but the header has 2"),
         "e.csv": (b"text,stars\n\xff\xfe\x00,up\n", "is not UTF-8 text"),
         "f.csv": (b"text,text\nfine,up\n", "two columns named 'text'"),
         "g.csv": (b'text,stars\n"fine,up\n', "is not a csv file"),
@@ -323,7 +323,7 @@ def test_files_that_are_not_what_their_ending_says_are_refused(tmp_path: Path) -
         "a.parquet": (b"text,stars\nfine,up\n", "is not a parquet file"),
         "b.parquet": (whole[: len(whole) // 2], "is not a parquet file"),
         "a.json": (b"{}", "named .jsonl"),
-        "a.xlsx": (b"PK", "allowed endings are .csv .tsv .jsonl .parquet"),
+        "a.xlsx": (b"PK", "allowed extensions are .csv .tsv .jsonl .parquet"),
     }
     for name, (content, said) in cases.items():
         (tmp_path / name).write_bytes(content)

@@ -20,7 +20,7 @@ from budget_search.core.versions import versions
 from budget_search.data.loading import load_task
 from budget_search.data.splits import SplitTask, carve
 from budget_search.data.texts import save_texts
-from budget_search.data.tokenization import encode, longest_input, takes_segments
+from budget_search.data.tokenization import encode, max_input_length, takes_segments
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.models.keep_layers import find_layers, undroppable
 from budget_search.models.layer_drop import skippable_layers
@@ -64,7 +64,7 @@ class ModelReader:
             skippable_layers(self.model)
 
     def encode(self, task: SplitTask, recipe: Recipe) -> EncodedTask:
-        limit = longest_input(self.model.config, self.tokenizer)
+        limit = max_input_length(self.model.config, self.tokenizer)
         return encode(
             task,
             self.tokenizer,
@@ -88,7 +88,7 @@ def create(found: ResolvedRequest, device: Device, observer: Observer) -> None:
     reader.require_usable(config.recipe)
     if found.warm_start:
         found.warm_start.require_depth(total)
-    found.request.limits.counted.require_possible(total, reader.shape["undroppable"])
+    found.request.limits.structural.require_possible(total, reader.shape["undroppable"])
     task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
     task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
     with _new_study(found.folder, config, reader, task, device, wait=found.request.wait) as (draft, facts):

@@ -71,7 +71,7 @@ def best_so_far(found: ResolvedRequest) -> str:
     means = {kept: sum(by[s] for s in seeds) / len(seeds) for kept, by in scores.items() if seeds <= by.keys()}
     baseline = means.pop(tuple(range(total)), None)
     # Those limits that need nothing measured; the report knows the others.
-    allow = found.request.limits.counted.allow
+    allow = found.request.limits.structural.allow
     named = [LayerSet.parse(text, total).kept for text in found.request.layers]
     means = {kept: mean for kept, mean in means.items() if allow(LayerSet(kept, total)) and kept in (named or means)}
     how = "hold" if found.request.criterion == "observed" else "hold in the mean"

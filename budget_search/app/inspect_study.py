@@ -9,7 +9,7 @@ from budget_search.app.study_report import confirmed_weights, read_report
 from budget_search.core.config import Recipe
 from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.layers import LayerSet
-from budget_search.core.serialization import plain, read_record
+from budget_search.core.serialization import read_record, to_plain
 from budget_search.core.trial import FULL_RUNG, TrialKey
 from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.models.pretrained import PretrainedSource, resolve_model
@@ -36,7 +36,7 @@ def inspect_study(
     if known is None:
         observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")
         known = _measure(folder, report, model, trust_remote_code)
-        write_json(folder.layerwise, plain(known))
+        write_json(folder.layerwise, to_plain(known))
     return inspection(report, known)
 
 

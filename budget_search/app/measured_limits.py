@@ -24,7 +24,7 @@ PROBE_SECONDS = 20.0
 def with_measured_limits(limits: Limits, facts: Mapping[str, Any], context: EvaluationContext) -> Limits:
     """The limits with what has to be known of the model to check them. Raises UsageError for impossible ones."""
     total, undroppable = int(facts["layers_total"]), facts["undroppable"]
-    limits.counted.require_possible(total, undroppable)
+    limits.structural.require_possible(total, undroppable)
     if limits.max_params is not None:
         size = parameters(loaded(context).pretrained)
         limits = dataclasses.replace(

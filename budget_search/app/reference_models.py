@@ -92,7 +92,7 @@ def _measured(
     if not own.config.exists():
         observer.stage(f"reading the study's examples with {pretrained.name}")
         _make(own, folder, config, pretrained, device, options)
-    own.sweep()
+    own.remove_temporary_files()
     context = EvaluationContext(
         own, pretrained.folder, pretrained.name, config.recipe, device, options.trust_remote_code
     )

@@ -13,7 +13,7 @@ from budget_search.core.config import CRITERIA, METHODS, RECIPES, Criterion, Rec
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import Limits
-from budget_search.core.paths import problem_with_place
+from budget_search.core.paths import path_problem
 from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
 
 SPLIT_MODES = ("carved", "official")
@@ -105,8 +105,8 @@ class Request:
             ),
             *self._contradictions(),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
-            *(problem_with_place(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
-            *(problem_with_place("--reference", model) for model in self.reference),
+            *(path_problem(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
+            *(path_problem("--reference", model) for model in self.reference),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
@@ -137,7 +137,7 @@ class Request:
     @property
     def limits(self) -> Limits:
         """What the answer must satisfy beside delta, as asked; what has to be measured for that is not in it."""
-        return Limits.of(vars(self))
+        return Limits.from_options(vars(self))
 
     def recipe_from(self, default: str | Recipe) -> Recipe:
         """The recipe asked for, else the task's own, with single fields changed. Raises UsageError."""
@@ -170,7 +170,7 @@ class Request:
             "max_trials": self.max_trials,
             "max_hours": self.max_hours,
             # Only where given: reports of before there were such options stay answers to the same question.
-            **self.limits.asked,
+            **self.limits.given,
             **({"start_from": self.start_from} if self.start_from else {}),
         }
 

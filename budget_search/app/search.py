@@ -61,7 +61,7 @@ def run(found: ResolvedRequest, observer: Observer, command: str = "") -> Report
     if found.request.wait:
         observer.stage("waiting until no other command works on the study")
     with found.folder.locked(wait=found.request.wait):
-        found.folder.sweep()
+        found.folder.remove_temporary_files()
         # Whoever held the study may have answered the question meanwhile.
         return finished_report(found) or _search(found, device, observer, command, began)
 
@@ -108,7 +108,7 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in workers.run(jobs):
             yield trial
-            store.note(wall_seconds=earlier + time.monotonic() - began)
+            store.set_facts(wall_seconds=earlier + time.monotonic() - began)
 
     state = SearchState(settings, store, judge)
     search = Search(state, run_jobs, observer)
@@ -131,7 +131,7 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
         references=references,
     )
     write_report(found.folder, report)
-    store.note(answer=[answer_sentence(report, result) for result in report.results])
+    store.set_facts(answer=[answer_sentence(report, result) for result in report.results])
     delete_unneeded_weights(found.folder, state, answers.values())
     return report
 
@@ -146,7 +146,7 @@ def _opened(found: ResolvedRequest, facts: dict[str, Any]) -> StudyStore:
             f"the storage holds a study {found.folder.path.name} of another task, model or recipe; "
             "choose another --study name"
         )
-    store.note(fingerprint=found.config.fingerprint)
+    store.set_facts(fingerprint=found.config.fingerprint)
     return store
 
 
@@ -192,7 +192,7 @@ def _teacher_seed(store: StudyStore, settings: SearchSettings) -> int:
     if noted is not None and trial is not None and trial.state != "failed":
         return noted
     # Nothing has learnt from it yet.
-    store.note(teacher_seed=settings.seeds[0])
+    store.set_facts(teacher_seed=settings.seeds[0])
     return settings.seeds[0]
 
 
@@ -202,5 +202,5 @@ def _similarities(store: StudyStore, context: EvaluationContext) -> tuple[float,
     known: Sequence[float] | None = store.facts.get("similarities")
     if known is None:
         known = layer_similarities(context)
-        store.note(similarities=list(known))
+        store.set_facts(similarities=list(known))
     return tuple(known)

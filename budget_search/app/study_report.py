@@ -10,7 +10,7 @@ from pathlib import Path
 from budget_search.core.errors import StudyError
 from budget_search.core.trial import TrialKey
 from budget_search.report.report import Report
-from budget_search.storage.files import write_json, write_whole
+from budget_search.storage.files import write_atomically, write_json
 from budget_search.storage.study_folder import StudyFolder
 
 
@@ -38,11 +38,11 @@ def write_report(folder: StudyFolder, report: Report) -> None:
 
     write_json(folder.report, report.to_json())
     for form, name in (("markdown", "report.md"), ("html", "report.html")):
-        write_whole(folder.path / name, (render([report], form).rstrip("\n") + "\n").encode())
+        write_atomically(folder.path / name, (render([report], form).rstrip("\n") + "\n").encode())
     pictures = draw(report)
     for name in ("frontier", "layers"):
         if name in pictures:
-            write_whole(folder.path / f"{name}.png", content(pictures[name], "png"))
+            write_atomically(folder.path / f"{name}.png", content(pictures[name], "png"))
 
 
 def reduced(report: Report, deltas: Iterable[float]) -> Report:

@@ -10,7 +10,7 @@ from typing import Any
 
 from budget_search.app.request import RECIPE_FIELDS, Request, parse_count, parse_delta
 from budget_search.core.errors import UsageError
-from budget_search.core.paths import require_place
+from budget_search.core.paths import require_valid_path
 from budget_search.report.renderers import FORMATS
 
 SEARCH_FIELDS = tuple(name for name in Request.__dataclass_fields__ if name not in ("deltas", "recipe_changes"))
@@ -38,7 +38,7 @@ def from_file(path: str | None) -> dict[str, Any]:
         return {}
     import yaml
 
-    require_place("--config", path)
+    require_valid_path("--config", path)
     # A pipe or a device might never end.
     if not Path(path).is_file():
         raise UsageError(f"--config {path} cannot be read: there is no such file")

@@ -14,7 +14,7 @@ from budget_search.cli.commands.run import INTERRUPTED
 from budget_search.cli.parser import parse
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import printable
-from budget_search.storage.credentials import hidden, leave_the_title
+from budget_search.storage.credentials import mask_passwords, move_password_to_environment
 
 # Data may hold a word of megabytes, and a message quotes it.
 LONGEST_WORD = 200
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (0 done, 1 failed, 2 bad input, 3 none found, 130 interrupted)."""
     received = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        leave_the_title(received)
+        move_password_to_environment(received)
     verbose = "-v" in received or "--verbose" in received
     try:
         arguments = parse(received)
@@ -69,5 +69,5 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in hidden(str(error)).split())
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in mask_passwords(str(error)).split())
     return printable(" ".join(words)) or type(error).__name__

@@ -1,5 +1,5 @@
-"""The words of the project as records: layer sets, recipe, search configuration, trials, limits, errors.
+"""The records that all other rooms share: layer sets, recipe, search configuration, trials, limits, errors.
 
-Imports the standard library only. Start with ``layers`` (which layers stay), then ``trial`` (what an evaluation is
-called and what it measured), then ``config`` (what makes two trials comparable).
+Imports the standard library only. Start with ``layers`` (which layers are kept), then ``trial`` (the key and the
+measurements of one evaluation), then ``config`` (everything two comparable trials share).
 """

@@ -1,6 +1,6 @@
-"""What makes two trials comparable: one frozen record, with a fingerprint that names the study.
+"""The search configuration: the settings that two comparable trials share. Its fingerprint names the study.
 
-Delta and search budget are not in it: they are the question, not the record.
+Delta and the search budget are not part of it, because they do not change what a trial measures.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ DROPPING: tuple[Dropping, ...] = get_args(Dropping)
 EMBEDDINGS = "embeddings"
 
 
-def _frozen_parts(parts: Iterable[str | int]) -> tuple[str, ...]:
-    """Each way of writing them as the same: ``("embeddings", "0-2")``. Raises UsageError."""
+def _normalise_freeze(parts: Iterable[str | int]) -> tuple[str, ...]:
+    """Normalise ``freeze`` to one spelling, such as ``("embeddings", "0-2")``. Raises UsageError."""
     texts = [parts] if isinstance(parts, str) else [str(part) for part in parts]
     try:
         layers = {index for text in texts if text != EMBEDDINGS for index in parse_indices(text)}
@@ -44,14 +44,15 @@ def _frozen_parts(parts: Iterable[str | int]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What fixes a fine-tune, apart from the seed: linear warm-up, then linear decay to zero, AdamW, clipping at 1.
+    """The hyperparameters of a fine-tune, except the seed.
 
-    ``train_examples`` None means all there are; ``warmup`` is a fraction of the steps; ``max_length`` is in tokens.
+    Every fine-tune uses AdamW, linear warm-up, linear decay to zero, and gradient clipping at 1. ``train_examples``
+    None means all examples; ``warmup`` is a fraction of the steps; ``max_length`` is in tokens.
 
-    The fields with a default are methods of the papers. ``dropping``: when layers go (``phases`` has the sources).
-    ``layer_drop``: the rate at which whole layers are skipped in training (LayerDrop). ``freeze``: what is not trained,
-    ``embeddings`` and numbers of the original layers. ``distil``: the weight, from 0 to 1, of the full model's outputs
-    in the loss of a smaller one. Raises UsageError.
+    The fields with a default are methods of the papers. ``dropping``: when layers are dropped (see ``phases``).
+    ``layer_drop``: the rate at which training skips whole layers (LayerDrop). ``freeze``: the parts that are not
+    trained, ``embeddings`` and layer numbers of the original model. ``distil``: the weight, from 0 to 1, of the full
+    model's outputs in the loss of a smaller model. Raises UsageError.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Recipe:
     distil: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "freeze", _frozen_parts(self.freeze))
+        object.__setattr__(self, "freeze", _normalise_freeze(self.freeze))
         checks = {
             "epochs": (math.isfinite(self.epochs) and self.epochs > 0, "a number above 0"),
             "train-examples": (self.train_examples is None or self.train_examples >= 1, "a whole number from 1"),
@@ -85,20 +86,18 @@ class Recipe:
             if not holds
         ]
         if self.dropping == "untrained" and self.distil:
-            wrong.append(
-                "--distil needs a smaller model that is trained, --dropping untrained trains none; leave one out"
-            )
+            wrong.append("--distil trains the smaller model, but --dropping untrained does not train it; leave one out")
         if wrong:
             raise UsageError("; ".join(wrong))
 
     def to_json(self) -> dict[str, Any]:
-        """Methods that are not used are left out: studies of before there were any keep their fingerprints."""
+        """Unused methods are left out, so that studies older than these fields keep their fingerprints."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
         return {name: value for name, value in plain.items() if name not in METHODS or name in self.method}
 
     @property
     def method(self) -> dict[str, Any]:
-        """What of this is no plain fine-tune of the smaller model, by name."""
+        """The fields that differ from a plain fine-tune of the smaller model, by name."""
         return {name: getattr(self, name) for name, default in METHODS.items() if getattr(self, name) != default}
 
     @property
@@ -107,24 +106,24 @@ class Recipe:
 
     @property
     def frozen_layers(self) -> frozenset[int]:
-        """By their numbers in the original model."""
+        """Layer numbers in the original model."""
         return frozenset(index for part in self.freeze if part != EMBEDDINGS for index in parse_indices(part))
 
     def steps(self, train_examples: int, rung: float = 1.0) -> int:
-        """Optimizer steps at a rung, with this many examples to train on; at least one."""
+        """Optimizer steps at a rung for this number of training examples; at least one."""
         per_epoch = math.ceil(train_examples / self.batch_size)
         return max(1, round(rung * self.epochs * per_epoch))
 
 
 METHODS = {each.name: each.default for each in dataclasses.fields(Recipe) if each.default is not dataclasses.MISSING}
-"""The fields that papers add to a plain fine-tune, and what they are where they are not used."""
+"""The fields that papers add to a plain fine-tune, with the values that switch them off."""
 
 RECIPES = {
-    # For a first look: one pass over a few thousand examples.
+    # A first impression: one epoch over a few thousand examples.
     "quick": Recipe("quick", 1, 4_000, 16, 5e-5, 128, 0.1),
-    # The middle of what BERT's authors recommend for fine-tuning (their appendix A.3), on at most 30,000 examples.
+    # The middle of the ranges that BERT's authors recommend (their appendix A.3), on at most 30,000 examples.
     "standard": Recipe("standard", 3, 30_000, 32, 3e-5, 128, 0.1),
-    # run_glue's defaults at the time of Poor Man's BERT (its section 3 uses them); comes with the official splits.
+    # The defaults of run_glue that Poor Man's BERT used (its section 3); implies the official splits.
     "paper": Recipe("paper", 3, None, 8, 5e-5, 128, 0.0),
 }
 
@@ -133,8 +132,8 @@ RECIPES = {
 class SearchConfig:
     """Everything that two trials must share to be compared.
 
-    ``task_digest`` and ``model_digest`` identify the content (a hub revision, or a hash of the files); ``device`` and
-    ``precision`` are as asked (``auto``): what they came to is decided once, when the study is created.
+    ``task_digest`` and ``model_digest`` identify the content: a hub revision, or a hash of the files. ``device`` and
+    ``precision`` are the requested values, such as ``auto``; they are resolved once, when the study is created.
     """
 
     task: str
@@ -158,7 +157,7 @@ class SearchConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Ten hexadecimal digits that differ when anything in here differs; stable across library versions."""
+        """Ten hexadecimal digits of a hash over all fields; stable across library versions."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
@@ -171,7 +170,7 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:
-        """Read what ``to_json`` wrote. Raises StudyError."""
+        """Read the output of ``to_json``. Raises StudyError."""
         return read_record(cls, fields, "config")
 
 
@@ -182,5 +181,5 @@ def slug(name: str) -> str:
 
 
 def in_points(delta: float) -> float:
-    """A fraction as points, without the crumbs of 100 * 0.07."""
+    """A fraction as points, without the floating-point error of 100 * 0.07."""
     return round(100 * delta, 10)

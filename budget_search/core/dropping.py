@@ -1,10 +1,10 @@
-"""When the layers go: the fine-tunes that lead from the pre-trained model to a smaller one, one after the other.
+"""When layers are dropped: the sequence of fine-tunes from the pre-trained model to a smaller one.
 
-``first`` drops from the pre-trained model, then fine-tunes (Poor Man's BERT, 3). ``after`` fine-tunes the full model
-with the layers to drop frozen, drops them, and fine-tunes again (its Table 5). ``gradual`` drops one layer after every
-two epochs, the uppermost first, then fine-tunes what is left (its "Iterative Dropping"). ``untrained`` takes layers out
-of the fine-tuned full model and leaves it at that (LayerDrop). The full model, from which nothing is dropped, is
-fine-tuned alike by all.
+``first`` drops layers from the pre-trained model, then fine-tunes (Poor Man's BERT, 3). ``after`` fine-tunes the full
+model with the layers to drop frozen, drops them, and fine-tunes again (its Table 5). ``gradual`` drops the uppermost
+remaining layer after every two epochs, then fine-tunes the result (its "Iterative Dropping"). ``untrained`` drops
+layers from the fine-tuned full model without further training (LayerDrop). All four fine-tune the full model itself in
+the same way.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ EPOCHS_PER_LAYER = 2.0
 
 @dataclass(frozen=True)
 class Phase:
-    """A fine-tune with a schedule of its own: the ``layers`` that the model has, those of them that it does not train
-    (both by their numbers in the original model), and its passes over the training examples in the full recipe."""
+    """One fine-tune with its own learning-rate schedule.
+
+    ``layers`` are the model's layers and ``frozen`` those that are not trained, both numbered as in the original model.
+    ``epochs`` counts passes over the training examples at the full rung.
+    """
 
     layers: LayerSet
     frozen: frozenset[int]
@@ -28,7 +31,7 @@ class Phase:
 
 
 def phases(recipe: Recipe, layers: LayerSet) -> tuple[Phase, ...]:
-    """How a model with just these layers comes about; no phase at all where another evaluation has trained it."""
+    """The fine-tunes that produce a model with these layers; empty if another evaluation has trained its weights."""
     full, frozen = LayerSet.full(layers.total), recipe.frozen_layers
     last = Phase(layers, frozen, recipe.epochs)
     if layers.is_full or recipe.dropping == "first":
@@ -36,16 +39,16 @@ def phases(recipe: Recipe, layers: LayerSet) -> tuple[Phase, ...]:
     if recipe.dropping == "after":
         return (Phase(full, frozen | set(layers.dropped), recipe.epochs), last)
     if recipe.dropping == "gradual":
-        return (*(Phase(before, frozen, EPOCHS_PER_LAYER) for before in _one_by_one(layers)), last)
+        return (*(Phase(before, frozen, EPOCHS_PER_LAYER) for before in _shrinking_sets(layers)), last)
     return ()
 
 
 def training_depth(recipe: Recipe, layers: LayerSet) -> float:
-    """Layers of a model whose plain fine-tune takes as much arithmetic as all the phases of this one."""
+    """The cost of all phases, as the depth of a model whose plain fine-tune needs the same arithmetic."""
     return sum(phase.epochs * phase.layers.depth for phase in phases(recipe, layers)) / recipe.epochs
 
 
-def _one_by_one(layers: LayerSet) -> list[LayerSet]:
-    """All layers, then one fewer each time, from the top down, until one of those to drop is left."""
-    downwards = sorted(layers.dropped, reverse=True)
-    return [LayerSet(tuple(sorted({*layers.kept, *downwards[gone:]})), layers.total) for gone in range(len(downwards))]
+def _shrinking_sets(layers: LayerSet) -> list[LayerSet]:
+    """The layer sets before each drop: from the full model, uppermost layer first, until one layer remains to drop."""
+    to_drop = sorted(layers.dropped, reverse=True)
+    return [LayerSet(tuple(sorted({*layers.kept, *to_drop[done:]})), layers.total) for done in range(len(to_drop))]

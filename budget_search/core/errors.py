@@ -1,7 +1,7 @@
-"""What can go wrong, as the user sees it: one clear line each.
+"""The errors that a user sees, each with a one-line message.
 
-A message says what was wrong, what was received, what is allowed and what to do. The command line turns these
-into exit codes; a traceback reaches a user only with ``-v``.
+A message states what is wrong, what was received, what is allowed and what to do. The command line turns the error
+into an exit code and prints a traceback only with ``-v``.
 """
 
 
@@ -12,14 +12,14 @@ class BudgetSearchError(Exception):
 
 
 class UsageError(BudgetSearchError):
-    """Bad input, found before anything was written (exit code 2)."""
+    """Invalid input, detected before anything is written (exit code 2)."""
 
     exit_code = 2
 
 
 class UnsupportedModelError(UsageError):
-    """A model, or a set of its layers, that cannot be made smaller honestly; the message says why."""
+    """A model or layer set for which dropping layers is not supported; the message gives the reason."""
 
 
 class StudyError(BudgetSearchError):
-    """A study that cannot be read, written or continued."""
+    """A study cannot be read, written or continued."""

@@ -1,29 +1,29 @@
-"""Numbers, shares and durations as text. Of a report, only this module and ``renderers`` round."""
+"""Numbers, shares and durations as text. Report values are rounded only here and in ``renderers``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-NOTHING = "-"
+NO_VALUE = "-"
 
 
 def printable(text: str) -> str:
-    """On one line, without characters that a terminal would obey."""
+    """The text on one line, with control characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def points(value: float | None) -> str:
     """``0.60``: two decimals, never ``-0.00``."""
-    return NOTHING if value is None else f"{value:.2f}".replace("-0.00", "0.00")
+    return NO_VALUE if value is None else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def percent(fraction: float | None) -> str:
-    return NOTHING if fraction is None else f"{round(100 * fraction)} %"
+    return NO_VALUE if fraction is None else f"{round(100 * fraction)} %"
 
 
 def share(fraction: float) -> str:
-    """``10.4 %``: where a whole per cent would be too coarse."""
+    """``10.4 %``: one decimal, for shares where whole per cents are too coarse."""
     return f"{100 * fraction:.1f} %"
 
 
@@ -34,7 +34,7 @@ def tolerance(delta: float) -> str:
 
 
 def count(number: int) -> str:
-    """``116.7 M``, or all digits below a million."""
+    """``116.7 M``; all digits below a million."""
     return f"{number / 1e6:,.1f} M" if number >= 1_000_000 else f"{number:,}"
 
 
@@ -47,7 +47,7 @@ def duration(seconds: float) -> str:
 
 
 def with_spread(score: float, std: float | None) -> str:
-    """``89.51 +- 0.12``: the mean over seeds and their standard deviation, where there are several."""
+    """``89.51 +- 0.12``: the mean and the standard deviation over seeds; only the mean if ``std`` is None."""
     return points(score) if std is None else f"{points(score)} +- {points(std)}"
 
 
@@ -56,11 +56,11 @@ def milliseconds(ms: float) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """``name standard, epochs 3``: whatever the record holds; None is no limit."""
-    return ", ".join(f"{name.replace('_', ' ')} {_plainly(value)}" for name, value in values.items())
+    """``name standard, epochs 3``: the items of a mapping; None, meaning no limit, prints as ``all``."""
+    return ", ".join(f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in values.items())
 
 
-def _plainly(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     return "all" if value is None else str(value)

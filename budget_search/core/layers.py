@@ -1,4 +1,4 @@
-"""Which layers stay: the candidate everything else is about, and the paper's fixed families of candidates.
+"""The layer set, which is the candidate of a search, and the fixed families of layer sets from the paper.
 
 Indices are 0-based positions in the original model, input side first.
 """
@@ -14,9 +14,9 @@ from budget_search.core.errors import UsageError
 
 @dataclass(frozen=True, order=True)
 class LayerSet:
-    """The layers that stay of a model with ``total`` layers; printed ``0-4,7 of 12``.
+    """The kept layers of a model with ``total`` layers; printed as ``0-4,7 of 12``.
 
-    Raises UsageError for a set that is empty, repeated, unordered or out of range.
+    Raises UsageError if the numbers are empty, repeated, unordered or out of range.
     """
 
     kept: tuple[int, ...]
@@ -30,7 +30,7 @@ class LayerSet:
         if any(not isinstance(index, int) or isinstance(index, bool) for index in self.kept):
             raise UsageError(f"layer numbers are whole numbers, received {list(self.kept)!r}; {allowed}")
         if not self.kept:
-            raise UsageError(f"no layer would stay, received an empty set; {allowed}")
+            raise UsageError(f"at least one layer must be kept, received an empty set; {allowed}")
         if self.kept[0] < 0 or max(self.kept) >= self.total:
             raise UsageError(f"layer number out of range, received {list(self.kept)} of {self.total}; {allowed}")
         if any(low >= high for low, high in zip(self.kept, self.kept[1:], strict=False)):
@@ -42,13 +42,13 @@ class LayerSet:
 
     @classmethod
     def dropping(cls, dropped: Iterable[int], total: int) -> LayerSet:
-        """All layers but these."""
-        gone = set(dropped)
-        return cls(tuple(index for index in range(total) if index not in gone), total)
+        """All layers except these."""
+        to_drop = set(dropped)
+        return cls(tuple(index for index in range(total) if index not in to_drop), total)
 
     @classmethod
     def parse(cls, text: str, total: int) -> LayerSet:
-        """Read ``0-4,7``, as ``compact`` prints it. Raises UsageError."""
+        """Parse ``0-4,7``, the format of ``compact``. Raises UsageError."""
         return cls(tuple(parse_indices(text)), total)
 
     @property
@@ -57,29 +57,29 @@ class LayerSet:
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        stays = set(self.kept)
-        return tuple(index for index in range(self.total) if index not in stays)
+        kept = set(self.kept)
+        return tuple(index for index in range(self.total) if index not in kept)
 
     @property
     def is_full(self) -> bool:
         return self.depth == self.total
 
     def drop(self, index: int) -> LayerSet:
-        """Without one of its layers."""
+        """This set without one of its layers."""
         return LayerSet(tuple(kept for kept in self.kept if kept != index), self.total)
 
     def add(self, index: int) -> LayerSet:
-        """With one more layer."""
+        """This set with one more layer."""
         return LayerSet(tuple(sorted({*self.kept, index})), self.total)
 
     def smaller(self) -> Iterator[LayerSet]:
-        """Every set with one layer less, lowest dropped layer first; none from a single layer."""
+        """Every set with one layer fewer, lowest dropped layer first; none for a single layer."""
         if self.depth > 1:
             yield from (self.drop(index) for index in self.kept)
 
     @property
     def compact(self) -> str:
-        """``0-4,7``: ranges of two or more neighbours are joined."""
+        """``0-4,7``: two or more adjacent layers are written as a range."""
         return compact_indices(self.kept)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class LayerSet:
 
 
 def parse_indices(text: str) -> list[int]:
-    """Layer numbers from ``0-4,7``. Raises UsageError."""
+    """Parse ``0-4,7`` into layer numbers. Raises UsageError."""
     indices: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part, flags=re.ASCII)
@@ -102,7 +102,7 @@ def parse_indices(text: str) -> list[int]:
 
 
 def compact_indices(indices: Iterable[int]) -> str:
-    """``0-4,7`` for ascending indices; an empty text for none."""
+    """``0-4,7`` for ascending indices; an empty string if there are none."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and runs[-1][1] == index - 1:
@@ -123,17 +123,17 @@ def bottom(total: int, dropped: int) -> LayerSet | None:
 
 
 def odd_alternate(total: int, dropped: int) -> LayerSet | None:
-    """Drop every other layer from the top down, of those the paper numbers odd (2.2); at most half the depth."""
+    """Drop layers that the paper numbers odd, from the top down (2.2); at most half of all layers."""
     return _without(_alternate(total, dropped, parity=0), total)
 
 
 def even_alternate(total: int, dropped: int) -> LayerSet | None:
-    """Drop every other layer from the top down, of those the paper numbers even (2.2); at most half the depth."""
+    """Drop layers that the paper numbers even, from the top down (2.2); at most half of all layers."""
     return _without(_alternate(total, dropped, parity=1), total)
 
 
 def symmetric(total: int, dropped: int) -> LayerSet | None:
-    """Drop the middle layers (2.4); where it cannot be even, the bottom keeps one more."""
+    """Drop the middle layers (2.4); if the rest is odd, one more layer is kept at the bottom than at the top."""
     low = (total - dropped + 1) // 2
     return _without(range(low, low + dropped), total)
 
@@ -145,8 +145,8 @@ def _alternate(total: int, dropped: int, parity: int) -> list[int]:
 
 
 def _without(dropped: Iterable[int], total: int) -> LayerSet | None:
-    gone = set(dropped)
-    return LayerSet.dropping(gone, total) if 0 < len(gone) < total else None
+    to_drop = set(dropped)
+    return LayerSet.dropping(to_drop, total) if 0 < len(to_drop) < total else None
 
 
 FAMILIES = {
@@ -156,4 +156,4 @@ FAMILIES = {
     "even-alternate": even_alternate,
     "symmetric": symmetric,
 }
-"""The fixed families by name: ``family(total, dropped)``, None where that many cannot be dropped that way."""
+"""The fixed families by name: ``family(total, dropped)`` is None if the family has no set of that size."""

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to and from JSON, by their annotations alone."""
+"""Convert frozen dataclasses to and from JSON, based on their type annotations."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from budget_search.core.errors import StudyError
 
 Record = TypeVar("Record")
 
-ABSENT_IF_NONE = {"absent_if_none": True}
-"""Metadata of a field that is left out instead of being null."""
-NEVER_WRITTEN = {"never_written": True}
-"""Metadata of a field that holds for this process alone: it is neither written nor read."""
+OMIT_IF_NONE = {"omit_if_none": True}
+"""Field metadata: leave the field out of the JSON if it is None."""
+NOT_SERIALIZED = {"not_serialized": True}
+"""Field metadata: the field belongs to this process and is neither written nor read."""
 
 
-def plain(value: Any) -> Any:
-    """Records and containers as objects and lists, as JSON has them; None for a number that is not finite."""
+def to_plain(value: Any) -> Any:
+    """Convert records and containers to dicts and lists for JSON; a non-finite number becomes None."""
     if dataclasses.is_dataclass(value):
         pairs = ((item, getattr(value, item.name)) for item in dataclasses.fields(value))
         return {
-            item.name: plain(content)
+            item.name: to_plain(content)
             for item, content in pairs
-            if not item.metadata.get("never_written")
-            and (content is not None or not item.metadata.get("absent_if_none"))
+            if not item.metadata.get("not_serialized")
+            and (content is not None or not item.metadata.get("omit_if_none"))
         }
     if isinstance(value, Mapping):
-        return {str(key): plain(content) for key, content in value.items()}
+        return {str(key): to_plain(content) for key, content in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(content) for content in value]
+        return [to_plain(content) for content in value]
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     return value
 
 
 def read_record(kind: type[Record], fields: Any, where: str) -> Record:
-    """The dataclass ``kind`` from an object as JSON has it, by its annotations; unknown keys are skipped.
+    """Build the dataclass ``kind`` from a JSON object; unknown keys are ignored.
 
-    ``where`` names the object in messages. Raises StudyError when a value is missing or of another type.
+    ``where`` names the object in messages. Raises StudyError if a value is missing or has the wrong type.
     """
     if not isinstance(fields, Mapping):
         raise StudyError(f"{where} must be an object, it is {fields!r}")
     hints = get_type_hints(kind)
-    own = {item.name for item in dataclasses.fields(kind) if item.metadata.get("never_written")}  # type: ignore[arg-type]
+    own = {item.name for item in dataclasses.fields(kind) if item.metadata.get("not_serialized")}  # type: ignore[arg-type]
     values = {
         name: _read(hints[name], fields[name], f"{where}.{name}") for name in hints if name in fields.keys() - own
     }
@@ -56,7 +56,7 @@ def read_record(kind: type[Record], fields: Any, where: str) -> Record:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    """``value``, as JSON has it, as the annotated type ``kind``."""
+    """Convert a JSON value to the annotated type ``kind``."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or (value is None and types.NoneType in arguments):
         return value

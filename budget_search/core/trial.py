@@ -1,4 +1,4 @@
-"""Records: what an evaluation is called, what it measured, and what a question tolerates. No verdicts."""
+"""Records of evaluations: their key, their measurements, and the tolerance they are compared with. No verdicts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from budget_search.core.layers import LayerSet
 Split = Literal["selection", "certification"]
 State = Literal["complete", "collapsed", "failed"]
 FULL_RUNG = 1.0
-# An evaluation reads a token once, a training step the equivalent of three times.
-EVALUATION_SHARE = 1 / 3
+# A forward pass costs a third of a training step, which is a forward and a backward pass.
+EVALUATION_COST = 1 / 3
 
 
 @dataclass(frozen=True, order=True)
 class TrialKey:
-    """Names one evaluation: a layer set, fine-tuned for a fraction of the full recipe, from a seed.
+    """Identifies one evaluation: a layer set, fine-tuned with a seed for a fraction of the full recipe.
 
-    ``rung`` is that fraction. Below 1 it is a screen, scored on ``selection``; screen seeds and confirmation seeds
-    never coincide, so the key needs no split.
+    ``rung`` is that fraction. Below 1 it is a screen, scored on ``selection``. Screens and confirmations never share a
+    seed, so the key needs no split.
     """
 
     layers: LayerSet
@@ -34,7 +34,7 @@ class TrialKey:
 
 @dataclass(frozen=True)
 class Job:
-    """An evaluation to run. Weights are kept where the layer set may become an answer."""
+    """An evaluation to run. ``keep_weights`` is set if the layer set may become an answer."""
 
     key: TrialKey
     split: Split
@@ -45,13 +45,12 @@ class Job:
 class Trial:
     """One finished evaluation: measurements only.
 
-    ``score`` is the task's metric in points (0-100, higher is better), never rounded; None when failed.
+    ``score`` is the task's metric in points (0-100, higher is better), never rounded; None if the trial failed.
     ``metrics`` are further measurements: secondary metrics in points, and ``loss``, the mean loss per example.
     A ``collapsed`` trial predicted one class for at least 99 % of the examples, or a constant; it has a score.
-    ``machine_failure`` says that it failed for reasons of the machine (out of memory, a killed worker), not of the
-    layer set: it says nothing about the set and is run again with the same seed.
-    ``train_layer_tokens`` counts each of the ``train_tokens`` once per layer that it went through; None stands for the
-    kept layers, no more and no fewer.
+    ``machine_failure``: the machine caused the failure (out of memory, a killed worker), not the layer set. The trial
+    is then run again with the same seed. ``train_layer_tokens`` counts each of the ``train_tokens`` once per layer that
+    processed it; None means that exactly the kept layers did.
     """
 
     key: TrialKey
@@ -70,7 +69,7 @@ class Trial:
 
     @property
     def training_work(self) -> int:
-        """Training tokens times layers: what training took, in arithmetic."""
+        """Training tokens times layers, a measure of the arithmetic of training."""
         return self.train_tokens * self.layers.depth if self.train_layer_tokens is None else self.train_layer_tokens
 
     @property
@@ -84,11 +83,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much worse than the baseline is still good enough, on the screens of a study.
+    """The accepted degradation against the baseline, on the screens of a study.
 
-    ``delta`` is in points; ``baselines`` holds the full model's screen score per rung, so that scores of different
-    rungs are never compared with each other. ``slope`` is what a set loses in full per point lost on its screen:
-    ``delta`` allows for it. ``baseline_losses`` is the full model's mean loss per example and rung, where known.
+    ``delta`` is in points. ``baselines`` holds the full model's screen score per rung, so that only scores of the same
+    rung are compared. ``slope`` is the degradation of a full run per point of degradation on the screen; ``delta`` is
+    already adjusted for it. ``baseline_losses`` is the full model's mean loss per example by rung, where known.
     """
 
     delta: float
@@ -97,35 +96,35 @@ class Tolerance:
     baseline_losses: Mapping[float, float] = field(default_factory=dict)
 
     @property
-    def delta_in_full(self) -> float:
-        """What may be lost in full, in points."""
+    def full_delta(self) -> float:
+        """The accepted degradation of a full run, in points."""
         return self.delta * self.slope
 
     def degradation(self, trial: Trial) -> float:
-        """Baseline score minus this score, in points, both of the same rung; infinite for a failed trial."""
+        """Baseline score minus this score at the same rung, in points; infinite for a failed trial."""
         return float("inf") if trial.score is None else self.baselines[trial.rung] - trial.score
 
-    def further_loss(self, trial: Trial) -> float | None:
-        """Mean loss per example beyond the baseline's at the same rung; None where one of them is not known."""
+    def loss_increase(self, trial: Trial) -> float | None:
+        """Mean loss per example minus the baseline's at the same rung; None if either is unknown."""
         own, baseline = trial.metrics.get("loss"), self.baseline_losses.get(trial.rung)
         return None if own is None or baseline is None else own - baseline
 
-    def holds(self, trial: Trial) -> bool:
+    def allows(self, trial: Trial) -> bool:
         return self.degradation(trial) <= self.delta
 
 
 @dataclass(frozen=True)
 class SearchBudget:
-    """What a search may spend on fine-tunes; None is no limit. Not to be confused with the answer's layers."""
+    """Limits on the cost of a search, not on the layers of the answer; None means no limit."""
 
     max_trials: int | None = None
     max_hours: float | None = None
 
 
 class TrialsByKey:
-    """One trial per key, sorted; a re-run after the machine failed takes the place of the failure.
+    """One trial per key, sorted by key; a re-run after a machine failure replaces the failed trial.
 
-    Adding to ten thousand trials costs what adding to ten does: a search asks for them after every evaluation.
+    Insertion into the sorted list stays cheap with ten thousand trials; a search adds one after every evaluation.
     """
 
     def __init__(self, trials: Iterable[Trial] = ()) -> None:
@@ -135,16 +134,16 @@ class TrialsByKey:
             self.add(trial)
 
     def add(self, trial: Trial) -> None:
-        place = bisect_left(self._keys, trial.key)
-        if self._keys[place : place + 1] == [trial.key]:
-            self._trials[place] = trial
+        position = bisect_left(self._keys, trial.key)
+        if self._keys[position : position + 1] == [trial.key]:
+            self._trials[position] = trial
             return
-        self._keys.insert(place, trial.key)
-        self._trials.insert(place, trial)
+        self._keys.insert(position, trial.key)
+        self._trials.insert(position, trial)
 
     def find(self, key: TrialKey) -> Trial | None:
-        place = bisect_left(self._keys, key)
-        return self._trials[place] if self._keys[place : place + 1] == [key] else None
+        position = bisect_left(self._keys, key)
+        return self._trials[position] if self._keys[position : position + 1] == [key] else None
 
-    def in_order(self) -> list[Trial]:
+    def to_list(self) -> list[Trial]:
         return list(self._trials)

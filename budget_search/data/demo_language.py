@@ -1,8 +1,8 @@
-"""The small world of the demo task: who gave what to whom, who is taller, where the key is now.
+"""Generates the sentences of the demo task: who gave what to whom, who is taller, where the key is now.
 
-Every *scene* is a short text together with *claims* about it. A claim comes as two sentences of the same wording: one
-that follows from the text and one that does not, mostly because two words have changed places. Both use only words the
-text makes plausible, so counting words does not tell them apart: order, roles and relations across sentences do.
+Every *scene* is a short text with *claims* about it. A claim is a pair of sentences with the same wording: one follows
+from the text and one does not, mostly because two words are swapped. Both use only words that are plausible in the
+text, so a bag of words cannot separate them; order, roles and relations across sentences can.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from random import Random
 from typing import TypeVar
 
 Words = tuple[str, ...]
-Wordings = tuple[str, ...]  # ways to say one fact; exchanging {a} and {b} gives something that does not follow from it
+Wordings = tuple[str, ...]  # ways to state one fact; swapping {a} and {b} gives a claim that does not follow
 Claim = tuple[str, str]
 Item = TypeVar("Item")
 
 
 def words(text: str) -> Words:
-    """A list of words, written as one string."""
+    """Split a string into words."""
     return tuple(text.split())
 
 
@@ -72,7 +72,7 @@ POSITIONS: tuple[Wordings, ...] = tuple(
 
 @dataclass(frozen=True)
 class Cast:
-    """What scenes may be about: everything there is, unless told."""
+    """The vocabulary that scenes draw from; the full vocabulary by default."""
 
     names: Words = NAMES
     things: Words = THINGS
@@ -87,7 +87,7 @@ class Cast:
 
 
 def small_cast(rng: Random, size: int) -> Cast:
-    """As many people and things as one scene needs."""
+    """A random cast with as many people and things as one scene needs."""
 
     def few(everything: tuple[Item, ...], count: int) -> tuple[Item, ...]:
         return tuple(rng.sample(everything, count))
@@ -120,12 +120,12 @@ def sentence(clause: str) -> str:
 
 
 def sentences(clauses: list[str]) -> str:
-    """Every clause a sentence of its own."""
+    """Each clause as its own sentence."""
     return " ".join(map(sentence, clauses))
 
 
 def joined(rng: Random, clauses: list[str]) -> str:
-    """The clauses as a short text: every one a sentence, or the first two in one sentence."""
+    """The clauses as a short text: one sentence each, or the first two joined in one sentence."""
     if rng.random() < 0.5:
         return sentences(clauses)
     return sentences([rng.choice((", and ", ", while ")).join(clauses[:2]), *clauses[2:]])
@@ -137,7 +137,7 @@ def claim(true_clause: str, false_clause: str) -> Claim:
 
 
 def swapped(wording: str, a: str, b: str, x: str = "") -> Claim:
-    """The fact, and the same words with its two roles exchanged."""
+    """The fact, and the same wording with the two roles swapped."""
     return claim(wording.format(a=a, b=b, x=x), wording.format(a=b, b=a, x=x))
 
 
@@ -153,7 +153,7 @@ def one_event(rng: Random, cast: Cast) -> Scene:
 def two_events(rng: Random, cast: Cast) -> Scene:
     """Anna sold the lamp to Paul, and Ruth sent Leo the map. -> Leo received the map from Ruth."""
     a, b, c, d = rng.sample(cast.names, 4)
-    if rng.random() < 0.5:  # one of them takes part in both
+    if rng.random() < 0.5:  # one person takes part in both events
         c, d = rng.choice(((a, c), (c, a), (b, c), (c, b)))
     x, y = rng.sample(cast.things, 2)
     first, second = rng.sample(rng.choice((cast.transfers, cast.acts)), 2)
@@ -173,7 +173,7 @@ def passed_on(rng: Random, cast: Cast) -> Scene:
 
 
 def in_order(rng: Random, cast: Cast) -> tuple[Words, Wordings]:
-    """What is compared, and the wordings of the comparison: transitive relations only."""
+    """The names to compare and the wordings of a transitive comparison."""
     if rng.random() < 0.6:
         return cast.names, rng.choice(cast.people_in_order)
     return cast.things, rng.choice(cast.things_in_order)
@@ -296,7 +296,7 @@ def either_or(rng: Random, cast: Cast) -> Scene:
 
 
 Kind = Callable[[Random, Cast], Scene]
-# Every kind with the size of the cast it needs. Some stand twice: those that take more than one step to see.
+# Every kind with the cast size it needs. Some multi-step kinds are listed twice, so that they are drawn more often.
 KINDS: tuple[tuple[Kind, int], ...] = (
     (one_event, 2),
     (two_events, 4),

@@ -1,6 +1,6 @@
-"""Data sets of the Hugging Face hub: their commit and their files, through the hub's own local cache.
+"""Data sets of the Hugging Face hub: their commit and their files, through the local cache of the hub.
 
-``HF_ENDPOINT``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` mean what they mean to huggingface_hub.
+huggingface_hub reads ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_HUB_OFFLINE`` as usual.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from budget_search.core.errors import UsageError
 
 
 def commit(repository: str, *, offline: bool) -> str:
-    """The commit of ``main``: the one in the local cache if there is one, else the hub's.
+    """The commit of ``main``, from the local cache if it is there, otherwise from the hub.
 
-    Raises UsageError when there is no such data set or the hub cannot be reached.
+    Raises UsageError if the data set does not exist or the hub cannot be reached.
     """
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
@@ -25,32 +25,32 @@ def commit(repository: str, *, offline: bool) -> str:
     try:
         return (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except OSError:
-        # Fetching the data set's card leaves the reference in the cache, for the next time.
+        # Downloading the data set card also stores the reference in the cache.
         return _snapshot(repository, "main", ["README.md"], offline).name
 
 
 def split_files(repository: str, config: str, splits: Sequence[str], *, offline: bool) -> dict[str, list[Path]]:
-    """The parquet files of a configuration by split, downloaded if need be: ``config/split-00000-of-00001.parquet``.
+    """The parquet files of a configuration by split (``config/split-00000-of-00001.parquet``), downloaded if needed.
 
-    Raises UsageError when one has none, there is no such data set, or the hub cannot be reached.
+    Raises UsageError if a split has no file, the data set does not exist, or the hub cannot be reached.
     """
     patterns = {split: f"{config}/{split}-*.parquet" for split in splits}
     revision = commit(repository, offline=offline)
     folder = _snapshot(repository, revision, list(patterns.values()), offline)
     files = {split: sorted(folder.glob(pattern)) for split, pattern in patterns.items()}
-    for split, found in files.items():
-        if not found:
+    for split, paths in files.items():
+        if not paths:
             raise _unreachable(repository, f"{patterns[split]} is not in the local cache")
     return files
 
 
 def load_splits(repository: str, config: str, *, offline: bool) -> Any:
-    """Any data set of the hub, as the ``datasets`` library reads it: a mapping from split name to Dataset.
+    """Load any data set of the hub with the ``datasets`` library: a mapping from split name to Dataset.
 
-    Raises UsageError when it cannot be had or read.
+    Raises UsageError if it cannot be downloaded or read.
     """
     revision = commit(repository, offline=offline)
-    with _explained(repository):
+    with _explain_hub_errors(repository):
         import datasets
 
         download = datasets.DownloadConfig(local_files_only=offline)
@@ -61,7 +61,7 @@ def load_splits(repository: str, config: str, *, offline: bool) -> Any:
 
 
 def _snapshot(repository: str, revision: str, patterns: list[str], offline: bool) -> Path:
-    with _explained(repository):
+    with _explain_hub_errors(repository):
         from huggingface_hub import snapshot_download
 
         return Path(
@@ -76,8 +76,8 @@ def _snapshot(repository: str, revision: str, patterns: list[str], offline: bool
 
 
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Turns what goes wrong between here and the hub into one line."""
+def _explain_hub_errors(repository: str) -> Iterator[None]:
+    """Raise a one-line UsageError for every error of the hub or the network."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -88,13 +88,15 @@ def _explained(repository: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise UsageError(f"the data set {repository} asks for an agreement first: accept it on its page") from error
+        raise UsageError(
+            f"the data set {repository} is gated: accept its terms on its page on the hub first"
+        ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UsageError(f"there is no public data set {repository} on the hub (or no access to it)") from error
     except LocalEntryNotFoundError as error:
         reason = _first_line(error.__cause__) if error.__cause__ else "not in the local cache"
         raise _unreachable(repository, reason) from error
-    except OSError as error:  # what is left of networks, offline mode and caches
+    except OSError as error:  # other errors of the network, offline mode or the cache
         raise _unreachable(repository, _first_line(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""What a label column says: class numbers with their names, or scores. Everything that is neither is refused."""
+"""Parse a label column into class numbers with names, or into scores. All other labels are rejected."""
 
 from __future__ import annotations
 
@@ -17,60 +17,60 @@ if TYPE_CHECKING:
 _WHOLE = re.compile(r"[+-]?\d+", flags=re.ASCII)
 
 
-def scores(columns: Mapping[str, Sequence[Any]], column: str) -> dict[str, np.ndarray]:
-    """Labels as scores, per split: float32 (examples,).
+def read_scores(columns: Mapping[str, Sequence[Any]], column: str) -> dict[str, np.ndarray]:
+    """Labels as scores by split, float32 (examples,).
 
-    Raises UsageError for a label that is missing or no number, and when all of a split's are equal.
+    Raises UsageError if a label is missing or not a number, or if all labels of a split are equal.
     """
     import numpy as np
 
     _refuse_missing(columns, column)
-    read = {}
+    parsed = {}
     for split, values in columns.items():
-        numbers = [_number(value) for value in values]
+        numbers = [_parse_number(value) for value in values]
         if None in numbers:
             wrong = values[numbers.index(None)]
             raise UsageError(
                 f"--label-column {column}: {wrong!r} in {split} is not a number, which a correlation needs; "
                 f"for classes use --metric accuracy, f1 or matthews"
             )
-        read[split] = np.array(numbers, dtype=np.float32)
+        parsed[split] = np.array(numbers, dtype=np.float32)
         if len(set(numbers)) == 1:
             raise UsageError(
                 f"--label-column {column}: all {len(numbers)} labels in {split} are {values[0]!r}; "
                 f"a correlation needs scores that differ"
             )
-    return read
+    return parsed
 
 
-def classes(
+def read_classes(
     columns: Mapping[str, Sequence[Any]], column: str, names: Sequence[str] = (), metric_named: bool = True
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Labels as class numbers, per split: int64 (examples,), and the classes' names in that order.
+    """Labels as class numbers by split, int64 (examples,), and the class names in the order of the numbers.
 
-    With ``names``, labels are their positions or the names themselves; else the labels found in train, sorted
-    (whole numbers by value) are the names. Raises UsageError for a label that is missing, hidden (-1), not in train
-    or not a class, and for fewer than two classes.
+    With ``names``, a label is a name or its position. Without, the class names are the labels of train, sorted (whole
+    numbers by value). Raises UsageError if a label is missing, hidden (-1), not in train or not a class, or if there
+    are fewer than two classes.
     """
     import numpy as np
 
     _refuse_missing(columns, column)
-    written = {split: [_written(value) for value in values] for split, values in columns.items()}
-    for split, texts in written.items():
+    label_texts = {split: [_label_text(value) for value in values] for split, values in columns.items()}
+    for split, texts in label_texts.items():
         _refuse_hidden(texts, column, split)
     _refuse_decimals(columns, column, metric_named)
-    names = tuple(names) or _names(written["train"], column)
+    names = tuple(names) or _class_names(label_texts["train"], column)
     numbers = {name: number for number, name in enumerate(names)}
     if not all(_WHOLE.fullmatch(name) for name in names):
         numbers |= {str(number): number for number in range(len(names)) if str(number) not in numbers}
-    for split, texts in written.items():
+    for split, texts in label_texts.items():
         unknown = Counter(text for text in texts if text not in numbers)
         if unknown:
             raise UsageError(
                 f"--label-column {column}: {unknown.total()} labels in {split} are not among the classes, "
-                f"such as {next(iter(unknown))!r}; allowed: {_listed(names)}"
+                f"such as {next(iter(unknown))!r}; allowed: {_format_names(names)}"
             )
-    coded = {split: np.array([numbers[text] for text in texts], dtype=np.int64) for split, texts in written.items()}
+    coded = {split: np.array([numbers[text] for text in texts], dtype=np.int64) for split, texts in label_texts.items()}
     for split, values in coded.items():
         if len(values) and (values == values[0]).all():
             raise UsageError(
@@ -81,28 +81,28 @@ def classes(
 
 
 def check_metrics(metrics: Sequence[str], label_names: Sequence[str]) -> None:
-    """Raises UsageError when a metric cannot score these classes (none: scores)."""
+    """Raises UsageError if a metric does not fit the labels; no ``label_names`` means scores."""
     for metric in metrics:
         if bool(label_names) == (metric in REGRESSION_METRICS):
             raise UsageError(f"--metric {metric} does not fit {'classes' if label_names else 'scores'}")
         if metric == "f1" and len(label_names) != 2:
             raise UsageError(
-                f"--metric f1 is for two classes, the second being the positive one; there are {len(label_names)}: "
-                f"{_listed(label_names)}. Use accuracy or matthews"
+                f"--metric f1 needs two classes, the second being the positive one; there are {len(label_names)}: "
+                f"{_format_names(label_names)}. Use accuracy or matthews"
             )
 
 
-def _names(texts: Sequence[str], column: str) -> tuple[str, ...]:
-    found = set(texts)
-    if len(found) > 2 and len(found) > len(texts) / 2:
+def _class_names(texts: Sequence[str], column: str) -> tuple[str, ...]:
+    distinct = set(texts)
+    if len(distinct) > 2 and len(distinct) > len(texts) / 2:
         raise UsageError(
-            f"--label-column {column} holds {len(found)} different labels in {len(texts)} examples, such as "
+            f"--label-column {column} holds {len(distinct)} different labels in {len(texts)} examples, such as "
             f"{texts[0]!r}: not classes. Is it the right column? For scores name a --metric: "
             f"{', '.join(REGRESSION_METRICS)}"
         )
-    if all(_WHOLE.fullmatch(text) for text in found):
-        return tuple(sorted(found, key=lambda text: (int(text), text)))
-    return tuple(sorted(found))
+    if all(_WHOLE.fullmatch(text) for text in distinct):
+        return tuple(sorted(distinct, key=lambda text: (int(text), text)))
+    return tuple(sorted(distinct))
 
 
 def _refuse_missing(columns: Mapping[str, Sequence[Any]], column: str) -> None:
@@ -136,17 +136,20 @@ def _refuse_decimals(columns: Mapping[str, Sequence[Any]], column: str, metric_n
 
 
 def _is_decimal(text: str) -> bool:
-    number = _number(text)
+    number = _parse_number(text)
     return number is not None and "." in text
 
 
 def _is_missing(value: Any) -> bool:
     if isinstance(value, str):
-        return value.strip().lower() in ("", "nan")  # what csv makes of an empty cell, and pandas of a missing number
+        return value.strip().lower() in (
+            "",
+            "nan",
+        )  # csv reads an empty cell as ""; pandas writes a missing number as "nan"
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -154,7 +157,7 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _written(value: Any) -> str:
+def _label_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, str) and _is_decimal(value) and float(value).is_integer():
@@ -162,6 +165,6 @@ def _written(value: Any) -> str:
     return str(value).strip()
 
 
-def _listed(names: Sequence[str]) -> str:
+def _format_names(names: Sequence[str]) -> str:
     shown = [repr(name) for name in names[:10]]
     return ", ".join(shown) + (", …" if len(names) > 10 else "")

@@ -1,4 +1,4 @@
-"""A task's examples as they are: texts and labels of every split that has labels, checked, not yet carved up."""
+"""Load and check a task's examples: texts and labels of every split with labels, before splits are carved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*", flags=re.ASCII)
 
 @dataclass(frozen=True)
 class Examples:
-    """Some examples. ``texts`` holds one list per text column; ``labels`` is int64 or float32 (examples,)."""
+    """Texts and labels. ``texts`` holds one list per text column; ``labels`` is int64 or float32 (examples,)."""
 
     texts: tuple[Sequence[str], ...]
     labels: np.ndarray
@@ -28,15 +28,15 @@ class Examples:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> Examples:
-        """These examples, in this order."""
+        """The examples of these rows, in this order."""
         return Examples(tuple([column[row] for row in rows] for column in self.texts), self.labels[rows])
 
 
 @dataclass(frozen=True)
 class RawTask:
-    """All labelled examples: ``splits`` holds ``train``, ``held_out`` (if there is one) and further ones.
+    """All labelled examples: ``splits`` holds ``train``, ``held_out`` (if it exists) and further held-out splits.
 
-    ``label_names`` is in the order of the label numbers, empty for scores; ``notes`` are sentences for the report.
+    ``label_names`` follow the label numbers and are empty for scores; ``notes`` are sentences for the report.
     """
 
     splits: Mapping[str, Examples]
@@ -47,32 +47,32 @@ class RawTask:
 
 
 def load_task(source: TaskSource, *, offline: bool = False) -> RawTask:
-    """Read and check a task. ``offline`` asks nothing of the network.
+    """Read and check a task. ``offline`` prevents network access.
 
-    Raises UsageError with one line that says what is wrong with the files, texts or labels.
+    Raises UsageError if the files, texts or labels are invalid.
     """
     spec = source.spec
     notes: list[str] = []
     if source.files is not None:
         wanted = (*spec.text_columns, spec.label_column)
         columns: dict[str, Columns] = {
-            _our_name(spec, split): tables.read_columns(path, wanted) for split, path in source.files.items()
+            _split_name(spec, split): tables.read_columns(path, wanted) for split, path in source.files.items()
         }
     elif spec.name in GLUE:
         columns = _glue_from_hub(spec, offline)
     elif source.hub is not None:
-        columns, names, notes = _any_from_hub(source.hub, spec, offline)
-        return _checked(source, columns, names, notes)
+        columns, names, notes = _dataset_from_hub(source.hub, spec, offline)
+        return _check_and_encode(source, columns, names, notes)
     else:
         from budget_search.data import demo_task as demo
 
-        columns = {_our_name(spec, split): _by_column(demo.examples(split)) for split in ("train", spec.held_out)}
-        return _checked(source, columns, demo.LABELS, notes)
-    return _checked(source, columns, spec.label_names, notes)
+        columns = {_split_name(spec, split): _by_column(demo.examples(split)) for split in ("train", spec.held_out)}
+        return _check_and_encode(source, columns, demo.LABELS, notes)
+    return _check_and_encode(source, columns, spec.label_names, notes)
 
 
-def _our_name(spec: TaskSpec, split: str) -> str:
-    """``validation_mismatched`` -> ``held_out_mismatched``; the main one is ``held_out``."""
+def _split_name(spec: TaskSpec, split: str) -> str:
+    """``validation_mismatched`` becomes ``held_out_mismatched``; the main validation split becomes ``held_out``."""
     return "held_out" if split == spec.held_out else split.replace("validation", "held_out")
 
 
@@ -89,11 +89,11 @@ def _glue_from_hub(spec: TaskSpec, offline: bool) -> dict[str, Columns]:
     columns: dict[str, Columns] = {}
     for split, paths in files.items():
         shards = [tables.read_columns(path, wanted) for path in paths]
-        columns[_our_name(spec, split)] = {name: [v for shard in shards for v in shard[name]] for name in wanted}
+        columns[_split_name(spec, split)] = {name: [v for shard in shards for v in shard[name]] for name in wanted}
     return columns
 
 
-def _any_from_hub(
+def _dataset_from_hub(
     hub: tuple[str, str], spec: TaskSpec, offline: bool
 ) -> tuple[dict[str, Columns], tuple[str, ...], list[str]]:
     from budget_search.data import hub as hub_data
@@ -120,39 +120,41 @@ def _has_labels(split: Any, column: str) -> bool:
     return column in split.column_names and not any(label in (None, -1, "") for label in split[column])
 
 
-def _checked(source: TaskSource, columns: Mapping[str, Columns], names: Sequence[str], notes: list[str]) -> RawTask:
+def _check_and_encode(
+    source: TaskSource, columns: Mapping[str, Columns], names: Sequence[str], notes: list[str]
+) -> RawTask:
     spec = source.spec
-    for split, held in columns.items():
-        if not held[spec.label_column]:
+    for split, values in columns.items():
+        if not values[spec.label_column]:
             raise UsageError(f"there are no examples in {split} of {source.name}")
-        _check_texts(spec, split, held)
+        _check_texts(spec, split, values)
     if len(columns["train"][spec.label_column]) < 2:
-        raise UsageError(f"there is one example in train of {source.name}; nothing can be learned from that")
-    found = {split: held[spec.label_column] for split, held in columns.items()}
+        raise UsageError(f"there is one example in train of {source.name}; at least two are needed")
+    raw_labels = {split: values[spec.label_column] for split, values in columns.items()}
     if spec.is_regression:
-        coded, names = labels.scores(found, spec.label_column), ()
+        coded, names = labels.read_scores(raw_labels, spec.label_column), ()
     else:
-        coded, names = labels.classes(found, spec.label_column, names, source.metric_named)
+        coded, names = labels.read_classes(raw_labels, spec.label_column, names, source.metric_named)
     labels.check_metrics((spec.metric, *spec.also), names)
     splits = {
-        split: Examples(tuple(held[column] for column in spec.text_columns), coded[split])
-        for split, held in columns.items()
+        split: Examples(tuple(values[column] for column in spec.text_columns), coded[split])
+        for split, values in columns.items()
     }
     return RawTask(splits, tuple(names), spec.metric, spec.also, tuple(notes))
 
 
-def _check_texts(spec: TaskSpec, split: str, held: Columns) -> None:
+def _check_texts(spec: TaskSpec, split: str, columns: Columns) -> None:
     for column in spec.text_columns:
-        missing = _first(held[column], lambda text: text is None or text != text)
+        missing = _first_index(columns[column], lambda text: text is None or text != text)
         if missing is not None:
             raise UsageError(f"--text-columns {column}: the text of example {missing + 1} in {split} is missing")
-        other = _first(held[column], lambda text: not isinstance(text, str))
-        if other is not None or all(_NUMBER.fullmatch(text) for text in held[column]):
-            shown = held[column][other or 0]
+        other = _first_index(columns[column], lambda text: not isinstance(text, str))
+        if other is not None or all(_NUMBER.fullmatch(text) for text in columns[column]):
+            shown = columns[column][other or 0]
             raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}")
-    texts = list(zip(*(held[column] for column in spec.text_columns), strict=True))
-    # One empty text of a pair happens in GLUE; an example without any text is a mistake.
-    blank = _first(texts, lambda pair: not any(text.strip() for text in pair))
+    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
+    # Some GLUE pairs have one empty text, but an example without any text is an error.
+    blank = _first_index(texts, lambda pair: not any(text.strip() for text in pair))
     if blank is not None:
         raise UsageError(
             f"--text-columns {' '.join(spec.text_columns)}: example {blank + 1} in {split} has no text; "
@@ -160,5 +162,5 @@ def _check_texts(spec: TaskSpec, split: str, held: Columns) -> None:
         )
 
 
-def _first(values: Sequence[Any], wrong: Callable[[Any], bool]) -> int | None:
+def _first_index(values: Sequence[Any], wrong: Callable[[Any], bool]) -> int | None:
     return next((position for position, value in enumerate(values) if wrong(value)), None)

@@ -1,4 +1,4 @@
-"""Scores in points (0-100, Matthews and correlations times 100), never rounded, and what each example adds to them."""
+"""Unrounded scores in points (0-100, Matthews and correlations times 100), and per-example contributions to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-# A model that gives one class to nearly everything has learned nothing about the task.
+# A model that predicts one class for nearly all examples has learned nothing about the task.
 COLLAPSED_SHARE = 0.99
 COLLAPSED_SPREAD = 1e-3
 
@@ -18,13 +18,13 @@ def predictions(outputs: np.ndarray) -> np.ndarray:
 
 
 def measure(metric_names: Sequence[str], outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every metric of these outputs (examples, classes or 1), in points.
+    """Compute the metrics of outputs (examples, classes or 1), in points.
 
-    Constant predictions have a correlation and a Matthews coefficient of 0. Raises ValueError for outputs that are
-    not numbers, and KeyError for an unknown metric.
+    Constant predictions get a correlation and a Matthews coefficient of 0. Raises ValueError if an output is not
+    finite, and KeyError for an unknown metric.
     """
     if not np.isfinite(outputs).all():
-        raise ValueError("the outputs are not numbers; nothing can be measured")
+        raise ValueError("some outputs are not numbers (NaN or infinite); the metrics are undefined")
     predicted = predictions(outputs)
     return {name: 100 * _METRICS[name](predicted, labels) for name in metric_names}
 
@@ -40,10 +40,10 @@ def mean_loss(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> floa
 
 
 def collapsed(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> bool:
-    """Whether the model says (nearly) the same for everything: one class for 99 % of the examples, or a constant.
+    """Whether the predictions are (nearly) constant: one class for 99 % of the examples, or a constant score.
 
-    Where hardly any label is another one, that is right of the model: it may name half as many others as there are.
-    Scores count as constant when they spread by less than a thousandth of their mean.
+    If the labels themselves are that unbalanced, a model only counts as collapsed if it predicts other classes at most
+    half as often as they occur. Scores are constant if their standard deviation is at most a thousandth of their mean.
     """
     predicted = predictions(outputs)
     if regression:
@@ -54,11 +54,11 @@ def collapsed(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> bool
 
 
 def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Per-example values (examples,) in points, whose mean is the score and whose spread is its sampling error.
+    """Per-example values (examples,) in points; their mean is the score and their spread gives its standard error.
 
-    For accuracy that is 100 or 0. The other metrics are no means of examples: there it is the score plus the
-    example's influence on it (infinitesimal jackknife), so that the standard error of the score is the standard
-    deviation of these values over the square root of their number, and paired differences can be tested as means.
+    For accuracy, a value is 100 or 0. The other metrics are not means over examples: a value is the score plus the
+    example's influence on it (infinitesimal jackknife). The standard error of the score is the standard deviation of
+    the values divided by the square root of their number, and paired differences can be tested as means.
     """
     predicted = predictions(outputs)
     if metric == "accuracy":
@@ -114,30 +114,30 @@ def _is_constant(values: np.ndarray) -> bool:
 
 def _f1_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """F1 is 2 E[both] / (E[predicted] + E[labelled]): the derivative of a ratio of means."""
-    said, true = (predicted == 1).astype(np.float64), (labels == 1).astype(np.float64)
-    positives = said.mean() + true.mean()
+    predicted_1, labelled_1 = (predicted == 1).astype(np.float64), (labels == 1).astype(np.float64)
+    positives = predicted_1.mean() + labelled_1.mean()
     if positives == 0:
         return np.zeros(len(labels))
-    score = 2 * (said * true).mean() / positives
-    influence: np.ndarray = (2 * said * true - score * (said + true)) / positives
+    score = 2 * (predicted_1 * labelled_1).mean() / positives
+    influence: np.ndarray = (2 * predicted_1 * labelled_1 - score * (predicted_1 + labelled_1)) / positives
     return influence
 
 
 def _matthews_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """With shares P of predictions and T of labels: (E[correct] - P.T) / sqrt((1 - P.P)(1 - T.T))."""
+    """With class shares P of predictions and T of labels, MCC is (E[correct] - P.T) / sqrt((1 - P.P)(1 - T.T))."""
     classes = int(max(predicted.max(), labels.max())) + 1
-    said = np.bincount(predicted, minlength=classes) / len(labels)
-    true = np.bincount(labels, minlength=classes) / len(labels)
-    varied_said, varied_true = 1 - said @ said, 1 - true @ true
-    if varied_said <= 0 or varied_true <= 0:
+    p = np.bincount(predicted, minlength=classes) / len(labels)
+    t = np.bincount(labels, minlength=classes) / len(labels)
+    p_variance, t_variance = 1 - p @ p, 1 - t @ t
+    if p_variance <= 0 or t_variance <= 0:
         return np.zeros(len(labels))
     correct = (predicted == labels).astype(np.float64)
-    scale = np.sqrt(varied_said * varied_true)
-    score = (correct.mean() - said @ true) / scale
-    shared = (correct - correct.mean()) - (true[predicted] - said @ true) - (said[labels] - said @ true)
-    said_change = -2 * (said[predicted] - said @ said)
-    true_change = -2 * (true[labels] - true @ true)
-    influence: np.ndarray = shared / scale - score / 2 * (said_change / varied_said + true_change / varied_true)
+    scale = np.sqrt(p_variance * t_variance)
+    score = (correct.mean() - p @ t) / scale
+    covariance_change = (correct - correct.mean()) - (t[predicted] - p @ t) - (p[labels] - p @ t)
+    p_change = -2 * (p[predicted] - p @ p)
+    t_change = -2 * (t[labels] - t @ t)
+    influence: np.ndarray = covariance_change / scale - score / 2 * (p_change / p_variance + t_change / t_variance)
     return influence
 
 
@@ -150,7 +150,7 @@ def _pearson_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _spearman_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """An example moves the correlation by its own ranks and by moving the ranks of those above it."""
+    """An example changes the correlation through its own ranks and through the ranks of the examples above it."""
     if _is_constant(predicted) or _is_constant(labels):
         return np.zeros(len(labels))
     x, y = _centred_ranks(predicted), _centred_ranks(labels)
@@ -170,20 +170,20 @@ def _standardised(values: np.ndarray) -> np.ndarray:
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Mean ranks as fractions of the examples, with mean 0."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    middle = (np.cumsum(count) - count / 2) / len(values)
-    ranks: np.ndarray = middle[place]
+    """Ranks (ties averaged) divided by the number of examples, centred to mean 0."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks = (np.cumsum(counts) - counts / 2) / len(values)
+    ranks: np.ndarray = mean_ranks[inverse]
     return np.asarray(ranks - ranks.mean())
 
 
 def _mean_above(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """For every example: the sum of the weights of examples with a higher value, over all; equal ones count half."""
-    _, place = np.unique(values, return_inverse=True)
-    total = np.bincount(place, weights=weights)
+    """For every example, the summed weights of examples with a higher value (ties count half), divided by all."""
+    _, inverse = np.unique(values, return_inverse=True)
+    total = np.bincount(inverse, weights=weights)
     above = total.sum() - np.cumsum(total)
     means: np.ndarray = (above + total / 2) / len(values)
-    return means[place]
+    return means[inverse]
 
 
 _METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

@@ -1,4 +1,4 @@
-"""Choosing groups of examples at random so that they are distributed like other ones, in labels and lengths."""
+"""Stratified random choice of example groups, so that labels and lengths are distributed as in other examples."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from budget_search.data.loading import Examples
 
 LENGTH_BINS = 10
 SCORE_BINS = 5
-# Fewer examples than this in a bin say little about how many there should be.
+# The least number of reference examples per bin, so that the share of a bin is estimated well enough.
 EXAMPLES_PER_BIN = 20
-# What is scarce is shared: one choice takes no more than this of the examples of a cell, and the rest are left to the
-# next choice and to training.
-LARGEST_PART = 0.5
-# Fewer examples that resemble are better than more that do not, down to half of what was wanted.
-FILLED = 0.9
-FEWEST_OF_WANTED = 0.5
+# A split takes at most this share of the available examples of a cell; the rest stays for the next split and training.
+MAX_CELL_SHARE = 0.5
+# A smaller split with the right distribution is better than a larger one without it, down to half the wanted size.
+MIN_FILL = 0.9
+MIN_SHARE_OF_WANTED = 0.5
 
 
-def cells(like: Examples, examples: Examples, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorts examples by label and length as ``like`` is distributed over them; ``classes`` is 0 for scores.
+def assign_cells(like: Examples, examples: Examples, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Assign examples to cells by label and length, with bins from the quantiles of ``like``.
 
-    Returns the cell of each of ``examples``, int64 (examples,), and the share of ``like`` in each, float (cells,).
+    ``classes`` is 0 for scores. Returns the cell of each of ``examples``, int64 (examples,), and the share of ``like``
+    in each cell, float (cells,).
     """
     labels_like, labels, kinds = like.labels, examples.labels, classes
     if not classes:
@@ -42,7 +42,7 @@ def cells(like: Examples, examples: Examples, classes: int) -> tuple[np.ndarray,
 
 
 def quotas(shares: np.ndarray, wanted: int) -> np.ndarray:
-    """How many examples of each cell: whole numbers that sum to ``wanted``, by largest remainder."""
+    """The number of examples per cell, summing to ``wanted``, by the largest-remainder method."""
     exact = shares * wanted
     whole: np.ndarray = np.floor(exact).astype(np.int64)
     largest = np.argsort(whole - exact, kind="stable")[: wanted - whole.sum()]
@@ -50,21 +50,23 @@ def quotas(shares: np.ndarray, wanted: int) -> np.ndarray:
     return whole
 
 
-def attainable(shares: np.ndarray, available: np.ndarray, wanted: int) -> np.ndarray:
-    """Quotas for the largest number of examples, up to ``wanted``, that those ``available`` in each cell can fill."""
-    most = np.floor(LARGEST_PART * available).astype(np.int64)
-    fewest = int(FEWEST_OF_WANTED * wanted)
+def attainable_quotas(shares: np.ndarray, available: np.ndarray, wanted: int) -> np.ndarray:
+    """Quotas for the largest split, up to ``wanted``, that the ``available`` examples per cell can fill."""
+    most = np.floor(MAX_CELL_SHARE * available).astype(np.int64)
+    fewest = int(MIN_SHARE_OF_WANTED * wanted)
     while True:
         capped = np.minimum(quotas(shares, wanted), most)
-        if capped.sum() >= FILLED * wanted or wanted <= fewest:
+        if capped.sum() >= MIN_FILL * wanted or wanted <= fewest:
             return capped
         wanted = max(fewest, int(0.98 * wanted))
 
 
-def pick(groups: Sequence[Sequence[int]], order: np.ndarray, cell_of: np.ndarray, quota: np.ndarray) -> list[int]:
-    """The groups that fit into what is still wanted of every cell, tried in this order; their positions in ``groups``.
+def pick_groups(
+    groups: Sequence[Sequence[int]], order: np.ndarray, cell_of: np.ndarray, quota: np.ndarray
+) -> list[int]:
+    """Greedily pick groups that fit into the remaining ``quota`` of every cell; returns positions in ``groups``.
 
-    Cells that the groups cannot fill stay short: fewer examples are better than ones that resemble nothing.
+    The groups are tried in ``order``. A quota that they cannot fill stays partly empty.
     """
     left = dict(enumerate(quota.tolist()))
     missing = int(quota.sum())
@@ -83,12 +85,12 @@ def pick(groups: Sequence[Sequence[int]], order: np.ndarray, cell_of: np.ndarray
 
 
 def _lengths(examples: Examples) -> np.ndarray:
-    """Words of all texts of each example, int64 (examples,)."""
+    """The number of words of each example over all its texts, int64 (examples,)."""
     words = [[len(text.split()) for text in column] for column in examples.texts]
     return np.array(words, dtype=np.int64).sum(axis=0, keepdims=True)[0]
 
 
 def _edges(values: np.ndarray, bins: int) -> np.ndarray:
-    """Inner edges that cut these values into bins of about equal size, none empty; fewer where values repeat."""
+    """Inner edges of non-empty quantile bins; there are fewer edges if values repeat."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1]))
     return np.asarray(edges[edges > values.min()])

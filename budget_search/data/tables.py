@@ -1,7 +1,7 @@
-"""Columns out of csv, tsv, jsonl and parquet files; a file that is not what its ending says is refused.
+"""Read columns from csv, tsv, jsonl and parquet files; content that does not match the file extension is rejected.
 
-csv is quoted as usual. tsv is not quoted at all, as in the GLUE files: a quotation mark is a character like any other.
-Missing cells come back as None in jsonl and parquet, and as an empty text in csv and tsv, which cannot tell them apart.
+csv uses standard quoting. tsv uses no quoting, as in the GLUE files: a quotation mark is an ordinary character. A
+missing cell is None in jsonl and parquet. csv and tsv cannot express it, so it is an empty string there.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from typing import Any
 
 from budget_search.core.errors import UsageError
 
-ENDINGS = ("csv", "tsv", "jsonl", "parquet")
+EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
 
 
 def column_names(path: Path) -> tuple[str, ...]:
-    """The names of a file's columns, in order. Raises UsageError when the file is not what its ending says."""
-    if ending(path) == "parquet":
+    """The column names of a file, in order. Raises UsageError if the content does not match the extension."""
+    if file_extension(path) == "parquet":
         return tuple(_open_parquet(path).schema_arrow.names)
     _, names = next(_records(path))
     return tuple(names)
 
 
 def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
-    """These columns as lists, one value per row. Raises UsageError for a missing column or a broken file."""
-    there = column_names(path)
-    check_columns(path.name, there, names)
-    if ending(path) == "parquet":
+    """Columns as lists with one value per row. Raises UsageError for a missing column or a damaged file."""
+    check_columns(path.name, column_names(path), names)
+    if file_extension(path) == "parquet":
         try:
             table = _open_parquet(path).read(columns=list(names))
         except (OSError, ValueError) as error:
@@ -41,23 +40,25 @@ def read_columns(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     return {name: [row[position] for row in rows] for position, name in enumerate(names)}
 
 
-def check_columns(place: str, there: Sequence[str], wanted: Sequence[str]) -> None:
-    """Raises UsageError when a wanted column is not there; ``place`` says where they were looked for."""
-    missing = [name for name in wanted if name not in there]
+def check_columns(source: str, available: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raises UsageError if a wanted column is missing; ``source`` names the file or data set in the message."""
+    missing = [name for name in wanted if name not in available]
     if missing:
         raise UsageError(
-            f"{place} has no column {' or '.join(repr(name) for name in missing)}; "
-            f"its columns are: {' '.join(repr(name) for name in there)}. Name the right ones with --text-columns and "
-            f"--label-column"
+            f"{source} has no column {' or '.join(repr(name) for name in missing)}; "
+            f"its columns are: {' '.join(repr(name) for name in available)}. Name the right ones with "
+            f"--text-columns and --label-column"
         )
 
 
-def ending(path: Path) -> str:
-    """What kind of file this is, by its name. Raises UsageError for a kind that is not read."""
+def file_extension(path: Path) -> str:
+    """The extension of a file, without the dot. Raises UsageError if the extension is not supported."""
     suffix = path.suffix.lower().lstrip(".")
-    if suffix not in ENDINGS:
+    if suffix not in EXTENSIONS:
         hint = "; a .json file with one object per line is named .jsonl" if suffix == "json" else ""
-        raise UsageError(f"cannot read {path.name}: allowed endings are {' '.join('.' + e for e in ENDINGS)}{hint}")
+        raise UsageError(
+            f"cannot read {path.name}: allowed extensions are {' '.join('.' + e for e in EXTENSIONS)}{hint}"
+        )
     return suffix
 
 
@@ -71,14 +72,14 @@ def _open_parquet(path: Path) -> Any:
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """First the columns as the keys of a record, then every record, each with its line number (from 1)."""
-    kind = ending(path)
+    """Yield a record whose keys are the columns, then all records, each with its line number (from 1)."""
+    kind = file_extension(path)
     with path.open("rb") as file:
         start = file.read(4)
     if start == b"PAR1":
         raise UsageError(f"{path.name} is a parquet file, not {kind}: name it .parquet")
     if not start.strip():
-        raise UsageError(f"{path.name} is empty; a table with column names is needed")
+        raise UsageError(f"{path.name} is empty; a table with a header is needed")
     try:
         yield from _json_records(path) if kind == "jsonl" else _separated_records(path, kind)
     except UnicodeDecodeError as error:
@@ -89,7 +90,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _separated_records(path: Path, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses long documents
+    csv.field_size_limit(2**31 - 1)  # the default rejects long documents
     with path.open(encoding="utf-8-sig", newline="") as file:
         if kind == "tsv":
             rows = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -101,7 +102,7 @@ def _separated_records(path: Path, kind: str) -> Iterator[tuple[int, dict[str, A
         for row in rows:
             if row and len(row) != len(header):
                 raise UsageError(
-                    f"{path.name}, line {rows.line_num}: {len(row)} cells where the header names {len(header)} columns"
+                    f"{path.name}, line {rows.line_num}: {len(row)} cells, but the header has {len(header)} columns"
                 )
             if row:
                 yield rows.line_num, dict(zip(header, row, strict=True))
@@ -109,13 +110,13 @@ def _separated_records(path: Path, kind: str) -> Iterator[tuple[int, dict[str, A
 
 def _check_header(path: Path, kind: str, header: Sequence[str]) -> None:
     if len(set(header)) != len(header):
-        twice = next(name for name in header if header.count(name) > 1)
-        raise UsageError(f"{path.name} has two columns named {twice!r}; every column needs a name of its own")
+        repeated = next(name for name in header if header.count(name) > 1)
+        raise UsageError(f"{path.name} has two columns named {repeated!r}; column names must be unique")
     separators = {"csv": ("\t", ";"), "tsv": (",",)}[kind]
     for separator in separators:
         if len(header) == 1 and separator in header[0]:
-            said = {"\t": "tabs; name it .tsv", ";": "semicolons; use commas", ",": "commas; name it .csv"}[separator]
-            raise UsageError(f"{path.name} is named .{kind}, but its columns are separated by {said}")
+            fix = {"\t": "tabs; name it .tsv", ";": "semicolons; use commas", ",": "commas; name it .csv"}[separator]
+            raise UsageError(f"{path.name} is named .{kind}, but its columns are separated by {fix}")
 
 
 def _json_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Which task: its columns, its metric and where its examples come from. Reads no examples."""
+"""Resolve a task: its columns, its metric and the source of its examples. Reads no examples."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 from budget_search.core.config import METRICS, REGRESSION_METRICS, Recipe
 from budget_search.core.errors import UsageError
-from budget_search.core.paths import place
+from budget_search.core.paths import expand_path
 from budget_search.data import tables
 from budget_search.storage.digests import joint_digest
 
 GLUE_REPOSITORY = "nyu-mll/glue"
-# Identifies the demo's examples. Studies are named by it: a generator that makes other examples needs another value.
+# Identifies the demo's examples in study names. Change it if the generator produces other examples.
 DEMO_DIGEST = "a20ca37d4f10979bfdde6d2b2b11cec90899004b50cb735a74cf67931dda4cef"
 DEMO_RECIPE = Recipe("demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1)
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One row: what the columns mean and how the task is scored.
+    """The columns and metrics of a task.
 
-    ``metric`` is the primary one, ``also`` are reported beside it. ``label_names`` are in the order of the label
-    numbers; empty means that they come from the data, or that labels are scores (the metric says which).
-    ``held_out`` and ``further_held_out`` name the splits with labels that are not trained on, as the files call them;
-    ``examples`` counts the official train and held_out examples.
+    ``metric`` is the primary metric, ``also`` are secondary ones. ``label_names`` follow the label numbers; empty means
+    that the names come from the data, or that the labels are scores (if the metric is one for regression).
+    ``held_out`` and ``further_held_out`` are the names of the labelled splits that are not used for training, as in the
+    files. ``examples`` counts the official train and held_out examples.
     """
 
     name: str
@@ -74,7 +74,7 @@ GLUE: dict[str, TaskSpec] = {
         TaskSpec("wnli", _SENTENCES, "label", "accuracy", (), tuple(reversed(_ENTAILMENT)), examples=(635, 71)),
     )
 }  # fmt: skip
-"""The nine tasks of GLUE, with the columns and label numbers of ``nyu-mll/glue``."""
+"""The nine GLUE tasks, with the columns and label numbers of ``nyu-mll/glue``."""
 
 TASKS: dict[str, TaskSpec] = {
     **GLUE,
@@ -84,11 +84,11 @@ TASKS: dict[str, TaskSpec] = {
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task and where its examples come from: local ``files`` by split, the ``hub``, or neither for the demo.
+    """A task and the source of its examples: local ``files`` by split, the ``hub``, or neither for the demo.
 
-    ``name`` is for people: ``qqp``, ``hub:org/name:config``, or what tells a file from others. ``hub`` is a
-    repository and its configuration (empty for the default one). ``metric_named`` says that the user chose the
-    metric, which decimal labels require.
+    ``name`` is the display name: ``qqp``, ``hub:org/name:config``, or a name derived from the file. ``hub`` is a
+    repository and its configuration (empty for the default). ``metric_named`` is true if the user chose the metric;
+    decimal labels require that.
     """
 
     spec: TaskSpec
@@ -107,37 +107,37 @@ def resolve_task(
     metric: str | None = None,
     validation: str | Path | None = None,
 ) -> TaskSource:
-    """What ``--task`` and the options beside it mean; checks all that can be checked without reading examples.
+    """Resolve ``--task`` and its related options, with all checks that need no examples.
 
-    Raises UsageError for an unknown task or metric, a file or column that is not there, and options that do not
-    belong to this kind of task.
+    Raises UsageError for an unknown task or metric, a missing file or column, and options that do not apply to this
+    kind of task.
     """
     _check_metric(metric)
     if task in TASKS:
-        _refuse(task, text_columns=text_columns, label_column=label_column, validation=validation)
-        return _built_in(TASKS[task], data_dir, metric)
-    _refuse(task, data_dir=data_dir)
+        _refuse_options(task, text_columns=text_columns, label_column=label_column, validation=validation)
+        return _builtin_task(TASKS[task], data_dir, metric)
+    _refuse_options(task, data_dir=data_dir)
     spec = TaskSpec("", tuple(text_columns), label_column or "label", metric or "accuracy")
     if task.startswith("hub:"):
-        _refuse(task, validation=validation)
-        return _from_hub(task, spec, metric is not None)
-    path = place(task)
+        _refuse_options(task, validation=validation)
+        return _hub_task(task, spec, metric is not None)
+    path = expand_path(task)
     if not path.exists():
-        raise _unknown(task)
-    files = _files_of(path)
+        raise _unknown_task(task)
+    files = _local_files(path)
     if validation is not None:
-        files["validation"] = _existing_file(place(validation))
+        files["validation"] = _existing_file(expand_path(validation))
     for file in files.values():
         _check_columns(spec, file)
-    name = _telling_name(path)
+    name = _task_name(path)
     return TaskSource(replace(spec, name=name), name, files=files, metric_named=metric is not None)
 
 
 def task_digest(source: TaskSource, *, offline: bool = False) -> str:
-    """Identifies the examples: a digest of the local files or of the demo's generator, or the commit on the hub.
+    """Identifies the examples: a digest of the local files, the commit on the hub, or the demo's constant.
 
-    The commit that is already in the local cache of the hub stands before a newer one, so that a command can be run
-    again without a network. Raises UsageError when the hub is needed and cannot be reached.
+    A commit in the local cache of the hub takes precedence over a newer one, so that a command can be repeated without
+    a network. Raises UsageError if the hub is needed and cannot be reached.
     """
     if source.files is not None:
         return joint_digest(source.files)
@@ -148,7 +148,7 @@ def task_digest(source: TaskSource, *, offline: bool = False) -> str:
     return DEMO_DIGEST
 
 
-def _built_in(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -> TaskSource:
+def _builtin_task(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -> TaskSource:
     if metric is not None and metric != spec.metric:
         if (metric in REGRESSION_METRICS) != spec.is_regression:
             raise UsageError(
@@ -157,28 +157,28 @@ def _built_in(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -
             )
         spec = replace(spec, metric=metric, also=tuple(other for other in spec.also if other != metric))
     if spec.name == "demo":
-        _refuse("demo", data_dir=data_dir)
+        _refuse_options("demo", data_dir=data_dir)
         return TaskSource(spec, spec.name)
     if data_dir is None:
         return TaskSource(spec, spec.name, hub=(GLUE_REPOSITORY, spec.name))
-    folder = place(data_dir)
+    folder = expand_path(data_dir)
     if not folder.is_dir():
         raise UsageError(
             f"--data-dir {data_dir} is not a folder; give the one that holds train.* and {spec.held_out}.*"
         )
     files = {}
     for split in ("train", spec.held_out, *spec.further_held_out):
-        found = _split_file(folder, split)
-        if found is None:
-            hint = f"; there is a folder {spec.name} in it: give that" if (folder / spec.name).is_dir() else ""
-            raise UsageError(f"--data-dir {data_dir} holds no {split}.* ({_endings()}){hint}")
-        files[split] = found
+        file = _split_file(folder, split)
+        if file is None:
+            hint = f"; it contains a folder {spec.name}: give that" if (folder / spec.name).is_dir() else ""
+            raise UsageError(f"--data-dir {data_dir} holds no {split}.* ({_extensions()}){hint}")
+        files[split] = file
     for file in files.values():
         _check_columns(spec, file)
     return TaskSource(spec, spec.name, files=files)
 
 
-def _from_hub(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
+def _hub_task(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
     match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?", task)
     if match is None:
         raise UsageError(f"cannot read --task {task}: a data set of the hub is written hub:org/name[:config]")
@@ -188,81 +188,79 @@ def _from_hub(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
     return TaskSource(replace(spec, name=task), task, hub=(match[1], match[2] or ""), metric_named=metric_named)
 
 
-def _files_of(path: Path) -> dict[str, Path]:
+def _local_files(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {"train": _existing_file(path)}
-    found = {split: _split_file(path, split) for split in ("train", "validation")}
-    if found["train"] is None:
-        raise UsageError(f"the folder {path} holds no train.* ({_endings()})")
-    return {split: file for split, file in found.items() if file is not None}
+    files = {split: _split_file(path, split) for split in ("train", "validation")}
+    if files["train"] is None:
+        raise UsageError(f"the folder {path} holds no train.* ({_extensions()})")
+    return {split: file for split, file in files.items() if file is not None}
 
 
 def _split_file(folder: Path, split: str) -> Path | None:
-    candidates = [folder / f"{split}.{ending}" for ending in tables.ENDINGS]
-    there = [path for path in candidates if path.is_file()]
-    if len(there) > 1:
-        raise UsageError(f"{folder} holds {' and '.join(path.name for path in there)}; leave one of them")
-    return there[0] if there else None
+    candidates = [folder / f"{split}.{extension}" for extension in tables.EXTENSIONS]
+    existing = [path for path in candidates if path.is_file()]
+    if len(existing) > 1:
+        raise UsageError(f"{folder} holds {' and '.join(path.name for path in existing)}; keep only one of them")
+    return existing[0] if existing else None
 
 
 def _existing_file(path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    tables.ending(path)
+    tables.file_extension(path)
     return path
 
 
 def _check_columns(spec: TaskSpec, file: Path) -> None:
-    there = tables.column_names(file)
+    available = tables.column_names(file)
     if not spec.text_columns:
         raise UsageError(
             f"--text-columns A [B] is needed: which columns of {file.name} hold the texts? "
-            f"It has: {' '.join(repr(name) for name in there)}"
+            f"It has: {' '.join(repr(name) for name in available)}"
         )
     _check_spec(spec)
-    tables.check_columns(file.name, there, (*spec.text_columns, spec.label_column))
+    tables.check_columns(file.name, available, (*spec.text_columns, spec.label_column))
 
 
 def _check_spec(spec: TaskSpec) -> None:
     columns = (*spec.text_columns, spec.label_column)
     if len(spec.text_columns) > 2:
-        raise UsageError(f"--text-columns takes one column or two, received {len(spec.text_columns)}")
+        raise UsageError(f"--text-columns takes one or two columns, received {len(spec.text_columns)}")
     if len(set(columns)) != len(columns):
-        raise UsageError(f"text and label columns must be different ones, received {' '.join(columns)}")
+        raise UsageError(f"text and label columns must be different, received {' '.join(columns)}")
 
 
 def _check_metric(metric: str | None) -> None:
     if metric is not None and metric not in METRICS:
-        raise UsageError(f"unknown --metric {metric}{_near(metric, METRICS)}; allowed: {' '.join(METRICS)}")
+        raise UsageError(f"unknown --metric {metric}{_did_you_mean(metric, METRICS)}; allowed: {' '.join(METRICS)}")
 
 
-def _refuse(task: str, **options: object) -> None:
+def _refuse_options(task: str, **options: object) -> None:
     for name, value in options.items():
         if value is not None and value != ():
-            belongs = "a GLUE task" if name == "data_dir" else "a file or a data set of the hub"
-            if name == "validation":
-                belongs = "a file"
-            raise UsageError(f"--{name.replace('_', '-')} belongs to {belongs}, not to --task {task}; leave it out")
+            kind = {"data_dir": "a GLUE task", "validation": "a file"}.get(name, "a file or a data set of the hub")
+            raise UsageError(f"--{name.replace('_', '-')} applies to {kind}, not to --task {task}; leave it out")
 
 
-def _unknown(task: str) -> UsageError:
+def _unknown_task(task: str) -> UsageError:
     return UsageError(
-        f"unknown --task {task}{_near(task, tuple(TASKS))}; allowed: {' '.join(TASKS)}, hub:org/name[:config], "
-        f"or a file ({_endings()}) or a folder that is there"
+        f"unknown --task {task}{_did_you_mean(task, tuple(TASKS))}; allowed: {' '.join(TASKS)}, hub:org/name[:config], "
+        f"or an existing file ({_extensions()}) or folder"
     )
 
 
-def _near(received: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(received.lower(), known, n=3, cutoff=0.6)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+def _did_you_mean(received: str, known: Sequence[str]) -> str:
+    matches = difflib.get_close_matches(received.lower(), known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(matches)}?)" if matches else ""
 
 
-def _endings() -> str:
-    return " ".join("." + ending for ending in tables.ENDINGS)
+def _extensions() -> str:
+    return " ".join("." + extension for extension in tables.EXTENSIONS)
 
 
-def _telling_name(path: Path) -> str:
-    """A file's stem, or the nearest name above it that says more than ``train`` or ``data``."""
+def _task_name(path: Path) -> str:
+    """A file's stem, or the nearest parent's name that is more specific than ``train`` or ``data``."""
     absolute = path.resolve()
     stems = [absolute.stem if path.is_file() else absolute.name, *(parent.name for parent in absolute.parents)]
     general = {"", "train", "training", "data", "dataset", "datasets", "raw", "files", "csv", "tsv", "jsonl", "parquet"}

@@ -1,4 +1,4 @@
-"""The task as token numbers: tokenised once, kept in one file, read by every worker without transformers."""
+"""The tokenised task: encoded once, stored in one file, read by every worker without transformers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from budget_search.data.splits import SplitTask
 
 _BATCH = 10_000
-# The relatives of RoBERTa count positions from the padding token's number, and never use those up to it.
+# RoBERTa-like models number positions from pad_token_id + 1, so the positions up to pad_token_id are unused.
 _POSITIONS_AFTER_PADDING = ("roberta", "camembert", "longformer", "mpnet", "xmod", "data2vec-text", "ibert")
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Examples end to end, without padding.
+    """Concatenated examples, without padding.
 
     ``tokens`` int32 and ``segments`` uint8 (or None) are (total_tokens,), ``offsets`` int64 (examples + 1,): example
     ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,).
@@ -46,13 +46,13 @@ class EncodedSplit:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of every example, int64 (examples,)."""
+        """The number of tokens of each example, int64 (examples,)."""
         return np.diff(self.offsets)
 
 
 @dataclass(frozen=True)
 class EncodedTask:
-    """All splits and what a batch of them needs to know. ``label_names`` is empty for scores."""
+    """All splits, and the padding settings that batches need. ``label_names`` is empty for scores."""
 
     splits: Mapping[str, EncodedSplit]
     label_names: tuple[str, ...]
@@ -65,7 +65,7 @@ class EncodedTask:
 
     @property
     def held_out_splits(self) -> tuple[str, ...]:
-        """``held_out`` and further ones, such as MNLI's ``held_out_mismatched``."""
+        """``held_out`` and further held-out splits, such as MNLI's ``held_out_mismatched``."""
         return tuple(name for name in self.splits if name.startswith("held_out"))
 
     def label_shares(self, split: str) -> dict[str, float]:
@@ -77,7 +77,7 @@ class EncodedTask:
         return {name: float(count / len(labels)) for name, count in zip(self.label_names, counts, strict=True)}
 
     def save(self, path: Path) -> None:
-        """Write one ``.npz`` file, whole or not at all. Splits that are the same object are written once."""
+        """Write one ``.npz`` file atomically. Splits that are the same object are written once."""
         stored: dict[int, str] = {}
         arrays: dict[str, np.ndarray] = {}
         for name, split in self.splits.items():
@@ -86,11 +86,11 @@ class EncodedTask:
         header = {field: getattr(self, field) for field in _HEADER}
         header["splits"] = {name: stored[id(split)] for name, split in self.splits.items()}
         present = {name: array for name, array in arrays.items() if array is not None}
-        _write_whole(path, {"header": np.array(json.dumps(header)), **present})
+        _save_npz(path, {"header": np.array(json.dumps(header)), **present})
 
     @classmethod
     def load(cls, path: Path) -> EncodedTask:
-        """Read what ``save`` wrote. Raises StudyError when it is not there or broken."""
+        """Read the file that ``save`` wrote. Raises StudyError if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
@@ -105,8 +105,8 @@ class EncodedTask:
             return cls(splits=splits, **header)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise StudyError(
-                f"the tokenised examples {path} are damaged or not there ({type(error).__name__}); "
-                "to begin anew, move the study's folder away"
+                f"the tokenised examples {path} are missing or damaged ({type(error).__name__}); "
+                "to start over, move the study's folder away"
             ) from error
 
 
@@ -117,21 +117,21 @@ _HEADER = ("label_names", "metric", "also", "pad_token", "pad_segment", "pad_lef
 def encode(
     task: SplitTask, tokenizer: PreTrainedTokenizerBase, *, max_length: int, takes_segments: bool
 ) -> EncodedTask:
-    """Tokenise every split once; texts longer than ``max_length`` tokens are cut, the longer of a pair first.
+    """Tokenise every split once; inputs are truncated to ``max_length`` tokens, the longer text of a pair first.
 
-    Raises UsageError when ``max_length`` leaves no room for a text, or the tokenizer has no token to pad with.
+    Raises UsageError if ``max_length`` leaves no room for a text, or if the tokenizer has no token for padding.
     """
     pair = len(task.splits["train"].texts) == 2
     room = max_length - tokenizer.num_special_tokens_to_add(pair=pair)
     if room < 1 + pair:
-        raise UsageError(f"--max-length {max_length} leaves no room for a text beside the tokenizer's own marks")
+        raise UsageError(f"--max-length {max_length} leaves no room for a text besides the special tokens")
     pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_token is None:
         raise UsageError("the tokenizer has neither a padding token nor an end token; choose another --model")
     done: dict[int, EncodedSplit] = {}
     splits = {}
     for name, examples in task.splits.items():
-        if id(examples) not in done:  # the official splits are one and the same under three names
+        if id(examples) not in done:  # official splits are one object with three names
             done[id(examples)] = _encode_split(examples, tokenizer, max_length, takes_segments)
         splits[name] = done[id(examples)]
     return EncodedTask(
@@ -147,9 +147,9 @@ def encode(
 
 
 def decoder(tokenizer_dir: Path) -> Callable[[np.ndarray], tuple[str, ...]]:
-    """Token numbers back to texts, for people to read: parted at the marks between them, without the marks.
+    """A function from token numbers to readable texts, split at special tokens, which are removed.
 
-    It gives no texts where the tokenizer is of a kind that cannot be read without its own code.
+    The function returns no texts if the folder has no ``tokenizer.json``.
     """
     from tokenizers import Tokenizer
 
@@ -157,13 +157,13 @@ def decoder(tokenizer_dir: Path) -> Callable[[np.ndarray], tuple[str, ...]]:
     if not file.is_file():
         return lambda tokens: ()
     tokenizer = Tokenizer.from_file(str(file))
-    marks = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     unknown = tokenizer.token_to_id("[UNK]")
 
     def texts(tokens: np.ndarray) -> tuple[str, ...]:
         runs: list[list[int]] = [[]]
         for token in map(int, tokens):
-            if token in marks and token != unknown:
+            if token in special and token != unknown:
                 runs.append([])
             else:
                 runs[-1].append(token)
@@ -173,19 +173,19 @@ def decoder(tokenizer_dir: Path) -> Callable[[np.ndarray], tuple[str, ...]]:
 
 
 def takes_segments(config: PretrainedConfig, forward: Callable[..., Any]) -> bool:
-    """Whether a model's ``forward`` tells first from second texts by ``token_type_ids``.
+    """Whether a model uses ``token_type_ids`` to distinguish the two texts of a pair.
 
-    Transformers 5 leaves them out for some tokenizers unless asked, and the model then sees a single segment. Some
-    models accept them without meaning anything by them: their configuration counts fewer than two kinds.
+    Some tokenizers of Transformers 5 return them only on request; without them, the model sees a single segment. Some
+    models accept them but ignore them: their ``type_vocab_size`` is below two.
     """
     accepted = "token_type_ids" in inspect.signature(forward).parameters
     return accepted and (getattr(config, "type_vocab_size", 0) > 1 or config.model_type == "xlnet")
 
 
-def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens a model can take, or None where its positions are relative and have no end."""
+def max_input_length(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The largest input of a model in tokens, or None if it is unlimited, as with relative positions."""
     limits = []
-    if tokenizer.model_max_length < 1_000_000:  # an absurdly large number stands for no limit
+    if tokenizer.model_max_length < 1_000_000:  # transformers uses a very large number for "no limit"
         limits.append(int(tokenizer.model_max_length))
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
@@ -196,7 +196,7 @@ def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) 
 
 
 def _pad_segment(tokenizer: PreTrainedTokenizerBase) -> int:
-    # Transformers 5 sets XLNet's and then overwrites it with everybody else's.
+    # Transformers 5 sets XLNet's own value, then overwrites it with the general default.
     return 3 if type(tokenizer).__name__.startswith("XLNet") else int(tokenizer.pad_token_type_id)
 
 
@@ -216,9 +216,9 @@ def _encode_split(
             return_token_type_ids=with_segments,
         )
         lengths.extend(len(row) for row in batch["input_ids"])
-        tokens.append(_end_to_end(batch["input_ids"], np.int32))
+        tokens.append(_concatenate(batch["input_ids"], np.int32))
         if with_segments:
-            segments.append(_end_to_end(batch["token_type_ids"], np.uint8))
+            segments.append(_concatenate(batch["token_type_ids"], np.uint8))
     return EncodedSplit(
         tokens=np.concatenate(tokens),
         segments=np.concatenate(segments) if with_segments else None,
@@ -227,7 +227,7 @@ def _encode_split(
     )
 
 
-def _end_to_end(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> np.ndarray:
+def _concatenate(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> np.ndarray:
     return np.fromiter((number for row in rows for number in row), dtype=dtype)
 
 
@@ -236,11 +236,11 @@ def _truncation_note(split: EncodedSplit, max_length: int) -> tuple[str, ...]:
     if full < 0.01:
         return ()
     return (
-        f"{full:.0%} of the held_out examples fill the {max_length} tokens of --max-length; their ends may be cut.",
+        f"{full:.0%} of the held_out examples fill the {max_length} tokens of --max-length; they may be truncated.",
     )
 
 
-def _write_whole(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:

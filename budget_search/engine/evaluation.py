@@ -30,7 +30,7 @@ from budget_search.engine.last_layer import Tail, find_tail, only_read_token
 from budget_search.models.freezing import frozen
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.pretrained import fresh_head, load_pretrained
-from budget_search.storage.files import appearing, write_whole
+from budget_search.storage.files import atomic_path, write_atomically
 from budget_search.storage.study_folder import StudyFolder
 
 
@@ -188,12 +188,12 @@ def save_outputs(path: Path, outputs: np.ndarray) -> None:
     """Raises StudyError when they cannot be written."""
     content = io.BytesIO()
     np.save(content, outputs)
-    write_whole(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Write a whole checkpoint or none. Raises StudyError when it cannot be written."""
-    with appearing(folder) as temporary:
+    with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from budget_search.core.config import Recipe
 from budget_search.core.dropping import phases
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import EVALUATION_SHARE, FULL_RUNG, Job
+from budget_search.core.trial import EVALUATION_COST, FULL_RUNG, Job
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.cost import TIMED_BATCHES, TIMED_SECONDS, parameters
 from budget_search.engine.evaluation import EvaluationContext, loaded
@@ -104,7 +104,7 @@ class EvaluationCosts:
 
     def equivalents(self, job: Job) -> float:
         reading = self.tokens[job.split] / self.train_tokens * self.depth(job) / self.total
-        return self.training_equivalents(job) + EVALUATION_SHARE * reading
+        return self.training_equivalents(job) + EVALUATION_COST * reading
 
     def disk_bytes(self, job: Job) -> float:
         """Weights of a confirmation; nothing to speak of for a screen."""

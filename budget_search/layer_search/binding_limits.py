@@ -20,7 +20,7 @@ def binding(state: SearchState, delta: float) -> BindingLimit | None:
     What was not measured is judged by the surrogate, and said to be expected.
     """
     settings = state.settings
-    if not settings.limits.asked or not state.answer(delta).is_full:
+    if not settings.limits.given or not state.answer(delta).is_full:
         return None
     everything = [layers for layers in all_sets(settings.total, settings.fixed, _measured(state)) if not layers.is_full]
     allowed = [layers for layers in everything if settings.limits.allow(layers)]

@@ -100,7 +100,7 @@ class SearchState:
     def add_candidate(self, layers: LayerSet, delta: float) -> None:
         known = self.candidates(delta)
         if layers not in known:
-            self._store.note(**{self._name("candidates", delta): [candidate.compact for candidate in (*known, layers)]})
+            self._store.set_facts(**{self._name("candidates", delta): [candidate.compact for candidate in (*known, layers)]})
 
     def is_closed(self, delta: float) -> bool:
         """Whether a search has answered this delta; what other deltas show later does not open it again."""
@@ -108,14 +108,14 @@ class SearchState:
 
     def close(self, delta: float) -> None:
         if not self.settings.named:
-            self._store.note(**{self._name("answered", delta): True})
+            self._store.set_facts(**{self._name("answered", delta): True})
 
     def _name(self, what: str, delta: float) -> str:
         """Another question to the same study makes a plan of its own."""
         settings = self.settings
         seeds = f"{len(settings.seeds)} seeds from {settings.seeds[0]}"
         words = [settings.criterion, settings.strategy, seeds]
-        if settings.limits.asked:
+        if settings.limits.given:
             words.append(settings.limits.compact)
         # As little as makes a difference: studies of before these were told apart keep their plans.
         if settings.strategy == "optuna" and settings.sampler != USUAL_SAMPLER:

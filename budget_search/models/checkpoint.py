@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
 
 from budget_search.core.errors import StudyError
-from budget_search.core.serialization import plain
+from budget_search.core.serialization import to_plain
 from budget_search.models.export_folder import MARKER, refuse_foreign
 
 CARD = "README.md"
@@ -81,7 +81,7 @@ def export_checkpoint(
         (folder / CARD).write_text(card(score), encoding="utf-8")
         files = sorted([MARKER, *(path.name for path in folder.iterdir())])
         evidence = {**provenance, "held_out_score_of_this_checkpoint": score, "files": files}
-        text = json.dumps(plain(evidence), indent=2, allow_nan=False)
+        text = json.dumps(to_plain(evidence), indent=2, allow_nan=False)
         (folder / MARKER).write_text(f"{text}\n", encoding="utf-8")
     return Export(output, score, examples, difference)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from budget_search.core.errors import UnsupportedModelError, UsageError
-from budget_search.core.paths import place
+from budget_search.core.paths import expand_path
 from budget_search.storage.digests import joint_digest
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def resolve_model(model: str, *, offline: bool = False, option: str = "--model")
     """
     if model == "demo":
         return PretrainedSource("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
-    path = place(model)
+    path = expand_path(model)
     if path.is_dir():
         _require_files(path, model, option)
         return PretrainedSource(_telling_name(path), path.resolve(), _folder_digest(path))

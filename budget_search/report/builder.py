@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import EVALUATION_SHARE, FULL_RUNG
+from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
 from budget_search.layer_search import verdict
 from budget_search.layer_search.binding_limits import binding
 from budget_search.layer_search.confirmation import Confirmations
@@ -188,13 +188,13 @@ class ReportBuilder:
         unavoidable = sum(trial.training_work for layers in distinct for trial in self.confirmations.runs(layers))
         return Cost(
             fine_tunes=len(self.state.history),
-            full_fine_tune_equivalents=training + reading * EVALUATION_SHARE,
+            full_fine_tune_equivalents=training + reading * EVALUATION_COST,
             training_equivalents=training,
             unavoidable_equivalents=unavoidable / unit,
             wall_seconds=wall_seconds,
             device_seconds=sum(trial.train_seconds + trial.evaluation_seconds for trial in self.state.history),
             reused=len(self.state.history) - self.fine_tuned,
-            equivalents_per_fine_tune=1 + scoring * EVALUATION_SHARE,
+            equivalents_per_fine_tune=1 + scoring * EVALUATION_COST,
         )
 
     def parameters(self, layers: LayerSet) -> int:

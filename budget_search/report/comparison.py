@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from budget_search.core.formatting import NOTHING, count, pairs, percent, points, with_spread
+from budget_search.core.formatting import NO_VALUE, count, pairs, percent, points, with_spread
 from budget_search.core.layers import compact_indices
 from budget_search.report.entries import Reference, Result
 from budget_search.report.layout import Grid, Section
@@ -53,7 +53,7 @@ def _saved(reports: Sequence[Report]) -> Section:
         rows.append((model, *[""] * 6))
         for report in studies:
             baseline = report.baseline
-            rows.append((report.task, "0", "", points(0.0), count(baseline.parameters), "1.00", NOTHING))
+            rows.append((report.task, "0", "", points(0.0), count(baseline.parameters), "1.00", NO_VALUE))
             rows += [_saved_row(report, result) for result in distinct_answers(report)]
     headers = ("task", "drop", "kept", "loss", "param.", "fine-tuning speedup", "inference time")
     widths = {"task": LONGEST_NAME, "kept": 13, "fine-tuning speedup": 11, "inference time": 9}
@@ -70,8 +70,8 @@ def _saved(reports: Sequence[Report]) -> Section:
 
 def _saved_row(report: Report, result: Result) -> tuple[str, ...]:
     timed = largest_batch(result.inference)
-    saved = NOTHING if timed is None or timed.saved is None else f"{percent(timed.saved.value)} {SAVED}"
-    speedup = NOTHING if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.2f}"
+    saved = NO_VALUE if timed is None or timed.saved is None else f"{percent(timed.saved.value)} {SAVED}"
+    speedup = NO_VALUE if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.2f}"
     mark = UNRELIABLE if result.verdict == "held_out disagrees" else ""
     return (
         report.task,
@@ -116,7 +116,7 @@ def _answer(report: Report, delta: float) -> Result | None:
 
 def _dropped_cell(result: Result | None) -> str:
     if result is None:
-        return NOTHING
+        return NO_VALUE
     return f"{len(result.dropped)}{UNRELIABLE if result.verdict == 'held_out disagrees' else ''}"
 
 
@@ -140,7 +140,7 @@ def beside(reports: Sequence[Report]) -> Section:
 def _reference_rows(report: Report) -> Iterator[tuple[str, ...]]:
     baseline = report.baseline
     spread = with_spread(baseline.score, baseline.std)
-    full = (str(report.layers_total), count(baseline.parameters), NOTHING, spread, points(0.0), str(baseline.seeds))
+    full = (str(report.layers_total), count(baseline.parameters), NO_VALUE, spread, points(0.0), str(baseline.seeds))
     yield report.task, report.model, *full
     measured: list[Result | Reference] = [result for result in distinct_answers(report) if not result.is_full]
     for each in sorted([*measured, *report.references], key=lambda one: -one.score):

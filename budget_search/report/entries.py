@@ -12,7 +12,7 @@ from typing import Literal
 
 from budget_search.core.config import Criterion, Verdict
 from budget_search.core.limits import BindingLimit
-from budget_search.core.serialization import ABSENT_IF_NONE
+from budget_search.core.serialization import OMIT_IF_NONE
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class InferencePoint:
     batch: int
     length: int
     ms: Quantiles
-    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+    saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
     device: str = ""
     dtype: str = ""
     threads: int | None = None
@@ -70,7 +70,7 @@ class ThroughputPoint:
     batch: int
     examples: int
     examples_per_second: float
-    saved: Interval | None = field(default=None, metadata=ABSENT_IF_NONE)
+    saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Baseline:
     inference: tuple[InferencePoint, ...]
     fine_tune_seconds: float | None
     held_out_std: float | None = None
-    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
+    throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class Result:
     collapsed: int = 0
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
-    binding: BindingLimit | None = field(default=None, metadata=ABSENT_IF_NONE)
-    throughput: ThroughputPoint | None = field(default=None, metadata=ABSENT_IF_NONE)
+    binding: BindingLimit | None = field(default=None, metadata=OMIT_IF_NONE)
+    throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     changes: PredictionChanges | None = None
 
     def __post_init__(self) -> None:
@@ -276,7 +276,7 @@ class Cost:
     wall_seconds: float
     device_seconds: float
     reused: int
-    equivalents_per_fine_tune: float | None = field(default=None, metadata=ABSENT_IF_NONE)
+    equivalents_per_fine_tune: float | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from scipy import stats
 
 from budget_search.core.layers import LayerSet
-from budget_search.core.serialization import ABSENT_IF_NONE, plain
+from budget_search.core.serialization import OMIT_IF_NONE, to_plain
 from budget_search.core.trial import Trial, TrialKey
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.screening import Screens
@@ -65,12 +65,12 @@ class Inspection:
     layers_total: int
     layerwise: LayerMeasurements
     suggestions: tuple[Suggestion, ...]
-    costs: tuple[float | None, ...] | None = field(default=None, metadata=ABSENT_IF_NONE)
+    costs: tuple[float | None, ...] | None = field(default=None, metadata=OMIT_IF_NONE)
     agreements: tuple[Agreement, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
-        fields: dict[str, Any] = plain(self)
+        fields: dict[str, Any] = to_plain(self)
         return fields
 
 

@@ -18,7 +18,7 @@ from budget_search.core.config import METHODS
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.formatting import pairs
 from budget_search.core.limits import Limits
-from budget_search.core.serialization import ABSENT_IF_NONE, NEVER_WRITTEN, plain, read_record
+from budget_search.core.serialization import NOT_SERIALIZED, OMIT_IF_NONE, read_record, to_plain
 from budget_search.report.entries import (
     Baseline,
     Cost,
@@ -66,10 +66,10 @@ class Report:
     resolution: Resolution
     notes: tuple[str, ...] = ()
     question: Mapping[str, Any] = field(default_factory=dict)
-    similarities: tuple[float, ...] | None = field(default=None, metadata=ABSENT_IF_NONE)
+    similarities: tuple[float, ...] | None = field(default=None, metadata=OMIT_IF_NONE)
     references: tuple[Reference, ...] = ()
     license: Mapping[str, str] = field(default_factory=dict)
-    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NEVER_WRITTEN)
+    folder: Path | None = field(default=None, compare=False, repr=False, metadata=NOT_SERIALIZED)
 
     def result(self, delta: float) -> Result:
         """The answer for this delta (a fraction). Raises UsageError when it was not asked."""
@@ -100,11 +100,11 @@ class Report:
     @property
     def limits(self) -> Limits:
         """What the answers had to satisfy beside delta."""
-        return Limits.of(self.question)
+        return Limits.from_options(self.question)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps(..., allow_nan=False)``: what is not finite becomes None."""
-        fields: dict[str, Any] = plain(self)
+        fields: dict[str, Any] = to_plain(self)
         return fields
 
     @classmethod

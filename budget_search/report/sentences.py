@@ -19,7 +19,7 @@ def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:
 def answer_sentence(report: Report, result: Result) -> str:
     """The answer for one delta in one sentence; a second one only where the first must not be relied on."""
     task, model, limit = printable(report.task), printable(report.model), tolerance(result.delta)
-    limited = f" within {report.limits.compact}" if report.limits.asked else ""
+    limited = f" within {report.limits.compact}" if report.limits.given else ""
     layers = f"{result.depth} of {model}'s {report.layers_total} layers ({compact_indices(result.kept)})"
     if result.verdict == "cannot be resolved":
         smallest = report.resolution.smallest_certifiable_delta

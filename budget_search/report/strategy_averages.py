@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from budget_search.core.formatting import NOTHING, plural, points
+from budget_search.core.formatting import NO_VALUE, plural, points
 from budget_search.core.layers import FAMILIES
 from budget_search.report.layout import Grid, Section
 from budget_search.report.measured_sets import MeasuredSet, best_by_depth, measured_sets, strategy_sets
@@ -141,7 +141,7 @@ def _marks(means: Averages, columns: Sequence[str]) -> Iterator[str]:
 
 def _cell(mean: Average | None, which: str, means: Averages) -> str:
     if mean is None:
-        return NOTHING
+        return NO_VALUE
     number = f"{'~' if mean.short else ''}{points(getattr(mean, which))}"
     return number if len(mean.tasks) == len(means.tasks) else f"{number} ({len(mean.tasks)})"
 

@@ -136,7 +136,7 @@ class InMemoryHistory:
 
     @property
     def history(self) -> list[Trial]:
-        return self._by_key.in_order()
+        return self._by_key.to_list()
 
     def find(self, key: TrialKey) -> Trial | None:
         return self._by_key.find(key)
@@ -149,7 +149,7 @@ class InMemoryHistory:
     def facts(self) -> Mapping[str, Any]:
         return dict(self.noted)
 
-    def note(self, **facts: Any) -> None:
+    def set_facts(self, **facts: Any) -> None:
         self.noted.update(facts)
 
 

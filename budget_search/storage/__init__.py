@@ -1,5 +1,5 @@
-"""What lies on the disk: study folders, trials in an Optuna storage, files that appear whole or not at all.
+"""Persistence: study folders, trials in an Optuna storage, atomic file writes.
 
-Imports ``core``; never torch. Start with ``study_folder`` (where a study's files are), then ``study_store`` (its
+Imports ``core``; never torch. Start with ``study_folder`` (the paths of a study's files), then ``study_store`` (its
 trials).
 """

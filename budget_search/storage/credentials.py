@@ -1,4 +1,4 @@
-"""Passwords in storage URLs: never in a message, a report, or the process title that everybody can read."""
+"""Keep passwords in storage URLs out of messages, reports and the process list."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ _PASSWORD = re.compile(r"(?<=://)([^/:@\s]*):[^\s]*@")
 _QUERY = re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
 
 
-def hidden(text: str) -> str:
-    """The text with ``***`` for every password in a URL."""
+def mask_passwords(text: str) -> str:
+    """Replace every password in a URL by ``***``."""
     return _QUERY.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
-def leave_the_title(argv: Sequence[str]) -> None:
-    """Start this program again with a storage URL that holds a password in the environment, which only its user can
-    read, instead of on the command line; returns where there is none."""
+def move_password_to_environment(argv: Sequence[str]) -> None:
+    """Restart this program with the storage URL in the environment if the URL on the command line holds a password.
+
+    All users can read a command line in the process list, but only the owner can read the environment. Returns without
+    effect if there is no password.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(OPTION)
     try:
         given, others = parser.parse_known_args(argv)
     except argparse.ArgumentError:
-        # For the real parser to complain of.
+        # The main parser reports the error.
         return
-    if given.storage is None or hidden(given.storage) == given.storage:
+    if given.storage is None or mask_passwords(given.storage) == given.storage:
         return
     environment = {**os.environ, VARIABLE: given.storage}
     os.execve(sys.executable, [sys.executable, "-m", "budget_search", *others], environment)

@@ -1,4 +1,4 @@
-"""What a file holds, as a SHA-256 digest: read once, then remembered by path, size and time of change."""
+"""SHA-256 digests of files, cached by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 
 
 def file_digest(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
+    """The SHA-256 of a file's content, in hexadecimal.
 
-    Remembered in ``digests.json`` below ``$XDG_CACHE_HOME`` (or ``~/.cache``), so that large files are read once; a
-    cache that cannot be read or written only costs time. Raises OSError when the file itself cannot be read.
+    Digests are cached in ``digests.json`` below ``$XDG_CACHE_HOME`` (or ``~/.cache``), so that a large file is read
+    only once. An unusable cache only costs time. Raises OSError if the file itself cannot be read.
     """
     status = path.stat()
     key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    known = _read_cache()
-    if key not in known:
+    cache = _read_cache()
+    if key not in cache:
         with path.open("rb") as file:
-            known[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        _write_cache(known)
-    return known[key]
+            cache[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        _write_cache(cache)
+    return cache[key]
 
 
 def joint_digest(files: Mapping[str, Path]) -> str:
-    """Identifies several files by the names they are given here and by what they hold."""
+    """A digest of several files, computed from the given names and the files' contents."""
     lines = [f"{name} {file_digest(path)}\n" for name, path in sorted(files.items())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -39,21 +39,21 @@ def _cache_file() -> Path:
 
 def _read_cache() -> dict[str, str]:
     try:
-        known = json.loads(_cache_file().read_text(encoding="utf-8"))
+        cache = json.loads(_cache_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(known, dict):
+    if not isinstance(cache, dict):
         return {}
-    return {key: digest for key, digest in known.items() if isinstance(digest, str)}
+    return {key: digest for key, digest in cache.items() if isinstance(digest, str)}
 
 
-def _write_cache(known: dict[str, str]) -> None:
+def _write_cache(cache: dict[str, str]) -> None:
     target = _cache_file()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may write at the same time: each replaces the whole file, and the last one wins.
+        # Other processes may write at the same time. Each replaces the whole file, and the last one wins.
         with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False, encoding="utf-8") as file:
-            json.dump(known, file, indent=0)
+            json.dump(cache, file, indent=0)
         Path(file.name).replace(target)
     except OSError:
         pass

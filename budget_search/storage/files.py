@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and are on the disk when they are there."""
+"""Atomic and durable writes of files and folders."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from budget_search.core.errors import StudyError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a whole file or none."""
-    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+    """Write a JSON file atomically. Raises StudyError if it cannot be written."""
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A file appears whole or not at all, also when the machine stops. Raises StudyError when it cannot be written."""
-    with appearing(path) as temporary:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, even if the machine stops. Raises StudyError if it cannot be written."""
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A name, hidden beside ``path``, to write a file or folder under; it becomes ``path`` when the block succeeds.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a hidden temporary path next to ``path``; a file or folder written there becomes ``path`` on success.
 
-    Raises StudyError when it cannot be written.
+    Raises StudyError if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with clear_line(f"write {path.name} into {path.parent}"):
+        with explain_disk_errors(f"write {path.name} into {path.parent}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             for file in (temporary, *temporary.rglob("*")):
-                # What is recorded must be on the disk: a preempted machine stops without warning.
-                _reach_the_disk(file)
+                # A preempted machine stops without warning, so the data must be on the disk before the rename.
+                _fsync(file)
             if path.is_dir():
                 shutil.rmtree(path)
             temporary.replace(path)
-            _reach_the_disk(path.parent)
+            _fsync(path.parent)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -50,7 +50,7 @@ def appearing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _reach_the_disk(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,8 +59,8 @@ def _reach_the_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def clear_line(what: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear line."""
+def explain_disk_errors(action: str) -> Iterator[None]:
+    """Raise a one-line StudyError if the disk is full or read-only; ``action`` completes "cannot ..."."""
     from safetensors import SafetensorError
 
     try:
@@ -68,6 +68,6 @@ def clear_line(what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(
-            f"cannot {what}: {reason}; make room or give leave to write there, then run the same command again: "
+            f"cannot {action}: {reason}; free disk space or allow writing there, then run the same command again: "
             "everything finished is kept"
         ) from error

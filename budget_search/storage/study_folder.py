@@ -1,4 +1,4 @@
-"""A study's folder: where its files lie, what its ``config.json`` says, and how a study is found by its name."""
+"""A study's folder: the paths of its files, its ``config.json``, and the look-up of a study by name."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from filelock import FileLock, Timeout
 
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.trial import TrialKey
-from budget_search.storage.files import clear_line
+from budget_search.storage.files import explain_disk_errors
 
-# What config.json holds beside the configuration: found out when the study was made.
+# The keys that config.json holds besides the configuration, determined when the study is created.
 FACTS = ("layers_total", "layer_parameters", "undroppable", "device", "created")
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where the files of a study are."""
+    """The paths of a study's files."""
 
     path: Path
 
@@ -46,31 +46,31 @@ class StudyFolder:
 
     @property
     def page(self) -> Path:
-        """The report for a browser."""
+        """The report as an HTML page."""
         return self.path / "report.html"
 
     @property
     def examples(self) -> Path:
-        """The task's splits, tokenised."""
+        """The task's tokenised splits."""
         return self.path / "examples.npz"
 
     @property
     def texts(self) -> Path:
-        """The same examples as texts."""
+        """The untokenised texts of the same examples."""
         return self.path / "texts.parquet"
 
     def reference(self, name: str) -> StudyFolder:
-        """Where another model is measured for comparison: a study of its own, by this name."""
+        """The folder of the study that measures a reference model, by its name."""
         return StudyFolder(self.path / "references" / name)
 
     @property
     def latency(self) -> Path:
-        """How long one example takes at every depth; there where a limit asked for it."""
+        """The time for one example at every depth; written only if a limit needs it."""
         return self.path / "latency.json"
 
     @property
     def layerwise(self) -> Path:
-        """What ``inspect`` measured of every layer."""
+        """The measurements of every layer by ``inspect``."""
         return self.path / "layerwise.json"
 
     @property
@@ -87,27 +87,27 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def locked(self, *, wait: bool = False) -> Iterator[None]:
-        """Hold the study; the kernel lets go of it when the process dies.
+        """Hold the lock of the study; the kernel releases it when the process dies.
 
-        Where another command holds it, ``wait`` for that to end; else raises StudyError.
+        If another command holds the lock, ``wait`` until it ends; without ``wait``, raises StudyError.
         """
         lock = FileLock(self.path / "study.lock")
-        with clear_line(f"hold the study {self.path.name}"):
+        with explain_disk_errors(f"lock the study {self.path.name}"):
             try:
                 lock.acquire(timeout=-1 if wait else 0)
             except Timeout:
                 raise StudyError(
                     f"another command is working on the study {self.path.name}; "
-                    "wait until it ends (--wait does), or stop it first"
+                    "wait until it ends (add --wait), or stop it first"
                 ) from None
         try:
             yield
         finally:
             lock.release()
 
-    def sweep(self) -> None:
-        """Remove what a killed command left half-written; only for who holds the study."""
-        for path in (each for place in ("", "artifacts", "weights") for each in (self.path / place).glob(".*")):
+    def remove_temporary_files(self) -> None:
+        """Remove the incomplete files of a killed command. The caller must hold the lock."""
+        for path in (each for folder in ("", "artifacts", "weights") for each in (self.path / folder).glob(".*")):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -115,13 +115,13 @@ class StudyFolder:
 
 
 def stored_config(folder: StudyFolder) -> dict[str, Any]:
-    """``config`` and ``facts`` of a study. Raises StudyError when the folder is none, or damaged."""
+    """``config`` and ``facts`` of a study. Raises StudyError if the folder is not a study, or is damaged."""
     try:
         stored = json.loads(folder.config.read_text(encoding="utf8"))
         config, facts = stored["config"], stored["facts"]
         return {"config": config, "facts": {name: facts[name] for name in FACTS}}
     except FileNotFoundError:
-        raise StudyError(f"{folder.path} is not a study: there is no config.json in it") from None
+        raise StudyError(f"{folder.path} is not a study: it contains no config.json") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise StudyError(
@@ -130,14 +130,16 @@ def stored_config(folder: StudyFolder) -> dict[str, Any]:
 
 
 def study_path(studies_dir: str, name: str) -> Path:
-    """Where a study of this name lies. Raises UsageError for a name that would leave the studies folder."""
+    """The path of a study by name. Raises UsageError if the name would point outside the studies folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", name):
-        raise UsageError(f"--study {name!r}: a study's name has letters, digits, dots, dashes and underscores only")
+        raise UsageError(
+            f"--study {name!r}: a study name may contain only letters, digits, dots, dashes and underscores"
+        )
     return Path(studies_dir) / name
 
 
 def find_study(name: str, studies_dir: str) -> StudyFolder:
-    """The study of this name, of this unique beginning of a name, or at this path. Raises UsageError."""
+    """The study with this name, this unique prefix of a name, or this path. Raises UsageError."""
     if is_study(Path(name)):
         return StudyFolder(Path(name))
     matching = [path for path in study_paths(studies_dir) if path.name.startswith(name)]
@@ -146,8 +148,8 @@ def find_study(name: str, studies_dir: str) -> StudyFolder:
         return StudyFolder((exact or matching)[0])
     names = " ".join(path.name for path in matching or study_paths(studies_dir)) or "none"
     if matching:
-        raise UsageError(f"{name!r} is the beginning of several studies: {names}; write more of the name")
-    raise UsageError(f"there is no study {name!r} in {studies_dir}; there are: {names}")
+        raise UsageError(f"{name!r} matches several studies: {names}; give more of the name")
+    raise UsageError(f"there is no study {name!r} in {studies_dir}; available: {names}")
 
 
 def study_paths(studies_dir: str) -> list[Path]:
@@ -160,12 +162,10 @@ def is_study(path: Path) -> bool:
 
 
 def require_writable(folder: StudyFolder) -> None:
-    """Raises UsageError where no study can be made."""
-    there = next(path for path in folder.path.parents if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UsageError(
-            f"cannot write into --studies-dir {folder.path.parent}: {there} is not a folder that you may write to"
-        )
+    """Raises UsageError if no study can be created at this path."""
+    parent = next(path for path in folder.path.parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UsageError(f"cannot write into --studies-dir {folder.path.parent}: {parent} is not a writable folder")
 
 
 def _file_name(key: TrialKey) -> str:

@@ -1,7 +1,7 @@
-"""Studies on disk: finished trials in one Optuna study, everything else in plain files beside it.
+"""Finished trials in an Optuna study. All other data of a study is in plain files beside it.
 
-A trial is written once, when it is finished, in one transaction: a kill leaves no half trial. Only measurements are
-stored, so another delta, strategy or criterion finds everything that was ever measured.
+A trial is written in one transaction when it is finished, so a killed process leaves no partial trial. Only
+measurements are stored, so a search with another delta, strategy or criterion can reuse all of them.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from typing import TYPE_CHECKING, Any
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Trial, TrialKey, TrialsByKey
-from budget_search.storage.credentials import hidden
-from budget_search.storage.files import appearing
+from budget_search.storage.credentials import mask_passwords
+from budget_search.storage.files import atomic_path
 from budget_search.storage.study_folder import StudyFolder
 
 if TYPE_CHECKING:
     import optuna
 
-# Measurements of a trial that are stored as attributes of their own; layers are Optuna parameters, score and depth
-# are its two values.
+# The fields of a trial stored as Optuna user attributes. Layers are Optuna parameters; score and depth are the two
+# objective values.
 _ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score"))
 
-
-# What to do when the trials cannot be read or written.
-OWN_FILE = "free the disk or restore study.db from a copy; to begin anew, move the study's folder away"
-A_SERVER = "see to the server of --storage, then run the same command again: everything finished is kept"
+# The advice in errors about a storage that cannot be read or written.
+SQLITE_ADVICE = "free disk space or restore study.db from a copy; to start over, move the study's folder away"
+SERVER_ADVICE = "check the server of --storage, then run the same command again: everything finished is kept"
 
 
 class StudyStore:
-    """Trials as rows of one Optuna study: score (maximised) and depth (minimised), a flag per layer."""
+    """The trials of one Optuna study: objectives score (maximised) and depth (minimised), one flag per layer."""
 
     def __init__(self, study: optuna.Study, trials: TrialsByKey, advice: str) -> None:
         self._study = study
@@ -47,16 +46,16 @@ class StudyStore:
 
     @classmethod
     def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
-        """Open the study of this name, or create it. Raises StudyError when the storage cannot be read."""
+        """Open the study with this name, or create it. Raises StudyError if the storage cannot be read."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        advice = OWN_FILE if storage is None else A_SERVER
-        with _study_errors(advice), warnings.catch_warnings():
+        advice = SQLITE_ADVICE if storage is None else SERVER_ADVICE
+        with _explain_storage_errors(advice), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(
                 study_name=name,
-                storage=_storage(folder, storage),
+                storage=_open_storage(folder, storage),
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(seed=0),
@@ -69,35 +68,35 @@ class StudyStore:
 
     @property
     def history(self) -> list[Trial]:
-        """Finished trials by key, sorted; of several with one key (a re-run after the machine failed) the last.
+        """Finished trials, sorted by key. A re-run after a machine failure replaces the failed trial of the same key.
 
-        What was there when the study was opened, and what was appended since: whoever appends holds the study.
+        Trials appended by other processes after opening are not seen; appending requires the study's lock.
         """
-        return self._trials.in_order()
+        return self._trials.to_list()
 
     def find(self, key: TrialKey) -> Trial | None:
         return self._trials.find(key)
 
     def append(self, trial: Trial) -> None:
-        """Record a finished trial. Raises StudyError when it could not be written."""
-        with _study_errors(self._advice):
+        """Record a finished trial. Raises StudyError if it cannot be written."""
+        with _explain_storage_errors(self._advice):
             self._study.add_trial(_to_row(trial))
         self._trials.add(trial)
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What was found out once about the study, such as the device that "auto" came to."""
-        with _study_errors(self._advice):
+        """Values determined once per study and kept as user attributes, such as the device that "auto" stands for."""
+        with _explain_storage_errors(self._advice):
             return dict(self._study.user_attrs)
 
-    def note(self, **facts: Any) -> None:
-        with _study_errors(self._advice):
+    def set_facts(self, **facts: Any) -> None:
+        with _explain_storage_errors(self._advice):
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
 
 
 def require_storage(url: str) -> None:
-    """Raises UsageError when an Optuna storage cannot be reached."""
+    """Raises UsageError if an Optuna storage cannot be reached."""
     import optuna
     import sqlalchemy.exc
 
@@ -105,24 +104,26 @@ def require_storage(url: str) -> None:
         optuna.storages.get_storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
         extra = "; pip install 'budget-search[postgres]'" if isinstance(error, ImportError) else ""
-        raise UsageError(f"--storage {hidden(url)} cannot be used: {hidden(_reason(error))}{extra}") from error
+        raise UsageError(
+            f"--storage {mask_passwords(url)} cannot be used: {mask_passwords(_database_message(error))}{extra}"
+        ) from error
 
 
-def _storage(folder: StudyFolder, url: str | None) -> Any:
-
+def _open_storage(folder: StudyFolder, url: str | None) -> Any:
     if url:
         return url
     if not (folder.database.is_file() and folder.database.stat().st_size):
         if any(folder.path.glob("artifacts/*")):
             raise StudyError(
-                f"study.db of the study {folder.path.name} is gone or empty, though evaluations have finished; restore "
-                "it from a copy (or give the --storage they are in); to measure everything anew, delete artifacts"
+                f"study.db of the study {folder.path.name} is missing or empty, though evaluations have finished; "
+                "restore it from a copy (or give the --storage they are in); to measure everything again, delete "
+                "artifacts"
             )
-        # A database killed between making a table and its index would hold a study of one name twice.
-        with appearing(folder.database) as draft:
-            made = _sqlite(draft)
-            made.remove_session()
-            made.engine.dispose()
+        # If the process died between creating a table and its unique index, two studies could get the same name.
+        with atomic_path(folder.database) as draft:
+            created = _sqlite(draft)
+            created.remove_session()
+            created.engine.dispose()
     return _sqlite(folder.database)
 
 
@@ -143,7 +144,7 @@ def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:
         values=None if trial.score is None else [trial.score, trial.layers.depth],
         params=flags,
         distributions=dict.fromkeys(flags, optuna.distributions.CategoricalDistribution([True, False])),
-        # The layers once more, for people who look at the study with Optuna's tools; so does the time it took.
+        # Layers and start time are recorded only for people who look at the study with Optuna's tools.
         user_attrs={"layers": str(trial.layers), "rung": trial.key.rung, "seed": trial.key.seed, **attributes},
     )
     seconds = trial.train_seconds + trial.evaluation_seconds
@@ -152,7 +153,7 @@ def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:
 
 
 def _from_row(row: optuna.trial.FrozenTrial, total: int) -> Trial:
-    kept = tuple(sorted(int(name.removeprefix("layer_")) for name, stays in row.params.items() if stays))
+    kept = tuple(sorted(int(name.removeprefix("layer_")) for name, is_kept in row.params.items() if is_kept))
     attributes: Mapping[str, Any] = row.user_attrs
     return Trial(
         key=TrialKey(LayerSet(kept, total), attributes["rung"], attributes["seed"]),
@@ -162,49 +163,51 @@ def _from_row(row: optuna.trial.FrozenTrial, total: int) -> Trial:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let a first Ctrl-C or SIGTERM wait: interrupted half-way, a connection may keep the database locked."""
-    waiting: list[tuple[int, FrameType | None]] = []
+def _defer_signals() -> Iterator[None]:
+    """Defer a first Ctrl-C or SIGTERM: an interrupted connection may leave the database locked."""
+    pending: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Any] = {}
 
-    def wait(number: int, frame: FrameType | None) -> None:
-        waiting.append((number, frame))
-        if len(waiting) > 1:
-            # The handler learns of the first, and may have said what is to happen at the second.
+    def defer(number: int, frame: FrameType | None) -> None:
+        pending.append((number, frame))
+        if len(pending) > 1:
+            # Deliver the first signal now. Its handler may have installed another handler for the second.
             with contextlib.suppress(KeyboardInterrupt):
-                handlers[waiting[0][0]](*waiting[0])
-            then = signal.getsignal(number)
-            (then if callable(then) and then is not wait else handlers[number])(number, frame)
+                handlers[pending[0][0]](*pending[0])
+            current = signal.getsignal(number)
+            (current if callable(current) and current is not defer else handlers[number])(number, frame)
 
-    # Only the main thread is told of signals.
+    # Only the main thread can set signal handlers.
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in handlers:
-        signal.signal(number, wait)
+        signal.signal(number, defer)
     try:
         yield
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in waiting[:1]:
+        for number, frame in pending[:1]:
             handlers[number](number, frame)
 
 
-def _reason(error: BaseException) -> str:
-    """What the database itself said, in one line: Optuna and SQLAlchemy wrap it."""
+def _database_message(error: BaseException) -> str:
+    """The first line of the database's own message, which Optuna and SQLAlchemy wrap."""
     own = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
     return str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
 
 
 @contextlib.contextmanager
-def _study_errors(advice: str) -> Iterator[None]:
-    """Turn what a damaged or unreachable database raises into one clear line; signals wait until it is let go of."""
+def _explain_storage_errors(advice: str) -> Iterator[None]:
+    """Raise a one-line StudyError if the database is damaged or unreachable; signals are deferred meanwhile."""
     import sqlalchemy.exc
     from optuna.exceptions import OptunaError
 
     try:
-        with _undisturbed():
+        with _defer_signals():
             yield
     except (OptunaError, sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        raise StudyError(f"the study cannot be read or written ({hidden(_reason(error))}); {advice}") from error
+        raise StudyError(
+            f"the study cannot be read or written ({mask_passwords(_database_message(error))}); {advice}"
+        ) from error

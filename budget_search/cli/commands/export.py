@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from budget_search.cli.options import add_studies_dir, delta_argument
 from budget_search.cli.output import DEFAULT_STUDIES
 from budget_search.core.errors import UsageError
-from budget_search.core.paths import require_place
+from budget_search.core.paths import require_valid_path
 
 if TYPE_CHECKING:
     from budget_search.report.report import Report
@@ -41,8 +41,8 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
     if len(arguments.delta) != 1:
         raise UsageError(f"export takes one --delta, received {len(arguments.delta)}")
-    require_place("STUDY", arguments.study)
-    require_place("--output", arguments.output)
+    require_valid_path("STUDY", arguments.study)
+    require_valid_path("--output", arguments.output)
     refuse_foreign(Path(arguments.output))
     repository = arguments.push_to_hub
     if repository is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from budget_search.cli.options import add_studies_dir
 from budget_search.cli.output import DEFAULT_STUDIES, save_plots, write_text
-from budget_search.core.paths import require_place
+from budget_search.core.paths import require_valid_path
 
 HELP = "what every layer of a study's fine-tuned model knows, and how far fine-tuning moved it"
 DESCRIPTION = (
@@ -33,8 +33,8 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.report.renderers.inspection import render_inspection
     from budget_search.storage.study_folder import find_study
 
-    require_place("STUDY", arguments.study)
-    require_place("--output", arguments.output)
+    require_valid_path("STUDY", arguments.study)
+    require_valid_path("--output", arguments.output)
     folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
     found = inspect_study(folder, Console(), model=arguments.model, trust_remote_code=arguments.trust_remote_code)
     if arguments.output:

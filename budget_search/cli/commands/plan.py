@@ -41,9 +41,9 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     finally:
         console.close()
     if arguments.format == "json":
-        from budget_search.core.serialization import plain
+        from budget_search.core.serialization import to_plain
 
-        print(json.dumps(plain(expected), indent=2, allow_nan=False), flush=True)
+        print(json.dumps(to_plain(expected), indent=2, allow_nan=False), flush=True)
     else:
         print(forecast_text(expected), flush=True)
     return 0
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 def forecast_text(forecast: Forecast) -> str:
     """The forecast for people: what would run, how long it takes, what comes of it."""
     deltas = ", ".join(tolerance(delta) for delta in forecast.deltas)
-    asked = Limits.of(forecast.question)
-    limits = f", with {asked.compact}" if asked.asked else ""
+    asked = Limits.from_options(forecast.question)
+    limits = f", with {asked.compact}" if asked.given else ""
     facts = [
         ("task", f"{printable(forecast.task)}: " + ", ".join(f"{n} {c:,}" for n, c in forecast.examples.items())),
         ("model", f"{printable(forecast.model)}, {plural(forecast.layers_total, 'layer')}"),

@@ -10,7 +10,7 @@ from typing import Any
 from budget_search.cli.options import add_studies_dir, delta_argument
 from budget_search.cli.output import DEFAULT_STUDIES, save_plots, write_text
 from budget_search.core.errors import UsageError
-from budget_search.core.paths import require_place
+from budget_search.core.paths import require_valid_path
 from budget_search.report.renderers import FORMATS
 
 HELP = "print what a study has found, or several side by side"
@@ -53,11 +53,11 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.storage.study_folder import find_study
 
     for name in arguments.studies:
-        require_place("STUDY", name)
+        require_valid_path("STUDY", name)
     for model in arguments.reference or ():
-        require_place("--reference", model)
-    require_place("--output", arguments.output)
-    require_place("--plots", arguments.plots)
+        require_valid_path("--reference", model)
+    require_valid_path("--output", arguments.output)
+    require_valid_path("--plots", arguments.plots)
     if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
         raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
     if arguments.delta and arguments.curves:

@@ -12,7 +12,7 @@ from typing import Any
 
 from budget_search.cli.options import add_search_options, request_from
 from budget_search.core.errors import BudgetSearchError
-from budget_search.storage.credentials import OPTION, VARIABLE, hidden
+from budget_search.storage.credentials import OPTION, VARIABLE, mask_passwords
 
 HELP = "search (the default)"
 DESCRIPTION = (
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         from budget_search.cli.commands import plan
 
         return plan.run(arguments, received)
-    command = hidden(shlex.join(["budget-search", *received]))
+    command = mask_passwords(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
     found = resolve_request(request)

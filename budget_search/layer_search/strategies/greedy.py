@@ -26,7 +26,7 @@ def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]
         if missing := [layers for layers in candidates if layers not in measured]:
             return missing
         best = least_harmful([measured[layers] for layers in candidates], question.tolerance)
-        if not question.tolerance.holds(best):
+        if not question.tolerance.allows(best):
             break
         candidates = children(best.layers, question)
     return []

@@ -44,14 +44,14 @@ class SearchProblem:
     @property
     def delta(self) -> float:
         """Points that may be lost in full; ``tolerance`` says what a screen may lose for that."""
-        return self.tolerance.delta_in_full
+        return self.tolerance.full_delta
 
     def surrogate(self, history: Sequence[Trial]) -> Surrogate:
         """What any set will lose in full, as far as these screens and the full runs tell."""
         screens = [trial for trial in history if trial.state == "complete" and not trial.layers.is_full]
         lost = steadied(
             [self.tolerance.degradation(trial) for trial in screens],
-            [self.tolerance.further_loss(trial) for trial in screens],
+            [self.tolerance.loss_increase(trial) for trial in screens],
         )
         screened = {trial.layers: points for trial, points in zip(screens, lost, strict=True)}
         return Surrogate.fit(self.total, screened, self.in_full, self.seed_sd, self.seeds)
@@ -97,5 +97,5 @@ def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], questio
 def smallest_holding(history: Sequence[Trial], question: SearchProblem) -> Trial | None:
     """The fewest layers within the tolerance; of several sets, the one that loses least, then the first by key."""
     tolerance = question.tolerance
-    holding = [trial for trial in history if tolerance.holds(trial) and question.allows(trial.layers)]
+    holding = [trial for trial in history if tolerance.allows(trial) and question.allows(trial.layers)]
     return min(holding, key=lambda trial: (trial.layers.depth, tolerance.degradation(trial), trial.key), default=None)

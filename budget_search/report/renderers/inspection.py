@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from budget_search.core.formatting import NOTHING, points, tolerance
+from budget_search.core.formatting import NO_VALUE, points, tolerance
 from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.report.inspection import Inspection, Suggestion
 from budget_search.report.layout import Grid, Section
@@ -28,8 +28,8 @@ def _layers(inspected: Inspection) -> Section:
             points(measured.probes[place]),
             _below(measured, place),
             _cosine(measured.to_pretrained[place]),
-            _cosine(measured.to_input[place - 1]) if place else NOTHING,
-            points(costs[place - 1]) if place else NOTHING,
+            _cosine(measured.to_input[place - 1]) if place else NO_VALUE,
+            points(costs[place - 1]) if place else NO_VALUE,
         )
         for place in range(inspected.layers_total + 1)
     )
@@ -80,7 +80,7 @@ def _predicted(inspected: Inspection) -> Section:
         legend=(
             "layers by the probes: up to the first layer whose probe is within the allowed loss of the last one's.",
             "which lost: points that just these lowest layers lost in the study, fine-tuned; ~ in a short fine-tune "
-            f"alone, {NOTHING} not measured.",
+            f"alone, {NO_VALUE} not measured.",
             "layers of the answer: what the search confirmed, of any layers, not only the lowest.",
         ),
     )
@@ -101,7 +101,7 @@ def _agreed(inspected: Inspection) -> Section:
             ),
         )
     rows = tuple(
-        (each.measure, _signed(each.correlation), NOTHING if each.chance is None else f"{each.chance:.2g}")
+        (each.measure, _signed(each.correlation), NO_VALUE if each.chance is None else f"{each.chance:.2g}")
         for each in inspected.agreements
     )
     headers = ("a layer that", "rank correlation with its cost", "by chance")
@@ -117,7 +117,7 @@ def _agreed(inspected: Inspection) -> Section:
 
 
 def _signed(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:+.2f}"
+    return NO_VALUE if value is None else f"{value:+.2f}"
 
 
 def render_inspection(inspection: Inspection, form: str) -> str:

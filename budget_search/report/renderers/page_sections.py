@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from budget_search.core.formatting import NOTHING, pairs, plural, points, share, tolerance
+from budget_search.core.formatting import NO_VALUE, pairs, plural, points, share, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.report.entries import PredictionChanges, Result, Slice
 from budget_search.report.layout import Grid, Section
@@ -47,7 +47,7 @@ def _reading_row(report: Report, reading: Reading) -> tuple[str, ...]:
         f"{lowest}{tolerance(reading.high)}",
         f"{report.layers_total} (all)" if confirmed is None else _named(confirmed),
         points(0.0) if confirmed is None else points(confirmed.lost),
-        NOTHING if screened is None else _named(screened),
+        NO_VALUE if screened is None else _named(screened),
     )
 
 
@@ -70,7 +70,7 @@ def where_worse(result: Result) -> Iterator[Section]:
         legend=tuple(_slices_legend(changes)),
     )
     if changes.flips:
-        rows = tuple((" | ".join(flip.texts) or NOTHING, flip.label, flip.before, flip.after) for flip in changes.flips)
+        rows = tuple((" | ".join(flip.texts) or NO_VALUE, flip.label, flip.before, flip.after) for flip in changes.flips)
         yield Section(
             f"Examples that {name} answer otherwise",
             grid=Grid(("example", "right answer", "all layers", "these layers"), rows),
@@ -103,7 +103,7 @@ def _churn(changes: PredictionChanges) -> Iterator[str]:
 
 
 def _slice_row(each: Slice) -> tuple[str, ...]:
-    interval = NOTHING if each.low is None else f"{points(each.low)} to {points(each.high)}"
+    interval = NO_VALUE if each.low is None else f"{points(each.low)} to {points(each.high)}"
     return (
         each.title, f"{each.examples:,}", points(each.baseline), points(each.score), points(each.worse), interval,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from budget_search.core.layers import compact_indices
-from budget_search.core.serialization import plain
+from budget_search.core.serialization import to_plain
 from budget_search.report.entries import Result
 from budget_search.report.report import Report
 from budget_search.report.sentences import largest_batch
@@ -54,7 +54,7 @@ def _flat_rows(report: Report) -> Iterator[dict[str, object]]:
         columns = flat_row(report, result)
         yield columns
     for reference in report.references:
-        own = {name: value for name, value in plain(reference).items() if name in columns}
+        own = {name: value for name, value in to_plain(reference).items() if name in columns}
         yield {**dict.fromkeys(columns), **_identity(report), **own}
 
 
@@ -73,7 +73,7 @@ def flat_row(report: Report, result: Result) -> dict[str, object]:
     """One study's answer to one delta, without anything nested."""
     timed = largest_batch(result.inference)
     saved = timed.saved if timed else None
-    simple = {name: value for name, value in plain(result).items() if name not in NOT_IN_CSV}
+    simple = {name: value for name, value in to_plain(result).items() if name not in NOT_IN_CSV}
     return {
         **_identity(report),
         "kept": compact_indices(result.kept),

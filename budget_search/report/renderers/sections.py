@@ -82,7 +82,7 @@ def overview(report: Report) -> Section:
                 f"all {report.layers_total} layers, fine-tuned with {plural(baseline.seeds, 'seed')}: "
                 f"{with_spread(baseline.score, baseline.std)} on certification{held_out}",
             ),
-            *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.asked else []),
+            *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
             ("recipe", pairs(report.recipe)),
             ("device", pairs(report.device)),
             ("study", report.study if report.finished else f"{report.study} (interrupted)"),
