@@ -23,9 +23,10 @@ from budget_search.app.request import STRATEGY_NAMES
 from budget_search.core.errors import BudgetSearchError, StudyError
 from budget_search.core.formatting import pairs, percent, plural, with_spread
 from budget_search.core.layers import FAMILIES, compact_indices
+from budget_search.report.layout import Grid, Section
 from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.renderers.markdown import markdown_section
-from budget_search.report.renderers.sections import VERDICTS, Grid, Section
+from budget_search.report.renderers.sections import VERDICTS
 from budget_search.report.report import Report
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")

@@ -15,6 +15,7 @@ import pytest
 from budget_search.app.request import Request
 from budget_search.cli import parser as arguments
 from budget_search.cli.main import main
+from budget_search.cli.options import request_from
 from budget_search.core.config import RECIPES
 from tests import tiny
 
@@ -32,7 +33,7 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
 
 def asked(*options: str) -> Request:
     """The search that these options ask for."""
-    return arguments.request_from(arguments.parse(options))
+    return request_from(arguments.parse(options))
 
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "demo")

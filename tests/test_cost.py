@@ -14,8 +14,8 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
+from budget_search.app.measure_answers import _inference_point
 from budget_search.engine import cost
-from budget_search.report.entries import InferencePoint
 
 HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
 
@@ -193,7 +193,7 @@ def test_models_on_different_devices_or_none_are_refused() -> None:
 
 def test_a_timing_becomes_a_point_of_the_report() -> None:
     timing = cost.Timing(32, 24, 5.0, 4.0, 7.0, (0.4, 0.3, 0.5), "cpu", "float32", 2, 30, None)
-    point = InferencePoint.of(timing)
+    point = _inference_point(timing)
     assert (point.ms.low, point.ms.median, point.ms.high) == (4.0, 5.0, 7.0)
     assert point.saved is not None
     assert (point.saved.low, point.saved.value, point.saved.high) == (0.3, 0.4, 0.5)

@@ -66,7 +66,7 @@ def test_the_architecture_names_every_room_and_no_file_that_is_gone() -> None:
     package = ROOT / "budget_search"
     rooms = {path.name for path in package.iterdir() if (path / "__init__.py").exists()}
     assert set(re.findall(r"^(\w+)/ ", page, flags=re.MULTILINE)) == rooms
-    for name in re.findall(r"`((?:%s)/[\w/]+)(?:\.py)?`" % "|".join(rooms), page):
+    for name in re.findall(rf"`((?:{'|'.join(rooms)})/[\w/]+)(?:\.py)?`", page):
         if not name.endswith("/mine"):
             assert (package / f"{name}.py").exists() or (package / name).is_dir(), name
 

@@ -143,4 +143,6 @@ def test_passwords_are_hidden(url: str, password: str, tmp_path: Path, capfd: py
 
 
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
-    assert mask_passwords("sqlite:///studies/a.db and http://x/y?z=1@2") == "sqlite:///studies/a.db and http://x/y?z=1@2"
+    assert (
+        mask_passwords("sqlite:///studies/a.db and http://x/y?z=1@2") == "sqlite:///studies/a.db and http://x/y?z=1@2"
+    )

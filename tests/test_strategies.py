@@ -12,7 +12,7 @@ import pytest
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import FAMILIES, LayerSet, odd_alternate, top
 from budget_search.core.trial import Tolerance, Trial, TrialKey
-from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES, propose
+from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES, greedy, propose
 from budget_search.layer_search.strategies.problem import SearchProblem, smallest_holding
 from budget_search.simulation.replay import Table, play
 from tests import strategy_contract as contract
@@ -112,7 +112,11 @@ def test_an_unknown_strategy_is_named_with_the_known_ones():
 
 
 def test_a_strategy_sees_the_history_sorted_by_key(monkeypatch):
-    monkeypatch.setitem(STRATEGIES, "echo", lambda history, question: [trial.layers for trial in history])
+    def echo(history, problem):
+        return [trial.layers for trial in history]
+
+    monkeypatch.setattr(greedy, "echo", echo, raising=False)
+    monkeypatch.setitem(STRATEGIES, "echo", "greedy:echo")
     sets = [dropping(0, 1), dropping(3), dropping()]
     history = [contract.trial_of(layers, 90.0) for layers in sets]
     assert propose("echo", history, SearchProblem(4, Tolerance(1.0, {1.0: 90.0}))) == sorted(sets)

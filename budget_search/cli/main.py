@@ -69,5 +69,6 @@ def _listen_to_signals() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in mask_passwords(str(error)).split())
+    masked = mask_passwords(str(error)).split()
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in masked)
     return printable(" ".join(words)) or type(error).__name__

@@ -100,7 +100,8 @@ class SearchState:
     def add_candidate(self, layers: LayerSet, delta: float) -> None:
         known = self.candidates(delta)
         if layers not in known:
-            self._store.set_facts(**{self._name("candidates", delta): [candidate.compact for candidate in (*known, layers)]})
+            names = [candidate.compact for candidate in (*known, layers)]
+            self._store.set_facts(**{self._name("candidates", delta): names})
 
     def is_closed(self, delta: float) -> bool:
         """Whether a search has answered this delta; what other deltas show later does not open it again."""

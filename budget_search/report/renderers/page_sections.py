@@ -70,7 +70,9 @@ def where_worse(result: Result) -> Iterator[Section]:
         legend=tuple(_slices_legend(changes)),
     )
     if changes.flips:
-        rows = tuple((" | ".join(flip.texts) or NO_VALUE, flip.label, flip.before, flip.after) for flip in changes.flips)
+        rows = tuple(
+            (" | ".join(flip.texts) or NO_VALUE, flip.label, flip.before, flip.after) for flip in changes.flips
+        )
         yield Section(
             f"Examples that {name} answer otherwise",
             grid=Grid(("example", "right answer", "all layers", "these layers"), rows),

@@ -31,7 +31,7 @@ def render_json(reports: Sequence[Report], exported: str | None = None) -> str:
     return json.dumps(values[0] if len(values) == 1 else values, indent=2, allow_nan=False)
 
 
-def rendercsv_lines(reports: Sequence[Report], exported: str | None = None) -> str:
+def render_csv(reports: Sequence[Report], exported: str | None = None) -> str:
     """One row per study and delta, in the units of ``report.json``, unrounded; inference of the largest batch.
 
     Then one per reference model, which has no delta.
