@@ -19,10 +19,10 @@ from pathlib import Path
 from statistics import fmean
 
 import budget_search as bs
-from budget_search.app.request import STRATEGY_NAMES
 from budget_search.core.errors import BudgetSearchError, StudyError
 from budget_search.core.formatting import pairs, percent, plural, with_spread
 from budget_search.core.layers import FAMILIES, compact_indices
+from budget_search.layer_search.strategies import STRATEGIES
 from budget_search.report.layout import Grid, Section
 from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.renderers.markdown import markdown_section
@@ -267,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=[], metavar="MODEL", help="folders or hub ids")
     parser.add_argument("--tasks", nargs="+", default=TASKS, metavar="TASK")
-    parser.add_argument("--strategies", nargs="+", default=["top", "auto"], choices=STRATEGY_NAMES)
+    parser.add_argument("--strategies", nargs="+", default=["top", "auto"], choices=tuple(STRATEGIES))
     parser.add_argument("--data-dir", type=Path, help="holds a folder for every task")
     parser.add_argument("--studies-dir", type=Path, default=Path("table2"))
     parser.add_argument("--seeds", type=int, default=3)
