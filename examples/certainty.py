@@ -167,7 +167,7 @@ def search_in(world: World, rule: Judge = judge) -> list[Answer]:
     memory = InMemoryHistory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
-        return world.judge(layers, state.confirmations.steady, confidence, rule)
+        return world.judge(layers, state.confirmations.uncollapsed, confidence, rule)
 
     state = SearchState(world.question.settings, memory, judged)
     search = Search(state, world.run_jobs, NullObserver())

@@ -72,7 +72,7 @@ def main() -> None:
     memory, told = InMemoryHistory(), Told()
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
 
     state = SearchState(settings, memory, judge)

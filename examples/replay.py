@@ -81,7 +81,7 @@ def within_deltas(
         return (answer(seen, job, screened_seed) for job in jobs if job)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         return Judgement(fmean(lost), None, 0.0, 0, len(lost), 0, confidence)
 
     state = SearchState(settings, memory, judge)

@@ -49,7 +49,7 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, wi
     workers = VirtualWorkers(width, layers_trained, model.measure)
 
     def judge(candidate: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(candidate)
+        lost = state.confirmations.degradations(candidate)
         return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
 
     state = SearchState(settings, memory, judge)

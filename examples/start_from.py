@@ -47,7 +47,7 @@ def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Sea
         return model.run_jobs(jobs)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 
     state = SearchState(settings, memory, judge)
@@ -60,7 +60,7 @@ def handed_over(state: SearchState) -> list[LayerSet]:
     answers = [layers for layers in state.answers().values() if not layers.is_full]
     depths = [layers.depth for layers in answers] or [TOTAL]
     screens = state.screens
-    lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.judged}
+    lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.trials}
     best = {layers.depth: layers for layers in sorted(lost, key=lost.__getitem__, reverse=True) if not layers.is_full}
     frontier = sorted(best.values(), key=lambda layers: min(abs(layers.depth - depth) for depth in depths))
     return list(dict.fromkeys([*answers, *frontier]))[:MOST_SETS]

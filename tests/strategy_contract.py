@@ -37,7 +37,7 @@ def baseline_of(table: Table) -> Trial:
     return table.trial(TrialKey(LayerSet.full(table.total), 1.0, 0))
 
 
-def question_for(table: Table, delta: float, **facts: Any) -> SearchProblem:
+def problem_for(table: Table, delta: float, **facts: Any) -> SearchProblem:
     score = baseline_of(table).score
     assert score is not None
     return SearchProblem(table.total, Tolerance(delta, {1.0: score}), **{"similarities": facts_of(table), **facts})
@@ -49,20 +49,20 @@ def facts_of(table: Table) -> tuple[float, ...]:
 
 def optimum(table: Table, delta: float, fixed: Iterable[int] = ()) -> int:
     """The fewest layers within delta (points) that any recorded set has."""
-    question = question_for(table, delta, fixed=frozenset(fixed))
+    problem = problem_for(table, delta, fixed=frozenset(fixed))
     return min(
         trial.layers.depth
         for trial in table.trials.values()
-        if trial.key.seed == 0 and question.tolerance.allows(trial) and question.allows(trial.layers)
+        if trial.key.seed == 0 and problem.tolerance.allows(trial) and problem.allows(trial.layers)
     )
 
 
 def check_run(name: str, table: Table, delta: float, **facts: Any) -> None:
     """In range, new, fixed layers kept, within the evaluations, finished; and the choice is the smallest that holds."""
-    question = question_for(table, delta, **facts)
+    problem = problem_for(table, delta, **facts)
     history = [baseline_of(table)]
     rounds = 0
-    while proposed := propose(name, history, question):
+    while proposed := propose(name, history, problem):
         rounds += 1
         assert rounds <= 2**table.total, "does not come to an end"
         known = {trial.layers for trial in history}
@@ -71,14 +71,14 @@ def check_run(name: str, table: Table, delta: float, **facts: Any) -> None:
         for layers in proposed:
             assert layers.total == table.total
             assert not layers.is_full
-            assert question.fixed <= set(layers.kept), "drops a fixed layer"
+            assert problem.fixed <= set(layers.kept), "drops a fixed layer"
         history += [table.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
     if name in ("auto", "optuna"):
-        assert len(history) - 1 <= question.evaluations
-    holding = [trial.layers.depth for trial in history if question.tolerance.allows(trial)]
+        assert len(history) - 1 <= problem.evaluations
+    holding = [trial.layers.depth for trial in history if problem.tolerance.allows(trial)]
     choice = play(name, table, delta, **{"similarities": facts_of(table), **facts}).choice
     assert choice.depth == min(holding)
-    assert question.tolerance.allows(table.trial(TrialKey(choice, 1.0, 0)))
+    assert problem.tolerance.allows(table.trial(TrialKey(choice, 1.0, 0)))
 
 
 def check_resumes(name: str, table: Table, delta: float, **facts: Any) -> None:
@@ -94,12 +94,12 @@ def check_resumes(name: str, table: Table, delta: float, **facts: Any) -> None:
 
 def check_uses_failures(name: str, table: Table, delta: float, **facts: Any) -> None:
     """Failed trials neither break a strategy nor become its answer, even if every set below the full model fails."""
-    question = question_for(table, delta, **facts)
+    problem = problem_for(table, delta, **facts)
     history = [baseline_of(table)]
-    while proposed := propose(name, history, question):
+    while proposed := propose(name, history, problem):
         history += [trial_of(layers, None) for layers in proposed]
         assert len(history) <= 2**table.total
-    assert not any(question.tolerance.allows(trial) for trial in history if not trial.layers.is_full)
+    assert not any(problem.tolerance.allows(trial) for trial in history if not trial.layers.is_full)
 
 
 def check_optimal(name: str, table: Table, delta: float, **facts: Any) -> None:

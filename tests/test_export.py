@@ -316,7 +316,7 @@ def test_a_parent_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:
 
 def test_the_whole_text_of_the_card() -> None:
     report = dataclasses.replace(REPORT, license={"license": "mit"})
-    own = Judgement(0.7, 0.03, 0.01, seed_freedom=2, seeds=3, examples=2000)
+    own = Judgement(0.7, 0.03, 0.01, seed_degrees_of_freedom=2, seeds=3, examples=2000)
     text = model_card(report, report.result(0.01), 89.654, name="qqp-5-layers", own=own)
     path = Path(__file__).parent / "golden" / "card.md"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -325,7 +325,7 @@ def test_the_whole_text_of_the_card() -> None:
 
 
 def test_the_card_holds_what_this_checkpoint_loses_for_itself() -> None:
-    own = Judgement(0.7, 0.03, 0.01, seed_freedom=2, seeds=3, examples=2000)
+    own = Judgement(0.7, 0.03, 0.01, seed_degrees_of_freedom=2, seeds=3, examples=2000)
     card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers", own=own)
     [line] = [line for line in card.splitlines() if "by this checkpoint" in line]
     assert f"0.70, at most {own.upper:.2f} with 95 % confidence, on held_out" in line

@@ -14,8 +14,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.limits import BindingLimit, Breach, Limits, Loss
 from budget_search.core.serialization import read_record, to_plain
 from budget_search.core.trial import TrialKey
-from budget_search.layer_search.acquisition import all_sets
-from budget_search.layer_search.binding_limits import binding
+from budget_search.layer_search.acquisition import candidate_sets
 from budget_search.layer_search.strategies import STRATEGIES, propose
 from budget_search.layer_search.strategies.problem import smallest_holding
 from budget_search.report.sentences import bound_by
@@ -42,16 +41,16 @@ LIMITS = {
 
 
 def ask(limits: Limits, delta: float = 3.0, **facts: object):
-    return contract.question_for(ADDITIVE, delta, limits=limits, fixed=limits.keep, evaluations=14, **facts)
+    return contract.problem_for(ADDITIVE, delta, limits=limits, fixed=limits.keep, evaluations=14, **facts)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("kind", LIMITS)
 def test_every_strategy_keeps_to_the_limits(name: str, kind: str) -> None:
     limits = LIMITS[kind]
-    question = ask(limits, width=2)
+    problem = ask(limits, width=2)
     history = [contract.baseline_of(ADDITIVE)]
-    while proposed := propose(name, history, question):
+    while proposed := propose(name, history, problem):
         known = {trial.layers for trial in history}
         for layers in proposed:
             assert layers not in known
@@ -60,7 +59,7 @@ def test_every_strategy_keeps_to_the_limits(name: str, kind: str) -> None:
             assert name == "greedy" or limits.fits(layers), "too large"
         history += [ADDITIVE.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
     assert len(history) > 1
-    best = smallest_holding(history, question)
+    best = smallest_holding(history, problem)
     assert best is None or limits.allow(best.layers)
 
 
@@ -68,10 +67,10 @@ def test_every_strategy_keeps_to_the_limits(name: str, kind: str) -> None:
 def test_pins_of_a_deep_model_are_kept(name: str) -> None:
     table = contract.additive_table(contract.EFFECTS)
     limits = Limits(keep=frozenset({0, 5, 9}), drop=frozenset({1, 2, 3, 4}), max_layers=5)
-    question = replace(contract.question_for(table, 3.0, evaluations=20), total=20, fixed=limits.keep, limits=limits)
+    problem = replace(contract.problem_for(table, 3.0, evaluations=20), total=20, fixed=limits.keep, limits=limits)
     history = [contract.trial_of(LayerSet.full(20), 90.0)]
     for _ in range(4):
-        proposed = propose(name, history, question)
+        proposed = propose(name, history, problem)
         assert proposed
         assert all(limits.respects_pins(layers) for layers in proposed)
         assert name == "greedy" or all(limits.allow(layers) for layers in proposed)
@@ -103,7 +102,7 @@ def test_answers_satisfy_delta_and_limits(strategy: str) -> None:
 def test_the_fewest_layers_within_the_limits_or_one_more(kind: str) -> None:
     world, limits = World(seed_sd=0.2, screen_sd=0.2), LIMITS[kind]
     answers = search(world, InMemoryHistory(), settings(limits=limits)).run()
-    allowed = [layers for layers in all_sets(12, (), ()) if limits.allow(layers)]
+    allowed = [layers for layers in candidate_sets(12, (), ()) if limits.allow(layers)]
     for delta, layers in answers.items():
         fewest = min((each.depth for each in allowed if 90 - world.worth(each) <= delta), default=12)
         assert layers.depth <= fewest + 1
@@ -124,7 +123,7 @@ def test_which_limit_binds_and_by_how_much() -> None:
     world, memory = World(), InMemoryHistory()
     found = search(world, memory, settings(deltas=(1.0,), limits=Limits(max_layers=5)))
     assert found.run()[1.0].is_full
-    bound = binding(found.state, 1.0)
+    bound = found.state.binding_limit(1.0)
     assert bound is not None and bound.within is not None and bound.beyond is not None
     cheapest = sum(sorted(EFFECTS)[:7])
     assert bound.within.depth == 5
@@ -141,7 +140,7 @@ def test_a_binding_pin_is_named_with_what_is_confirmed_beyond_it() -> None:
     free = search(world, memory, settings(deltas=(1.0,))).run()[1.0]
     pinned = search(world, memory, settings(deltas=(1.0,), limits=Limits(drop=frozenset({0}))))
     assert pinned.run()[1.0].is_full
-    bound = binding(pinned.state, 1.0)
+    bound = pinned.state.binding_limit(1.0)
     assert bound is not None and bound.beyond is not None
     assert (bound.beyond.kept, bound.beyond.source) == (free.kept, "confirmation")
     assert [str(breach) for breach in bound.breaches] == ["with layer 0 (--drop-layers 0)"]
@@ -156,10 +155,10 @@ def test_nothing_binds_where_there_is_an_answer_or_no_limit() -> None:
     within, without = InMemoryHistory(), InMemoryHistory()
     found = search(World(), within, settings(deltas=(3.0,), limits=Limits(max_layers=9)))
     assert not found.run()[3.0].is_full
-    assert binding(found.state, 3.0) is None
+    assert found.state.binding_limit(3.0) is None
     free = search(World(effects=(20.0,) * 4), without, settings(total=4, deltas=(1.0,)))
     assert free.run()[1.0].is_full
-    assert binding(free.state, 1.0) is None
+    assert free.state.binding_limit(1.0) is None
 
 
 # -- refused --------------------------------------------------------------------------------------------------------

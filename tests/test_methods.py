@@ -393,7 +393,7 @@ def together(world: World, wanted: SearchSettings, order: list[tuple[str, Job]])
             yield world.measure(running.pop())
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         return Judgement(sum(lost) / len(lost), 0.01, 0.0, 10**6, len(lost), 1000, confidence)
 
     state = SearchState(wanted, InMemoryHistory(), judge)

@@ -132,18 +132,18 @@ def test_importing_the_strategies_loads_neither_optuna_nor_torch():
 
 
 def test_the_smallest_that_holds_is_the_one_that_loses_least_of_its_depth():
-    question = SearchProblem(4, Tolerance(1.0, {1.0: 90.0}))
+    problem = SearchProblem(4, Tolerance(1.0, {1.0: 90.0}))
     scores = {dropping(): 90.0, dropping(3): 89.9, dropping(0, 1): 89.2, dropping(2, 3): 89.5, dropping(1, 2, 3): 88.9}
     history = [contract.trial_of(layers, score) for layers, score in scores.items()]
-    best = smallest_holding(history, question)
+    best = smallest_holding(history, problem)
     assert best is not None
     assert best.layers == dropping(2, 3)
 
 
 def test_trials_of_different_rungs_are_judged_by_their_own_baseline():
-    question = SearchProblem(4, Tolerance(1.0, {0.25: 70.0, 1.0: 90.0}))
+    problem = SearchProblem(4, Tolerance(1.0, {0.25: 70.0, 1.0: 90.0}))
     short = Trial(TrialKey(dropping(3), 0.25, 0), "selection", "complete", 69.5)
-    assert smallest_holding([full_of(4), short], question) == short
+    assert smallest_holding([full_of(4), short], problem) == short
 
 
 # -- fixed families and contribution ------------------------------------------------------------------------------
@@ -156,13 +156,13 @@ def test_a_family_is_measured_at_every_depth_it_has(name):
 
 
 def test_a_family_with_fixed_layers_puts_them_back():
-    question = SearchProblem(6, Tolerance(1.0, {1.0: 90.0}), fixed=frozenset({5}))
-    assert [each.dropped for each in propose("top", [], question)] == [(4,), (3, 4), (2, 3, 4), (1, 2, 3, 4)]
+    problem = SearchProblem(6, Tolerance(1.0, {1.0: 90.0}), fixed=frozenset({5}))
+    assert [each.dropped for each in propose("top", [], problem)] == [(4,), (3, 4), (2, 3, 4), (1, 2, 3, 4)]
 
 
 def test_contribution_tries_the_thresholds_first_then_every_number():
-    question = SearchProblem(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.91, 0.96, 0.93, 0.5))
-    proposed = propose("contribution", [full_of(5)], question)
+    problem = SearchProblem(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.91, 0.96, 0.93, 0.5))
+    proposed = propose("contribution", [full_of(5)], problem)
     assert [each.dropped for each in proposed] == [(2,), (2, 3), (1, 2, 3), (1, 2, 3, 4)]
     without_middle = SearchProblem(5, Tolerance(1.0, {1.0: 90.0}), similarities=(0.5, 0.97, 0.96, 0.5, 0.4))
     first = propose("contribution", [full_of(5)], without_middle)[0]
@@ -220,12 +220,12 @@ def test_greedy_breaks_ties_by_loss_and_then_drops_the_highest_layer():
 
 
 def test_optuna_starts_from_the_families_and_then_fills_the_width():
-    question = contract.question_for(ADDITIVE, 2.0, width=3)
+    problem = contract.problem_for(ADDITIVE, 2.0, width=3)
     history = [contract.baseline_of(ADDITIVE)]
-    seeds = propose("optuna", history, question)
+    seeds = propose("optuna", history, problem)
     assert {top(12, 6), odd_alternate(12, 6), top(12, 3), top(12, 9)} <= set(seeds)
     history += [ADDITIVE.trial(TrialKey(layers, 1.0, 0)) for layers in seeds]
-    assert len(propose("optuna", history, question)) == 3
+    assert len(propose("optuna", history, problem)) == 3
 
 
 def test_optuna_ends_when_every_set_is_measured():
@@ -233,10 +233,10 @@ def test_optuna_ends_when_every_set_is_measured():
 
 
 def test_optuna_proposes_a_set_once_however_wide_the_call():
-    question = contract.question_for(SMALL, 1.0, width=50, evaluations=100)
+    problem = contract.problem_for(SMALL, 1.0, width=50, evaluations=100)
     seeds = play("optuna", SMALL, 1.0, evaluations=5).trials
     history = [contract.baseline_of(SMALL), *seeds]
-    while proposed := propose("optuna", history, question):
+    while proposed := propose("optuna", history, problem):
         assert len(set(proposed)) == len(proposed)
         history += [SMALL.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
     assert len(history) == 2**5 - 1
@@ -244,8 +244,8 @@ def test_optuna_proposes_a_set_once_however_wide_the_call():
 
 def test_optuna_draws_by_seed():
     history = [contract.baseline_of(ADDITIVE), *play("optuna", ADDITIVE, 2.0, evaluations=20).trials]
-    other = contract.question_for(ADDITIVE, 2.0, seed=1)
-    same = contract.question_for(ADDITIVE, 2.0, seed=0)
+    other = contract.problem_for(ADDITIVE, 2.0, seed=1)
+    same = contract.problem_for(ADDITIVE, 2.0, seed=0)
     assert propose("optuna", history, same) != propose("optuna", history, other)
     assert len(propose("optuna", history, same)) == 1
 
@@ -274,10 +274,10 @@ def test_an_unknown_sampler_is_refused():
 
 
 def test_auto_proposes_as_many_as_run_at_once():
-    question = contract.question_for(ADDITIVE, 0.5, width=2)
+    problem = contract.problem_for(ADDITIVE, 0.5, width=2)
     history = [contract.baseline_of(ADDITIVE)]
     for _ in range(12):
-        proposed = propose("auto", history, question)
+        proposed = propose("auto", history, problem)
         assert len(proposed) == 2
         history += [ADDITIVE.trial(TrialKey(layers, 1.0, 0)) for layers in proposed]
 

@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 
 from budget_search.core.layers import LayerSet
-from budget_search.layer_search.acquisition import ConfirmationRule, _best_first, all_sets, chances, choose
+from budget_search.layer_search.acquisition import (
+    ConfirmationRule,
+    _best_first,
+    candidate_sets,
+    choose,
+    confirmation_probabilities,
+)
 from budget_search.layer_search.strategies.auto import design
-from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, steadied
+from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, combine_with_loss
 
 EFFECTS = np.array([2.6, 1.4, 0.3, 0.5, 0.1, 0.6, 0.1, 0.4, 0.1, 0.7, 0.2, 0.1])
 EVERY = [LayerSet.dropping(gone, 12) for count in range(1, 12) for gone in itertools.combinations(range(12), count)]
@@ -36,7 +42,7 @@ def fitted(**options: float) -> Surrogate:
 
 def test_it_expects_what_unmeasured_sets_really_lose() -> None:
     sets = [layers for layers in EVERY if 5 <= layers.depth <= 10]
-    expected, sd = fitted().expect(sets)
+    expected, sd = fitted().predict(sets)
     lost = np.array([truth(layers) for layers in sets])
     assert np.corrcoef(expected, lost)[0, 1] > 0.9
     assert np.sqrt(np.mean((expected - lost) ** 2)) < 0.6
@@ -45,7 +51,7 @@ def test_it_expects_what_unmeasured_sets_really_lose() -> None:
 
 
 def test_without_measurements_it_says_that_more_layers_cost_more_and_how_unsure_it_is() -> None:
-    expected, sd = Surrogate.fit(12, {}, {}, 0.5, 3).expect([LayerSet.full(12).drop(5), LayerSet((0, 1, 2), 12)])
+    expected, sd = Surrogate.fit(12, {}, {}, 0.5, 3).predict([LayerSet.full(12).drop(5), LayerSet((0, 1, 2), 12)])
     assert expected[0] < expected[1]
     assert sd[0] < sd[1]
 
@@ -53,8 +59,8 @@ def test_without_measurements_it_says_that_more_layers_cost_more_and_how_unsure_
 def test_a_full_run_weighs_more_than_its_screen() -> None:
     layers = LayerSet((0, 1, 2, 3, 5, 7), 12)
     known = {**screens(), layers: 1.5 * truth(layers)}
-    before, _ = Surrogate.fit(12, known, {}, 0.3, 3).expect([layers])
-    after, sd = Surrogate.fit(12, known, {layers: FullRuns(truth(layers) + 3.0, 3)}, 0.3, 3).expect([layers])
+    before, _ = Surrogate.fit(12, known, {}, 0.3, 3).predict([layers])
+    after, sd = Surrogate.fit(12, known, {layers: FullRuns(truth(layers) + 3.0, 3)}, 0.3, 3).predict([layers])
     assert after[0] > before[0] + 1.0
     assert sd[0] < 0.6
 
@@ -64,14 +70,14 @@ def test_a_broken_screen_is_left_out() -> None:
     known = screens()
     broken = {**known, EVERY[0]: BROKEN + 30.0}
     np.testing.assert_allclose(
-        Surrogate.fit(12, known, {}, 0.3, 3).expect(sets)[0], Surrogate.fit(12, broken, {}, 0.3, 3).expect(sets)[0]
+        Surrogate.fit(12, known, {}, 0.3, 3).predict(sets)[0], Surrogate.fit(12, broken, {}, 0.3, 3).predict(sets)[0]
     )
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 6, 24])
 def test_it_works_at_every_depth(total: int) -> None:
-    sets = all_sets(total, frozenset(), [])
-    expected, sd = Surrogate.fit(total, dict.fromkeys(sets[:3], 1.0), {}, 0.5, 3).expect(sets[:50])
+    sets = candidate_sets(total, frozenset(), [])
+    expected, sd = Surrogate.fit(total, dict.fromkeys(sets[:3], 1.0), {}, 0.5, 3).predict(sets[:50])
     assert np.isfinite(expected).all()
     assert (sd > 0).all()
 
@@ -81,10 +87,10 @@ def test_losses_steady_the_points_they_are_worth() -> None:
     real = random.uniform(0, 6, 40)
     points = real + random.normal(size=40)
     losses = (real + 0.2 * random.normal(size=40)) / 30
-    steady = np.array(steadied(points.tolist(), losses.tolist()))
+    steady = np.array(combine_with_loss(points.tolist(), losses.tolist()))
     assert np.std(steady - real) < 0.65 * np.std(points - real)
-    assert steadied([1.0, 2.0], [0.1, 0.2]) == [1.0, 2.0]
-    assert steadied(points.tolist(), [None] * 40) == points.tolist()
+    assert combine_with_loss([1.0, 2.0], [0.1, 0.2]) == [1.0, 2.0]
+    assert combine_with_loss(points.tolist(), [None] * 40) == points.tolist()
 
 
 def test_the_design_drops_many_layers_at_once_and_each_about_as_often() -> None:
@@ -104,30 +110,33 @@ def test_the_design_comes_to_an_end_and_keeps_fixed_layers(total: int) -> None:
 
 
 def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_deep_one() -> None:
-    assert len(all_sets(6, frozenset(), [])) == 62
-    assert len(all_sets(6, frozenset({0}), [])) == 31
+    assert len(candidate_sets(6, frozenset(), [])) == 62
+    assert len(candidate_sets(6, frozenset({0}), [])) == 31
     measured = [LayerSet(tuple(range(10)), 30)]
-    deep = all_sets(30, frozenset({3}), measured)
+    deep = candidate_sets(30, frozenset({3}), measured)
     assert {layers.depth for layers in deep} == set(range(1, 30))
     assert LayerSet(tuple(range(9)), 30) in deep
     assert all(3 in layers.kept for layers in deep)
-    assert deep == all_sets(30, frozenset({3}), measured)
+    assert deep == candidate_sets(30, frozenset({3}), measured)
 
 
 def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     surrogate = fitted()
     harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
-    either = chances(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}))
+    either = confirmation_probabilities(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}))
     assert either[0] > either[1]
-    assert chances(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}))[0] > either[1]
+    assert confirmation_probabilities(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}))[0] > either[1]
 
 
 def test_runs_already_there_count_towards_the_chance() -> None:
     surrogate, layers = fitted(), LayerSet.dropping({11}, 12)
     lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
-    assert lucky.may_lose(layers) == pytest.approx(3.0)
-    assert unlucky.may_lose(layers) == pytest.approx(-0.2)
-    assert chances(surrogate, [layers], lucky)[0] > chances(surrogate, [layers], unlucky)[0]
+    assert lucky.allowed_degradation(layers) == pytest.approx(3.0)
+    assert unlucky.allowed_degradation(layers) == pytest.approx(-0.2)
+    assert (
+        confirmation_probabilities(surrogate, [layers], lucky)[0]
+        > confirmation_probabilities(surrogate, [layers], unlucky)[0]
+    )
 
 
 def best_first(chance: dict[int, float], answer: int, total: int = 12, tries: int = 5) -> int | None:
@@ -178,4 +187,4 @@ def test_a_full_run_that_broke_does_not_bend_the_rest() -> None:
     screened = {layers: 0.5 * len(layers.dropped) for layers in sets}
     broken = {LayerSet((0,), 12): FullRuns(35.0, 1)}
     plain, with_broken = (Surrogate.fit(12, screened, runs, 0.3, 3) for runs in ({}, broken))
-    assert np.allclose(plain.expect(sets)[0], with_broken.expect(sets)[0])
+    assert np.allclose(plain.predict(sets)[0], with_broken.predict(sets)[0])

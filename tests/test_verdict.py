@@ -13,7 +13,7 @@ from scipy import stats
 
 from budget_search.core.layers import LayerSet
 from budget_search.layer_search.verdict import (
-    ASSUMED_SEED_SD,
+    PRIOR_SEED_SD,
     Judgement,
     expected_seed_sd,
     judge,
@@ -28,12 +28,14 @@ FULL = LayerSet.full(4)
 
 
 def contributions(*rows: str) -> np.ndarray:
-    """Per-example contributions to accuracy, in points: seeds x examples, a 1 for a right answer."""
+    """Per-example contributions to accuracy, in points: seeds, examples, a 1 for a right answer."""
     return np.array([[100.0 * (letter == "1") for letter in row] for row in rows])
 
 
 def judgement(**fields) -> Judgement:
-    usual = Judgement(degradation=0.5, seed_part=0.03, example_part=0.01, seed_freedom=6, seeds=3, examples=2000)
+    usual = Judgement(
+        degradation=0.5, seed_variance=0.03, example_variance=0.01, seed_degrees_of_freedom=6, seeds=3, examples=2000
+    )
     return replace(usual, **fields)
 
 
@@ -48,12 +50,12 @@ def test_one_candidate_with_two_seeds_by_hand():
     found = judge(baseline, {TOP: candidate})[TOP]
     assert found.degradation == 25.0
     # Own variance (50 - 25)^2 * 2 / 1 = 1250, over two seeds. Scores: 75, 75 and 25, 75: pooled 2 * (0 + 1250) / 2.
-    assert found.seed_part == pytest.approx(1250 / 2)
+    assert found.seed_variance == pytest.approx(1250 / 2)
     # Means over seeds (100, 0, 0, 0): variance 2500. Within: (0, 0, 0, 20000), mean 5000, over two seeds 2500: nothing
     # is left but half an example each way: (100 / 4)^2.
-    assert found.example_part == pytest.approx(625.0)
-    assert found.freedom == pytest.approx(1250**2 / (625**2 / 2 + 625**2 / 3))
-    assert found.upper == pytest.approx(25 + stats.t.ppf(0.95, found.freedom) * math.sqrt(1250))
+    assert found.example_variance == pytest.approx(625.0)
+    assert found.degrees_of_freedom == pytest.approx(1250**2 / (625**2 / 2 + 625**2 / 3))
+    assert found.upper == pytest.approx(25 + stats.t.ppf(0.95, found.degrees_of_freedom) * math.sqrt(1250))
 
 
 def test_pooled_and_own_seed_variance_by_hand():
@@ -64,9 +66,9 @@ def test_pooled_and_own_seed_variance_by_hand():
     candidates = {TOP: constant(89.0, 89.0, 89.0), OTHER: constant(91.0, 88.0, 85.0)}
     found = judge(constant(90.0, 90.0, 90.0), candidates)
     # Variances 0, 0, 9: twice their mean is 6. The unsteady set's own is 9, the steady one's 0.
-    assert found[TOP].seed_part == pytest.approx(6 / 3)
-    assert found[OTHER].seed_part == pytest.approx(9 / 3)
-    assert found[TOP].seed_freedom == 3 * (3 - 1)
+    assert found[TOP].seed_variance == pytest.approx(6 / 3)
+    assert found[OTHER].seed_variance == pytest.approx(9 / 3)
+    assert found[TOP].seed_degrees_of_freedom == 3 * (3 - 1)
 
 
 def test_the_example_part_is_what_differs_lastingly():
@@ -76,7 +78,7 @@ def test_the_example_part_is_what_differs_lastingly():
     mean_difference = np.array([100, 100, 50, 0, 0, 0, 0, 0])
     within = 5000 / 8 / 2
     found = judge(baseline, {TOP: candidate})[TOP]
-    assert found.example_part == pytest.approx((mean_difference.var(ddof=1) - within) / 8 + (100 / 8) ** 2)
+    assert found.example_variance == pytest.approx((mean_difference.var(ddof=1) - within) / 8 + (100 / 8) ** 2)
 
 
 def test_any_metric_whose_contributions_are_score_plus_influence():
@@ -84,7 +86,7 @@ def test_any_metric_whose_contributions_are_score_plus_influence():
     baseline = 88.0 + rng.normal(0, 20, (3, 400))
     found = judge(baseline, {TOP: baseline - 1.5})[TOP]
     assert found.degradation == pytest.approx(1.5)
-    assert found.example_part == pytest.approx((100 / 400) ** 2)
+    assert found.example_variance == pytest.approx((100 / 400) ** 2)
 
 
 # -- the borders --------------------------------------------------------------------------------------------------
@@ -93,8 +95,8 @@ def test_any_metric_whose_contributions_are_score_plus_influence():
 def test_without_any_change_half_an_example_each_way_is_supposed():
     results = contributions("11101110", "11101110")
     found = judge(results, {TOP: results.copy()})[TOP]
-    assert (found.degradation, found.seed_part) == (0.0, 0.0)
-    assert found.example_part == (100 / 8) ** 2
+    assert (found.degradation, found.seed_variance) == (0.0, 0.0)
+    assert found.example_variance == (100 / 8) ** 2
     assert found.upper == pytest.approx(stats.t.ppf(0.95, 7) * 100 / 8)
     assert not found.certified(5.0)
 
@@ -110,7 +112,7 @@ def test_one_seed_bounds_nothing():
     found = judge(contributions("1111"), {TOP: contributions("1111"), OTHER: contributions("1110")})
     assert found[OTHER].degradation == 25.0
     for each in found.values():
-        assert (each.seed_part, each.variance, each.freedom, each.upper) == (None, None, None, None)
+        assert (each.seed_variance, each.variance, each.degrees_of_freedom, each.upper) == (None, None, None, None)
         assert each.probability_within(100.0) is None
         assert not each.certified(100.0)
 
@@ -121,14 +123,14 @@ def test_a_checkpoint_is_judged_for_itself():
     found = judge_checkpoint(baseline, checkpoint)
     # Its score is 37.5; the baseline's are 50, 37.5 and 62.5, as far apart as its seeds alone make them.
     assert found.degradation == pytest.approx(12.5)
-    assert found.seed_part == pytest.approx(12.5**2 / 3)
-    assert found.seed_freedom == 2
+    assert found.seed_variance == pytest.approx(12.5**2 / 3)
+    assert found.seed_degrees_of_freedom == 2
     # The differences it keeps whatever seed the baseline has: lost thrice, won once.
     lasting = np.cov(baseline - checkpoint)
     off_diagonal = (lasting.sum() - np.trace(lasting)) / 6
-    assert found.example_part == pytest.approx(off_diagonal / 8 + (100 / 8) ** 2, rel=0.05)
+    assert found.example_variance == pytest.approx(off_diagonal / 8 + (100 / 8) ** 2, rel=0.05)
     assert judge_checkpoint(baseline[:1], checkpoint).upper is None
-    with pytest.raises(ValueError, match=r"broadcast|seeds x examples"):
+    with pytest.raises(ValueError, match=r"broadcast|seeds, examples"):
         judge_checkpoint(baseline, checkpoint[:5])
 
 
@@ -138,7 +140,7 @@ def test_nothing_to_judge():
 
 @pytest.mark.parametrize("wrong", [np.ones((2, 5)), np.ones((3, 4)), np.ones(4), np.full((2, 4), np.nan)])
 def test_results_that_are_not_paired_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"seeds x examples|finite"):
+    with pytest.raises(ValueError, match=r"seeds, examples|finite"):
         judge(np.ones((2, 4)), {TOP: wrong})
 
 
@@ -206,7 +208,7 @@ GOOD, FAIR = judgement(degradation=0.1), judgement(degradation=0.9)
         (replace(GOOD, collapsed=1), {}, "observed"),
         (GOOD, {"held_out_degradation": 1.01}, "held_out disagrees"),
         (GOOD, {"held_out_degradation": 1.0}, "certified"),
-        (replace(GOOD, seed_part=None), {}, "observed"),
+        (replace(GOOD, seed_variance=None), {}, "observed"),
         (FAIR, {"held_out_degradation": 2.0}, "held_out disagrees"),
     ],
 )
@@ -262,10 +264,10 @@ def test_the_forecast_is_the_bound_of_an_equally_good_set():
 
 
 def test_the_spread_between_seeds_leans_on_the_assumption_while_there_are_few():
-    assert expected_seed_sd([]) == expected_seed_sd([90.0]) == ASSUMED_SEED_SD
+    assert expected_seed_sd([]) == expected_seed_sd([90.0]) == PRIOR_SEED_SD
     assert expected_seed_sd([90.0, 92.0]) == pytest.approx(math.sqrt((4 * 0.25 + 2.0) / 5))
     steady = expected_seed_sd([90.0] * 3)
-    assert 0 < steady < ASSUMED_SEED_SD
+    assert 0 < steady < PRIOR_SEED_SD
 
 
 def test_the_spread_of_all_sets_counts():

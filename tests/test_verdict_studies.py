@@ -38,20 +38,20 @@ def changed(change: Callable[[Judgement, np.ndarray], Judgement]) -> Callable[..
 
 
 def by_the_normal_distribution(judgement: Judgement, difference: np.ndarray) -> Judgement:
-    return replace(judgement, seed_freedom=10**9)
+    return replace(judgement, seed_degrees_of_freedom=10**9)
 
 
 def by_examples_alone(judgement: Judgement, difference: np.ndarray) -> Judgement:
     """The usual paired test, which takes the seeds that happened to be run for all there are."""
     of_examples = float(difference.mean(axis=0).var(ddof=1)) / difference.shape[1]
-    return replace(judgement, seed_part=1e-12, example_part=of_examples)
+    return replace(judgement, seed_variance=1e-12, example_variance=of_examples)
 
 
 def by_seeds_alone(judgement: Judgement, difference: np.ndarray) -> Judgement:
     """A t-test on the scores of the seeds, which takes the examples that happened to be scored for all there are."""
     seeds = difference.shape[0]
     own = float(difference.mean(axis=1).var(ddof=1)) / seeds
-    return replace(judgement, seed_part=own, seed_freedom=seeds - 1, example_part=1e-12)
+    return replace(judgement, seed_variance=own, seed_degrees_of_freedom=seeds - 1, example_variance=1e-12)
 
 
 def with_error_not_shared(judgement: Judgement, difference: np.ndarray) -> Judgement:
@@ -127,4 +127,4 @@ def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
     found = search(world, InMemoryHistory(), settings(named=(collapsing, steady), deltas=(1.0,)))
     found.run()
     assert set(found.state.confirmations.sets) == {collapsing, steady}
-    assert found.state.confirmations.steady == [steady]
+    assert found.state.confirmations.uncollapsed == [steady]

@@ -82,12 +82,12 @@ def search(
     wanted = wanted or settings(total=world.total)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         return Judgement(
             degradation=math.fsum(lost) / len(lost),
-            seed_part=(half_width / 1.645) ** 2,
-            example_part=0.0,
-            seed_freedom=10**6,
+            seed_variance=(half_width / 1.645) ** 2,
+            example_variance=0.0,
+            seed_degrees_of_freedom=10**6,
             seeds=len(lost),
             examples=1000,
             confidence=confidence,

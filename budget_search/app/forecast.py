@@ -222,7 +222,7 @@ def _depthless(key: TrialKey) -> tuple[LayerSet | None, float, int]:
 def _scores(history: Sequence[Trial], settings: SearchSettings) -> list[list[float]]:
     """Of the full model and of every set that is confirmed and never collapsed, one score per seed, in points."""
     confirmations = Confirmations(history, settings.total, settings.seeds)
-    return [list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.steady)]
+    return [list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.uncollapsed)]
 
 
 def _equivalents_of(trial: Trial, recipe: Recipe) -> float:

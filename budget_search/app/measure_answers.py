@@ -67,7 +67,7 @@ def measure_answers(
 def delete_unneeded_weights(folder: StudyFolder, state: SearchState, answers: Iterable[LayerSet]) -> None:
     """Delete the weights of sets that cannot become an answer: another confirmed set is as small and loses less."""
     confirmations = state.confirmations
-    lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+    lost = {layers: statistics.fmean(confirmations.degradations(layers)) for layers in confirmations.sets}
     useful = [
         layers
         for layers in lost

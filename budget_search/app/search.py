@@ -103,7 +103,7 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
     references = kept_references(found)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return paired.compare(layers, "certification", confidence, among=state.confirmations.steady)
+        return paired.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
 
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in workers.run(jobs):

@@ -65,7 +65,7 @@ def warm_start_note(state: SearchState, study: str) -> str:
 def _told(state: SearchState) -> Iterator[str]:
     screens = state.screens
     tolerance = screens.tolerance(0.0)
-    lost = {trial.layers: tolerance.degradation(trial) for trial in screens.judged if not trial.layers.is_full}
+    lost = {trial.layers: tolerance.degradation(trial) for trial in screens.trials if not trial.layers.is_full}
     for delta, answer in sorted(state.answers().items()):
         within = f"within {points(delta)} points"
         same_depth = sorted((lost[layers], layers) for layers in lost if layers.depth == answer.depth)

@@ -141,7 +141,7 @@ class Console:
         if self._settings is None:
             return ""
         confirmations = Confirmations(self._trials, self._settings.total, self._settings.seeds)
-        lost = {layers: statistics.fmean(confirmations.lost(layers)) for layers in confirmations.sets}
+        lost = {layers: statistics.fmean(confirmations.degradations(layers)) for layers in confirmations.sets}
         holding = [layers for layers in lost if lost[layers] <= max(self._settings.deltas)]
         if not holding:
             return "nothing confirmed yet"

@@ -1,4 +1,4 @@
-"""What the confirmations of a study say: full runs with fresh seeds, scored on ``certification``."""
+"""The confirmations of a study: full-recipe runs with fresh seeds, scored on ``certification``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from budget_search.core.trial import Trial
 from budget_search.layer_search.surrogate import FullRuns
 from budget_search.layer_search.verdict import expected_seed_sd
 
-# A confirmation is given up when the chance that its mean still comes within delta falls below this, judged by its own
-# runs alone: whatever the surrogate believes.
+# A confirmation stops early for futility when its mean over all seeds is within delta with less than this probability.
+# Only its own runs count for that, not the surrogate's prediction.
 FUTILITY = 0.1
 
 
 class Confirmations:
-    """A view of a study's history for these seeds: pure, made anew whenever the history has grown."""
+    """A read-only view of the confirmations in ``history`` that used these seeds."""
 
     def __init__(self, history: Sequence[Trial], total: int, seeds: Sequence[int]) -> None:
         self.full = LayerSet.full(total)
@@ -28,71 +28,72 @@ class Confirmations:
                 self._runs.setdefault(trial.layers, {})[trial.key.seed] = trial
 
     @property
-    def sets(self) -> list[LayerSet]:
-        """The smaller sets with a score for every seed."""
-        return [layers for layers in self._runs if not layers.is_full and self.is_complete(layers)]
-
-    @property
-    def steady(self) -> list[LayerSet]:
-        """Those none of whose runs collapsed: their spread between seeds tells of the others'."""
-        return [layers for layers in self.sets if not self.collapsed(layers)]
-
-    @property
-    def begun(self) -> list[LayerSet]:
+    def started(self) -> list[LayerSet]:
         """The smaller sets with at least one run."""
         return [layers for layers in self._runs if not layers.is_full]
+
+    @property
+    def sets(self) -> list[LayerSet]:
+        """The smaller sets with a score for every seed."""
+        return [layers for layers in self.started if self.is_complete(layers)]
+
+    @property
+    def uncollapsed(self) -> list[LayerSet]:
+        """The sets in ``sets`` without a collapsed run; only these enter the pooled variance between seeds."""
+        return [layers for layers in self.sets if not self.collapsed(layers)]
 
     def is_complete(self, layers: LayerSet) -> bool:
         return len(self.scores(layers)) == len(self._seeds)
 
     def runs(self, layers: LayerSet) -> list[Trial]:
-        """By seed, failed ones included."""
+        """The runs of a set, sorted by seed; failed ones included."""
         return [trial for _, trial in sorted(self._runs.get(layers, {}).items())]
 
     def scores(self, layers: LayerSet) -> dict[int, float]:
-        """Points by seed."""
+        """The scores of a set by seed, in points."""
         return {trial.key.seed: trial.score for trial in self.runs(layers) if trial.score is not None}
 
     def collapsed(self, layers: LayerSet) -> int:
-        """How many runs predicted one class only."""
+        """The number of runs of a set that predicted a single class."""
         return sum(trial.state == "collapsed" for trial in self.runs(layers))
 
-    def failed(self, layers: LayerSet) -> Trial | None:
-        """A run that failed for a reason of its own, not the machine's; such a set is no answer."""
+    def failed_run(self, layers: LayerSet) -> Trial | None:
+        """A run that failed because of the layer set, not of the machine; such a set cannot be an answer."""
         return next((t for t in self.runs(layers) if t.state == "failed" and not t.machine_failure), None)
 
-    def lost(self, layers: LayerSet) -> list[float]:
-        """Points lost against the baseline, by seed, for the seeds run so far."""
+    def degradations(self, layers: LayerSet) -> list[float]:
+        """Degradation by seed, in points, for the seeds that both the set and the baseline have."""
         baseline = self.scores(self.full)
         return [baseline[seed] - score for seed, score in self.scores(layers).items() if seed in baseline]
 
     @property
-    def in_full(self) -> dict[LayerSet, FullRuns]:
-        """What every set begun has lost so far."""
-        lost = {layers: self.lost(layers) for layers in self.begun}
-        return {layers: FullRuns(statistics.fmean(values), len(values)) for layers, values in lost.items() if values}
+    def full_runs(self) -> dict[LayerSet, FullRuns]:
+        """The mean degradation so far of every set that has at least one score."""
+        by_set = {layers: self.degradations(layers) for layers in self.started}
+        return {layers: FullRuns(statistics.fmean(values), len(values)) for layers, values in by_set.items() if values}
 
     def median_seed(self, layers: LayerSet) -> int:
-        """The seed whose score is the median; of an even number, the lower middle one."""
+        """The seed with the median score; for an even number of seeds, the lower of the two in the middle."""
         by_score = sorted((score, seed) for seed, score in self.scores(layers).items())
         return by_score[(len(by_score) - 1) // 2][1]
 
-    def hopeless(self, layers: LayerSet, delta: float) -> bool:
-        """Whether the mean over all seeds can hardly come within delta (points) any more, or a run has failed.
+    def is_futile(self, layers: LayerSet, delta: float) -> bool:
+        """Whether a run failed, or the mean over all seeds is unlikely to be within delta (points).
 
-        The runs to come are expected around the mean of those so far, as far apart as the baseline's seeds.
+        The remaining runs are predicted from the mean of the finished ones, with the baseline's spread between seeds.
         """
-        if self.failed(layers):
+        if self.failed_run(layers):
             return True
-        lost = self.lost(layers)
-        left = len(self._seeds) - len(lost)
-        if not lost or not left:
+        degradations = self.degradations(layers)
+        remaining = len(self._seeds) - len(degradations)
+        if not degradations or not remaining:
             return False
-        needed = (delta * len(self._seeds) - sum(lost)) / left
-        spread = math.sqrt(2) * self.seed_sd * math.sqrt(1 / left + 1 / len(lost))
-        return statistics.NormalDist().cdf((needed - statistics.fmean(lost)) / spread) < FUTILITY
+        required_mean = (delta * len(self._seeds) - sum(degradations)) / remaining
+        spread = math.sqrt(2) * self.seed_sd * math.sqrt(1 / remaining + 1 / len(degradations))
+        probability = statistics.NormalDist().cdf((required_mean - statistics.fmean(degradations)) / spread)
+        return probability < FUTILITY
 
     @property
     def seed_sd(self) -> float:
-        """Standard deviation of a score over seeds, in points, as far as the baseline shows it."""
+        """Standard deviation of a score between seeds, in points, estimated from the baseline's runs."""
         return expected_seed_sd(list(self.scores(self.full).values()))

@@ -1,8 +1,7 @@
-"""What the screens of a study say, each against the baseline of its own rung, and how long a screen must be.
+"""The screens of a study, each compared with the baseline at the same rung, and the rung of the next screens.
 
-A screen is worth its price only when its ranking agrees with longer runs. That is checked as the search goes, with the
-confirmations that come anyway and, where it is cheap, with some sets screened twice as long; where the ranking differs,
-all later screens are longer.
+A screen is useful only if it ranks layer sets as longer runs do. The search checks that with its confirmations and,
+where that is cheap, by screening some sets twice as long. If the rankings disagree, all later screens are longer.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Tolerance, Trial
 from budget_search.layer_search.surrogate import BROKEN
 
-# Screens of one rung before some are run twice as long to check it, and how many sets a check needs.
+# A rung is checked after this many screens, on this many sets.
 SCREENS_BEFORE_CHECK = 8
 CHECKED = 5
-# Rank correlation of screens with longer runs below which screens become longer.
+# Screens become longer if their rank correlation with longer runs is below this.
 AGREEMENT = 0.5
-# How much screens may exaggerate or belittle a loss before that is taken for chance.
+# Bounds on the estimated slope, which few confirmations determine badly.
 SLOPES = (0.25, 2.0)
-# Beyond this, running screens just to check them would cost as much as confirming.
+# Longer screens would cost as much as confirmations, so they are not run only to check shorter ones.
 LONGEST_CHECKING_RUNG = 0.5
 
 
 class Screens:
-    """A view of a study's history, of the screens with one seed: pure, made anew whenever the history has grown."""
+    """A read-only view of the screens in ``history`` that used this seed."""
 
     def __init__(self, history: Sequence[Trial], total: int, first_rung: float, seed: int) -> None:
         self._full = LayerSet.full(total)
@@ -38,25 +37,25 @@ class Screens:
         for trial in sorted(history, key=lambda trial: trial.key):
             if trial.split == "selection" and trial.key.seed == seed and not trial.machine_failure:
                 self._by_rung.setdefault(trial.rung, {})[trial.layers] = trial
-        self._in_full = _lost_in_full(history, self._full)
+        self._full_degradations = _full_degradations(history, self._full)
 
     @cached_property
     def rung(self) -> float:
-        """The rung of the next screens: the first at which the full model learns and the ranking is not refuted."""
+        """The rung of the next screens: the shortest at which the full model learns and rankings agree well enough."""
         rung = self._first_rung
         while rung < FULL_RUNG and (self._baseline_collapsed(rung) or self._misleads(rung)):
             rung = longer(rung)
         return rung
 
     def _misleads(self, rung: float) -> bool:
-        """Whether screens twice as long are wanted, and would not take as much as confirmations."""
+        """Whether the ranking disagrees with longer runs, and longer screens are still cheaper than confirmations."""
         return longer(rung) <= LONGEST_CHECKING_RUNG and self.agreement(rung) < AGREEMENT
 
     @cached_property
-    def judged(self) -> list[Trial]:
-        """One trial per layer set, from its longest rung; sorted by key. Their scores compare only by a Tolerance.
+    def trials(self) -> list[Trial]:
+        """One trial per layer set, from its longest screen, sorted by key; compare them with a ``Tolerance`` only.
 
-        Screens shorter than the current rung are not among them: their ranking was found wanting.
+        Screens shorter than the current rung are left out, because their ranking was unreliable.
         """
         longest: dict[LayerSet, Trial] = {}
         for rung in sorted(self._by_rung):
@@ -65,7 +64,7 @@ class Screens:
         return sorted(longest.values(), key=lambda trial: trial.key)
 
     def tolerance(self, delta: float) -> Tolerance:
-        """What a screen may lose for its set to be expected within ``delta`` (points) of the full recipe."""
+        """The tolerance for screens of sets whose expected degradation in a full run is at most ``delta`` points."""
         baselines = {rung: self._baseline(rung) for rung in self._by_rung}
         known = {rung: score for rung, score in baselines.items() if score is not None}
         losses = {rung: self._by_rung[rung][self._full].metrics.get("loss") for rung in known}
@@ -75,22 +74,23 @@ class Screens:
 
     @cached_property
     def slope(self) -> float:
-        """Points lost in full per point lost on a screen: 1 at first, then what the confirmations show.
+        """Degradation of a full run per point of degradation on a screen, estimated from the confirmations.
 
-        Little training is harder on a model with gaps than on a whole one, so screens mostly exaggerate. A regression
-        through the origin, held near 1 as if a set that lost a point on its screen had lost a point in full.
+        Screens mostly exaggerate, because a smaller model needs more training to recover. The estimate is a regression
+        through the origin with a pseudo-observation of one point each, so it is 1 before the first confirmation.
         """
-        screened = {trial.layers: self._lost(trial.rung).get(trial.layers) for trial in self.judged}
-        pairs = [(lost, self._in_full[layers]) for layers, lost in screened.items() if lost and layers in self._in_full]
-        product = 1.0 + sum(short * full for short, full in pairs)
+        full = self._full_degradations
+        screened = {trial.layers: self._degradations(trial.rung).get(trial.layers) for trial in self.trials}
+        pairs = [(short, full[layers]) for layers, short in screened.items() if short and layers in full]
+        product = 1.0 + sum(short * long for short, long in pairs)
         square = 1.0 + sum(short**2 for short, _ in pairs)
         return min(max(product / square, SLOPES[0]), SLOPES[1])
 
-    def doubtful(self) -> list[tuple[LayerSet, float]]:
-        """Screens to run longer: (layer set, rung), and the full model wherever something is to be compared with it.
+    def needed(self) -> list[tuple[LayerSet, float]]:
+        """The screens that the search itself needs, as pairs of layer set and rung: baselines first, then repeats.
 
-        These are sets whose screen collapsed, which says that it was too short rather than that the set is bad, and
-        the sets that check the current rung.
+        The full model is needed at every rung in use. A set is screened again, twice as long, if its screen collapsed
+        (it may have been too short) or if the set is used to check the current rung.
         """
         longest = self._longest()
         collapsed = [
@@ -106,7 +106,7 @@ class Screens:
         return baselines + missing
 
     def _longest(self) -> dict[LayerSet, Trial]:
-        """The longest screen of every smaller set, of those that are not too short."""
+        """The longest screen of every smaller set, without screens shorter than the current rung."""
         longest: dict[LayerSet, Trial] = {}
         for rung in sorted(rung for rung in self._by_rung if rung >= self.rung):
             longest |= self._by_rung[rung]
@@ -114,40 +114,44 @@ class Screens:
         return longest
 
     @cached_property
-    def fewest_alive(self) -> int:
-        """The fewest layers of which anything is left, on screens of half the recipe or in full; of all of them where
-        everything broke. 1 where screens are shorter, for these exaggerate too much to tell."""
+    def fewest_working(self) -> int:
+        """The fewest layers of a set that is not broken, judged by full runs and by screens of half the recipe.
+
+        The full depth if all sets are broken; 1 if screens are shorter, because these exaggerate too much.
+        """
         if self.rung < LONGEST_CHECKING_RUNG:
             return 1
         tolerance = self.tolerance(0.0)
-        learnt = [trial for trial in self.judged if trial.state == "complete"]
-        alive = [trial.layers.depth for trial in learnt if tolerance.degradation(trial) < BROKEN]
-        alive += [layers.depth for layers, lost in self._in_full.items() if lost < BROKEN]
-        return min(alive, default=self._full.total)
+        learnt = [trial for trial in self.trials if trial.state == "complete"]
+        working = [trial.layers.depth for trial in learnt if tolerance.degradation(trial) < BROKEN]
+        working += [layers.depth for layers, full in self._full_degradations.items() if full < BROKEN]
+        return min(working, default=self._full.total)
 
     def agreement(self, rung: float) -> float:
-        """Rank correlation of what sets lost at this rung and in longer runs; 1 while too few sets have both.
+        """Rank correlation of degradations at this rung and in longer runs; 1 while too few sets have both.
 
-        Of scores, which chance moves much, or, until enough full runs speak, of mean losses where these agree better.
+        Degradations are noisy. Until there are enough full runs, the rank correlation of loss increases counts instead
+        if it is higher.
         """
-        short, long = self._lost(rung), self._lost_longer(rung)
+        short, long = self._degradations(rung), self._degradations_beyond(rung)
         by_score = _agreement(short, long)
-        further, longest = self._further_loss(rung), self._further_loss(longer(rung))
-        full_runs_speak = len(short.keys() & self._in_full.keys()) >= CHECKED
-        if full_runs_speak or len(further.keys() & longest.keys()) < CHECKED:
+        if len(short.keys() & self._full_degradations.keys()) >= CHECKED:
             return by_score
-        return max(by_score, _agreement(further, longest))
+        short_losses, long_losses = self._loss_increases(rung), self._loss_increases(longer(rung))
+        if len(short_losses.keys() & long_losses.keys()) < CHECKED:
+            return by_score
+        return max(by_score, _agreement(short_losses, long_losses))
 
-    def _lost_longer(self, rung: float) -> dict[LayerSet, float]:
-        """Points lost per set in its longest run beyond this rung."""
-        lost: dict[LayerSet, float] = {}
+    def _degradations_beyond(self, rung: float) -> dict[LayerSet, float]:
+        """Degradation of each set in its longest run beyond this rung, in points."""
+        longest: dict[LayerSet, float] = {}
         for other in sorted(self._by_rung):
             if other > rung:
-                lost |= self._lost(other)
-        return lost | self._in_full
+                longest |= self._degradations(other)
+        return longest | self._full_degradations
 
-    def _lost(self, rung: float) -> dict[LayerSet, float]:
-        """Points lost per smaller set at this rung; only where the set and the full model learnt something."""
+    def _degradations(self, rung: float) -> dict[LayerSet, float]:
+        """Degradation of each smaller set at this rung, in points, without failed and collapsed trials."""
         baseline = self._baseline(rung)
         return {
             layers: baseline - trial.score
@@ -155,19 +159,21 @@ class Screens:
             if baseline is not None and trial.score is not None and trial.state == "complete" and not layers.is_full
         }
 
-    def _further_loss(self, rung: float) -> dict[LayerSet, float]:
-        """Mean loss per example at this rung of the sets in ``_lost``, as far as it was recorded."""
-        losses = {layers: self._by_rung[rung][layers].metrics.get("loss") for layers in self._lost(rung)}
-        return {layers: loss for layers, loss in losses.items() if loss is not None}
+    def _loss_increases(self, rung: float) -> dict[LayerSet, float]:
+        """Mean loss per example minus the baseline's at this rung, for the sets in ``_degradations``, if recorded."""
+        degradations = self._degradations(rung)
+        baseline = self._by_rung[rung][self._full].metrics.get("loss") if degradations else None
+        losses = {layers: self._by_rung[rung][layers].metrics.get("loss") for layers in degradations}
+        return {layers: loss - baseline for layers, loss in losses.items() if loss is not None and baseline is not None}
 
     def _checking(self, rung: float) -> list[LayerSet]:
-        """The sets to run twice as long: spread evenly over the ranking, while too few sets have both."""
-        lost = self._lost(rung)
-        if longer(rung) > LONGEST_CHECKING_RUNG or len(lost) < SCREENS_BEFORE_CHECK:
+        """The sets to screen twice as long as a check, evenly spaced in the ranking; none once enough have both."""
+        degradations = self._degradations(rung)
+        if longer(rung) > LONGEST_CHECKING_RUNG or len(degradations) < SCREENS_BEFORE_CHECK:
             return []
-        if len(lost.keys() & self._lost(longer(rung)).keys()) >= CHECKED:
+        if len(degradations.keys() & self._degradations(longer(rung)).keys()) >= CHECKED:
             return []
-        ranked = sorted(lost, key=lambda layers: (-lost[layers], layers))
+        ranked = sorted(degradations, key=lambda layers: (-degradations[layers], layers))
         step = (len(ranked) - 1) / (CHECKED - 1)
         return [ranked[round(step * position)] for position in range(CHECKED)]
 
@@ -181,26 +187,26 @@ class Screens:
 
 
 def longer(rung: float) -> float:
-    """The next rung: twice as long, the full recipe at the most."""
+    """The next rung: twice as long, at most the full recipe."""
     return min(FULL_RUNG, 2 * rung)
 
 
-def _lost_in_full(history: Sequence[Trial], full: LayerSet) -> dict[LayerSet, float]:
-    """Mean points lost per smaller set in its confirmations, seed by seed against the baseline's."""
+def _full_degradations(history: Sequence[Trial], full: LayerSet) -> dict[LayerSet, float]:
+    """Mean degradation of each smaller set over its confirmation runs, paired by seed, in points."""
     baseline = {
         trial.key.seed: trial.score for trial in history if trial.split == "certification" and trial.layers == full
     }
-    lost: dict[LayerSet, list[float]] = {}
+    by_set: dict[LayerSet, list[float]] = {}
     for trial in history:
         reference = baseline.get(trial.key.seed)
-        if trial.split == "certification" and trial.layers != full and None not in (trial.score, reference):
-            assert trial.score is not None and reference is not None
-            lost.setdefault(trial.layers, []).append(reference - trial.score)
-    return {layers: statistics.fmean(values) for layers, values in lost.items()}
+        if trial.split != "certification" or trial.layers == full or trial.score is None or reference is None:
+            continue
+        by_set.setdefault(trial.layers, []).append(reference - trial.score)
+    return {layers: statistics.fmean(values) for layers, values in by_set.items()}
 
 
 def _agreement(short: Mapping[LayerSet, float], long: Mapping[LayerSet, float]) -> float:
-    """Rank correlation over the sets that both have; 1 while these are too few."""
+    """Rank correlation over the sets in both; 1 if there are too few."""
     both = [layers for layers in short if layers in long]
     if len(both) < CHECKED:
         return 1.0
@@ -208,7 +214,7 @@ def _agreement(short: Mapping[LayerSet, float], long: Mapping[LayerSet, float]) 
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's; 0 where one side is constant and nothing can be ranked."""
+    """Spearman's rank correlation; 0 if one side is constant."""
     if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
     return float(stats.spearmanr(first, second).statistic)

@@ -1,4 +1,4 @@
-"""What a study has found so far, and the answers that follow from it."""
+"""The state of a search: the trials of a study, the plan recorded in it, and the answers that follow from both."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from dataclasses import replace
 from statistics import NormalDist
 
 from budget_search.core.layers import LayerSet
+from budget_search.core.limits import BindingLimit, Loss
 from budget_search.core.trial import Trial, TrialKey
+from budget_search.layer_search.acquisition import candidate_sets
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
 from budget_search.layer_search.strategies.problem import SearchProblem
 from budget_search.layer_search.verdict import Judgement, share_of_error
 
-USUAL_SAMPLER, USUAL_CONFIDENCE = "tpe", 0.95
+DEFAULT_SAMPLER, DEFAULT_CONFIDENCE = "tpe", 0.95
 
 
 class SearchState:
-    """A question's view of one study, which grows as trials are recorded.
+    """One study, seen with the settings of one search; it grows with every recorded trial.
 
     ``compare(layers, confidence)`` compares a set that has all its confirmations with the baseline.
     """
@@ -46,14 +48,14 @@ class SearchState:
 
     @property
     def confirmations(self) -> Confirmations:
-        return self._seen()[0]
+        return self._current_views()[0]
 
     @property
     def screens(self) -> Screens:
-        return self._seen()[1]
+        return self._current_views()[1]
 
-    def _seen(self) -> tuple[Confirmations, Screens]:
-        """What the history says, made anew only when it has grown."""
+    def _current_views(self) -> tuple[Confirmations, Screens]:
+        """The two views of the history, rebuilt after every recorded trial."""
         if self._views is None:
             settings, history = self.settings, self._store.history
             self._views = (
@@ -62,8 +64,8 @@ class SearchState:
             )
         return self._views
 
-    def question(self, delta: float, evaluations: int = 0) -> SearchProblem:
-        """What a strategy is asked for this delta (points), with so many sets to screen in all."""
+    def problem(self, delta: float, evaluations: int = 0) -> SearchProblem:
+        """The problem that a strategy solves for this delta (points), with ``evaluations`` screens in total."""
         settings, confirmations = self.settings, self.confirmations
         return SearchProblem(
             total=settings.total,
@@ -76,71 +78,74 @@ class SearchState:
             width=settings.width,
             evaluations=evaluations,
             deltas=tuple(sorted(settings.deltas, reverse=True)),
-            in_full=confirmations.in_full,
+            full_runs=confirmations.full_runs,
             seed_sd=confirmations.seed_sd,
             seeds=len(settings.seeds),
         )
 
-    def expected_losses(self, sets: Sequence[LayerSet]) -> list[float]:
-        """Points that sets are expected to lose in full, by all that was measured; by what is usual before that."""
+    def expected_degradations(self, sets: Sequence[LayerSet]) -> list[float]:
+        """The degradations, in points, that the surrogate predicts for full runs of these sets."""
         if not sets:
             return []
-        expected, _ = self.question(0.0).surrogate(self.screens.judged).expect(sets)
-        return [float(lost) for lost in expected]
+        expected, _ = self.problem(0.0).surrogate(self.screens.trials).predict(sets)
+        return [float(degradation) for degradation in expected]
 
-    # -- the candidates of a delta, in the order in which they were written down ------------------------------------
+    # -- the recorded plan --------------------------------------------------------------------------------------
 
     def candidates(self, delta: float) -> list[LayerSet]:
-        """The sets chosen to be confirmed for this delta, before they were: a plan that a resumed search keeps to."""
+        """The sets chosen for confirmation for this delta, in the order in which they were chosen.
+
+        They are recorded before their first run, so that a resumed search continues with the same ones.
+        """
         return [
             LayerSet.parse(text, self.settings.total)
-            for text in self._store.facts.get(self._name("candidates", delta), [])
+            for text in self._store.facts.get(self._fact_name("candidates", delta), [])
         ]
 
     def add_candidate(self, layers: LayerSet, delta: float) -> None:
         known = self.candidates(delta)
         if layers not in known:
             names = [candidate.compact for candidate in (*known, layers)]
-            self._store.set_facts(**{self._name("candidates", delta): names})
+            self._store.set_facts(**{self._fact_name("candidates", delta): names})
 
-    def is_closed(self, delta: float) -> bool:
-        """Whether a search has answered this delta; what other deltas show later does not open it again."""
-        return bool(self._store.facts.get(self._name("answered", delta)))
+    def is_answered(self, delta: float) -> bool:
+        """Whether a search has finished with this delta; later trials for other deltas do not reopen it."""
+        return bool(self._store.facts.get(self._fact_name("answered", delta)))
 
-    def close(self, delta: float) -> None:
+    def mark_answered(self, delta: float) -> None:
         if not self.settings.named:
-            self._store.set_facts(**{self._name("answered", delta): True})
+            self._store.set_facts(**{self._fact_name("answered", delta): True})
 
-    def _name(self, what: str, delta: float) -> str:
-        """Another question to the same study makes a plan of its own."""
+    def _fact_name(self, prefix: str, delta: float) -> str:
+        """The name of a fact in the study. Searches with other settings have other names, so each has its own plan."""
         settings = self.settings
         seeds = f"{len(settings.seeds)} seeds from {settings.seeds[0]}"
-        words = [settings.criterion, settings.strategy, seeds]
+        parts = [settings.criterion, settings.strategy, seeds]
         if settings.limits.given:
-            words.append(settings.limits.compact)
-        # As little as makes a difference: studies of before these were told apart keep their plans.
-        if settings.strategy == "optuna" and settings.sampler != USUAL_SAMPLER:
-            words.append(settings.sampler)
-        if settings.criterion == "certified" and settings.confidence != USUAL_CONFIDENCE:
-            words.append(f"confidence {settings.confidence:g}")
+            parts.append(settings.limits.compact)
+        # Defaults are left out: studies older than these settings keep their plans.
+        if settings.strategy == "optuna" and settings.sampler != DEFAULT_SAMPLER:
+            parts.append(settings.sampler)
+        if settings.criterion == "certified" and settings.confidence != DEFAULT_CONFIDENCE:
+            parts.append(f"confidence {settings.confidence:g}")
         if settings.start:
-            words.append(f"from {' '.join(layers.compact for layers in settings.start)}")
-        return f"{what} for {delta:g} points, {', '.join(words)}"
+            parts.append(f"from {' '.join(layers.compact for layers in settings.start)}")
+        return f"{prefix} for {delta:g} points, {', '.join(parts)}"
 
     # -- answers ------------------------------------------------------------------------------------------------
 
     def answers(self, deltas: Iterable[float] | None = None) -> dict[float, LayerSet]:
-        """Per delta (those of the plan, unless given) the smallest set confirmed so far, of equals the one that lost
-        less; else the full model."""
+        """The answer to each delta in points, by default to those of the settings."""
         return {delta: self.answer(delta) for delta in (self.settings.deltas if deltas is None else deltas)}
 
     def answer(self, delta: float) -> LayerSet:
+        """The smallest confirmed set that holds; among equals the one with the lowest degradation, else all layers."""
         confirmations, settings = self.confirmations, self.settings
         eligible = [layers for layers in confirmations.sets if not settings.named or layers in settings.named]
         holding = [layers for layers in eligible if settings.limits.allow(layers) and self.holds(layers, delta)]
         return min(
             holding,
-            key=lambda layers: (layers.depth, statistics.fmean(confirmations.lost(layers))),
+            key=lambda layers: (layers.depth, statistics.fmean(confirmations.degradations(layers))),
             default=confirmations.full,
         )
 
@@ -151,18 +156,20 @@ class SearchState:
             return judgement.certified(delta)
         return judgement.degradation <= delta
 
-    def may_lose(self, delta: float) -> float:
-        """Points a set may lose in the mean and hold, about: certified, its upper bound must stay within delta."""
+    def allowed_degradation(self, delta: float) -> float:
+        """The mean degradation, in points, up to which a set is expected to hold for this delta.
+
+        Under criterion ``certified`` it is below delta by about the width of the confidence bound.
+        """
         if self.settings.criterion == "observed":
             return delta
-        strictness = NormalDist().inv_cdf(self.settings.confidence) / NormalDist().inv_cdf(USUAL_CONFIDENCE)
+        strictness = NormalDist().inv_cdf(self.settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
         return delta - 2.0 * strictness * self.confirmations.seed_sd * math.sqrt(2 / len(self.settings.seeds))
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
-        """A confirmed set against the baseline, at its share of the delta's confidence.
+        """Compare a confirmed set with the baseline, at its share of the error allowed for this delta.
 
-        The error is split among the candidates in the order in which they were written down, then those confirmed for
-        other deltas.
+        The candidates share the error in the order in which they were chosen. Sets confirmed for other deltas follow.
         """
         if self.settings.named:
             share = 1 / len(set(self.settings.named))
@@ -174,3 +181,46 @@ class SearchState:
         confirmations = self.confirmations
         collapsed = confirmations.collapsed(layers) + confirmations.collapsed(confirmations.full)
         return replace(judgement, collapsed=collapsed)
+
+    # -- what the limits cost -----------------------------------------------------------------------------------
+
+    def binding_limit(self, delta: float) -> BindingLimit | None:
+        """Why no set within the limits holds for delta (points); None if one holds or there are no limits.
+
+        The surrogate predicts the degradation of sets without confirmations; those are marked as expected.
+        """
+        limits, total = self.settings.limits, self.settings.total
+        if not limits.given or not self.answer(delta).is_full:
+            return None
+        measured = [trial.layers for trial in self.screens.trials]
+        sets = [layers for layers in candidate_sets(total, self.settings.fixed, measured) if not layers.is_full]
+        within = self._best_within([layers for layers in sets if limits.allow(layers)])
+        beyond = self._smallest_beyond([layers for layers in sets if not limits.allow(layers)], delta)
+        breaches = () if beyond is None else limits.breaches(LayerSet(beyond.kept, total))
+        return BindingLimit(within, beyond, breaches)
+
+    def _best_within(self, sets: Sequence[LayerSet]) -> Loss | None:
+        """The set within the limits with the lowest degradation: of those with full runs, or else of all."""
+        allow = self.settings.limits.allow
+        measured = [layers for layers in self.confirmations.full_runs if allow(layers)]
+        losses = [self._confirmed_loss(layers) for layers in measured] or self._expected_losses(sets)
+        return min(losses, key=lambda loss: (loss.degradation, loss.kept), default=None)
+
+    def _smallest_beyond(self, sets: Sequence[LayerSet], delta: float) -> Loss | None:
+        """The smallest of these sets, all outside the limits, that holds or else is expected to hold."""
+        outside = set(sets)
+        holding = [layers for layers in self.confirmations.sets if layers in outside and self.holds(layers, delta)]
+        losses = [self._confirmed_loss(layers) for layers in holding] or [
+            loss for loss in self._expected_losses(sets) if loss.degradation <= delta
+        ]
+        return min(losses, key=lambda loss: (loss.depth, loss.degradation, loss.kept), default=None)
+
+    def _confirmed_loss(self, layers: LayerSet) -> Loss:
+        degradation = statistics.fmean(self.confirmations.degradations(layers))
+        return Loss(layers.kept, layers.depth, degradation, "confirmation")
+
+    def _expected_losses(self, sets: Sequence[LayerSet]) -> list[Loss]:
+        if not self.screens.trials:
+            return []
+        pairs = zip(sets, self.expected_degradations(sets), strict=True)
+        return [Loss(layers.kept, layers.depth, degradation, "expected") for layers, degradation in pairs]

@@ -1,11 +1,12 @@
-"""What any layer set will lose in full, from the few that were measured: a Bayesian linear model of layer effects.
+"""The surrogate model: a Bayesian linear regression that predicts the degradation of any layer set in a full run.
 
-The loss of a set is a sum over its dropped layers, over pairs of neighbours that are both dropped, and of a curve in
-their number. Screens see that sum through a slope, an offset and an offset per layer, which are estimated with it; full
-runs see it directly. How large effects, slope and noise are is averaged over a small grid, by the evidence for each.
+The degradation of a set is modelled as a sum over its dropped layers, over dropped neighbours, and a cubic in the
+number of dropped layers. Full runs observe that sum directly. Screens observe it through a slope, an offset and an
+offset per layer, which are nuisance parameters of the same regression. The scale of the effects, the slope and the
+noise of screens are averaged over a small grid, weighted by their marginal likelihood.
 
-On published tables of BERT and on our own 6-layer table, layers and neighbours explain what sets lose almost as well as
-a seed repeats it; farther pairs add nothing.
+On published tables of BERT and on our own 6-layer table, single layers and neighbours explain degradations almost as
+well as a second seed does; interactions of more distant layers add nothing.
 """
 
 from __future__ import annotations
@@ -18,58 +19,66 @@ import numpy as np
 
 from budget_search.core.layers import LayerSet
 
-# Prior standard deviations of a 12-layer model, in points; each is multiplied by one of the scales.
+# Prior means and standard deviations for a 12-layer model, in points. Each is multiplied by one of SCALES.
 LAYER_SD, NEXT_SD, SECOND_NEXT_SD = 0.4, 0.3, 0.2
 POSITION_SD = 0.2
 COUNT_MEAN, COUNT_SD = 0.35, 0.25
-CURVE_MEAN, CURVE_SD = 0.06, 0.10
-BEND_MEAN, BEND_SD = 0.005, 0.02
+QUADRATIC_MEAN, QUADRATIC_SD = 0.06, 0.10
+CUBIC_MEAN, CUBIC_SD = 0.005, 0.02
 OFFSET_SD, LAYER_OFFSET_SD = 0.5, 0.25
+# The grid of hyperparameters.
 SCALES = (0.35, 0.7, 1.4, 2.8)
 SLOPES = (0.8, 1.1, 1.5, 2.1, 3.0)
 SCREEN_NOISES = (0.2, 0.5, 1.2)
-# Where the effects of single layers begin among the columns.
-FIRST_LAYER = 4
-# Points of the grid with less than this share of the best one's evidence are left out.
 NEGLIGIBLE = 0.01
-# Screens from which on the worth of a unit of loss is fitted.
-FEWEST_TO_FIT = 6
-# How much of what a screen lost is taken from its mean loss, the steadier signal.
+"""Grid points whose marginal likelihood is below this fraction of the best one are left out."""
+FIRST_LAYER = 4
+"""The column of the first layer in ``features``."""
+PAIRED_VARIANCE = 1.5
+"""Variance of the difference of two full scores with the same seed, in units of the variance of one score."""
+MIN_SCREENS_FOR_LOSS = 6
+"""Screens needed to fit the degradation per unit of loss."""
 LOSS_WEIGHT = 0.75
-# A run that lost this many points broke: what it lost is no sum of layers.
+"""Weight of the degradation predicted from the loss; the measured degradation has the rest."""
 BROKEN = 15.0
+"""Degradation in points from which a model counts as broken. Broken models do not fit a sum over layers."""
 
 
-def steadied(points: Sequence[float], further_losses: Sequence[float | None]) -> list[float]:
-    """Points lost on screens, each averaged with what the further loss per example says they should be.
+def combine_with_loss(degradations: Sequence[float], loss_increases: Sequence[float | None]) -> list[float]:
+    """Average the degradation of each screen, in points, with the one that its mean loss per example predicts.
 
-    A mean loss (cross-entropy, squared error) is less noisy than an accuracy on the same examples. How many points one
-    unit of it is worth is fitted through the origin on the screens themselves; left alone while they are too few.
+    On the same examples a mean loss (cross-entropy or squared error) varies less than an accuracy. The degradation per
+    unit of loss increase is fitted through the origin on the same screens. With too few of them the degradations are
+    returned unchanged.
     """
     pairs = [
-        (lost, loss) for lost, loss in zip(points, further_losses, strict=True) if loss is not None and lost < BROKEN
+        (degradation, increase)
+        for degradation, increase in zip(degradations, loss_increases, strict=True)
+        if increase is not None and degradation < BROKEN
     ]
-    square = sum(loss**2 for _, loss in pairs)
-    if len(pairs) < FEWEST_TO_FIT or square == 0 or len(pairs) < len(points) / 2:
-        return list(points)
-    worth = max(0.0, sum(lost * loss for lost, loss in pairs) / square)
+    square = sum(increase**2 for _, increase in pairs)
+    if len(pairs) < MIN_SCREENS_FOR_LOSS or square == 0 or len(pairs) < len(degradations) / 2:
+        return list(degradations)
+    per_unit = max(0.0, sum(degradation * increase for degradation, increase in pairs) / square)
     return [
-        lost if loss is None or lost >= BROKEN else (1 - LOSS_WEIGHT) * lost + LOSS_WEIGHT * worth * loss
-        for lost, loss in zip(points, further_losses, strict=True)
+        degradation
+        if increase is None or degradation >= BROKEN
+        else (1 - LOSS_WEIGHT) * degradation + LOSS_WEIGHT * per_unit * increase
+        for degradation, increase in zip(degradations, loss_increases, strict=True)
     ]
 
 
 @dataclass(frozen=True)
 class FullRuns:
-    """What the confirmations of one set lost against the baseline's: mean over so many seeds, in points."""
+    """The confirmations of one set so far: their mean degradation in points, and how many there are."""
 
-    lost: float
+    degradation: float
     runs: int
 
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A fitted model: mean and a root of the covariance of the effects, both over the whole grid."""
+    """The fitted model: the posterior mean of the effects, and ``root`` with ``root @ root.T`` as their covariance."""
 
     total: int
     mean: np.ndarray
@@ -80,106 +89,152 @@ class Surrogate:
         cls,
         total: int,
         screened: Mapping[LayerSet, float],
-        in_full: Mapping[LayerSet, FullRuns],
+        full_runs: Mapping[LayerSet, FullRuns],
         seed_sd: float,
         seeds: int,
     ) -> Surrogate:
-        """From points lost on screens and in full; ``seed_sd`` is the spread of a full score between seeds."""
-        screened = {layers: lost for layers, lost in screened.items() if lost < BROKEN}
-        in_full = {layers: full for layers, full in in_full.items() if full.lost < BROKEN}
-        short, long = columns(list(screened), total), columns(list(in_full), total)
-        target = np.array([*screened.values(), *(full.lost for full in in_full.values())])
-        full_noise = np.array([1.5 * seed_sd**2 / full.runs for full in in_full.values()])
-        fits = [
-            _posterior(total, short, long, target, slope, scale, np.r_[np.full(len(short), noise**2), full_noise],
-                       seed_sd**2 / seeds)
-            for scale, slope, noise in product(SCALES, SLOPES, SCREEN_NOISES)
-        ]  # fmt: skip
-        evidence = np.array([fit[0] for fit in fits])
+        """Fit to the degradations of screens and full runs, in points.
+
+        ``seed_sd`` is the standard deviation of a full score between seeds; the baseline has ``seeds`` runs.
+        """
+        observations = _Observations.of(total, screened, full_runs, seed_sd, seeds)
+        grid = [_Hyperparameters(*point) for point in product(SCALES, SLOPES, SCREEN_NOISES)]
+        posteriors = [_posterior(observations, point) for point in grid]
+        evidence = np.array([posterior.log_evidence for posterior in posteriors])
         weights = np.exp(evidence - evidence.max())
         likely = [index for index, weight in enumerate(weights) if weight > NEGLIGIBLE]
         weights = weights[likely] / weights[likely].sum()
-        means = np.array([fits[index][1] for index in likely])
+        means = np.array([posteriors[index].mean for index in likely])
         mean = weights @ means
-        # Of a mixture: the mean covariance, and how far the means lie apart.
-        apart = (means - mean) * np.sqrt(weights)[:, None]
-        covariance = apart.T @ apart + sum(w * fits[i][2] for w, i in zip(weights, likely, strict=True))
-        values, vectors = np.linalg.eigh(covariance)
+        # The covariance of a mixture: the mean of the covariances, plus the covariance of the means.
+        between = (means - mean) * np.sqrt(weights)[:, None]
+        within = sum(weight * posteriors[index].covariance for weight, index in zip(weights, likely, strict=True))
+        values, vectors = np.linalg.eigh(between.T @ between + within)
         return cls(total, mean, vectors * np.sqrt(np.maximum(values, 0.0)))
 
-    def expect(self, sets: Sequence[LayerSet]) -> tuple[np.ndarray, np.ndarray]:
-        """Points that each set is expected to lose in full, and the standard deviation of that expectation."""
-        rows = columns(sets, self.total)
+    def predict(self, sets: Sequence[LayerSet]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the degradation of each set in a full run, in points; both (sets,)."""
+        rows = features(sets, self.total)
         variance = ((rows @ self.root) ** 2).sum(axis=1)
         return rows @ self.mean, np.sqrt(np.maximum(variance, 1e-12))
 
-    def draw(self, sets: Sequence[LayerSet], random: np.random.Generator, draws: int) -> np.ndarray:
-        """What the sets might lose, drawn jointly; (sets, draws)."""
-        rows = columns(sets, self.total)
-        lost = rows @ self.root @ random.standard_normal((self.root.shape[1], draws))
-        return np.asarray(lost + (rows @ self.mean)[:, None])
+    def sample(self, sets: Sequence[LayerSet], random: np.random.Generator, samples: int) -> np.ndarray:
+        """Joint samples of the degradations of the sets, in points; (sets, samples)."""
+        rows = features(sets, self.total)
+        deviations = rows @ self.root @ random.standard_normal((self.root.shape[1], samples))
+        return np.asarray(deviations + (rows @ self.mean)[:, None])
 
 
-def columns(sets: Sequence[LayerSet], total: int) -> np.ndarray:
-    """The features of layer sets, (sets, features): see ``_prior`` for their order."""
-    gone = np.ones((len(sets), total))
+def features(sets: Sequence[LayerSet], total: int) -> np.ndarray:
+    """The design matrix, (sets, features).
+
+    The columns are: number of dropped layers, its quadratic and cubic term, sum of their positions (-1 to 1), one
+    column per layer, one per pair of neighbours, and one per pair of layers two apart.
+    """
+    dropped = np.ones((len(sets), total))
     row = np.repeat(np.arange(len(sets)), [layers.depth for layers in sets])
-    gone[row, list(chain.from_iterable(layers.kept for layers in sets))] = 0.0
-    # Counted as if the model had 12 layers, so that one prior serves every depth.
-    count = gone.sum(axis=1, keepdims=True) * 12 / total
-    height = np.linspace(-1.0, 1.0, total) if total > 1 else np.zeros(1)
+    dropped[row, list(chain.from_iterable(layers.kept for layers in sets))] = 0.0
+    # Scaled to a model of 12 layers, so that one prior serves every depth.
+    count = dropped.sum(axis=1, keepdims=True) * 12 / total
+    position = np.linspace(-1.0, 1.0, total) if total > 1 else np.zeros(1)
     return np.hstack(
         [
             count,
             count * (count - 1) / 2,
             count * (count - 1) * (count - 2) / 6,
-            gone @ height[:, None],
-            gone,
-            gone[:, :-1] * gone[:, 1:],
-            gone[:, :-2] * gone[:, 2:],
+            dropped @ position[:, None],
+            dropped,
+            dropped[:, :-1] * dropped[:, 1:],
+            dropped[:, :-2] * dropped[:, 2:],
         ]
     )
 
 
 def _prior(total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prior means and standard deviations of the effects, in the order of ``features``."""
     mean = np.zeros(FIRST_LAYER + total + max(0, total - 1) + max(0, total - 2))
-    mean[:3] = COUNT_MEAN, CURVE_MEAN, BEND_MEAN
-    sds = [COUNT_SD, CURVE_SD, BEND_SD, POSITION_SD, *[LAYER_SD] * total]
+    mean[:3] = COUNT_MEAN, QUADRATIC_MEAN, CUBIC_MEAN
+    sds = [COUNT_SD, QUADRATIC_SD, CUBIC_SD, POSITION_SD, *[LAYER_SD] * total]
     sds += [NEXT_SD] * max(0, total - 1) + [SECOND_NEXT_SD] * max(0, total - 2)
     return mean, np.array(sds)
 
 
-def _posterior(
-    total: int,
-    short: np.ndarray,
-    long: np.ndarray,
-    target: np.ndarray,
-    slope: float,
-    scale: float,
-    noise: np.ndarray,
-    baseline_variance: float,
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Log evidence, mean and covariance of the effects, for one point of the grid.
+@dataclass(frozen=True)
+class _Observations:
+    """Design matrices of screens and full runs, and the degradations of both (screens first), in points."""
 
-    Nuisances beside the effects: the screens' offset, their offset per layer, and the baseline's error in full runs.
+    total: int
+    screens: np.ndarray
+    full_runs: np.ndarray
+    degradations: np.ndarray
+    full_variances: np.ndarray
+    baseline_variance: float
+
+    @classmethod
+    def of(
+        cls,
+        total: int,
+        screened: Mapping[LayerSet, float],
+        full_runs: Mapping[LayerSet, FullRuns],
+        seed_sd: float,
+        seeds: int,
+    ) -> _Observations:
+        screened = {layers: degradation for layers, degradation in screened.items() if degradation < BROKEN}
+        full_runs = {layers: full for layers, full in full_runs.items() if full.degradation < BROKEN}
+        return cls(
+            total,
+            features(list(screened), total),
+            features(list(full_runs), total),
+            np.array([*screened.values(), *(full.degradation for full in full_runs.values())]),
+            np.array([PAIRED_VARIANCE * seed_sd**2 / full.runs for full in full_runs.values()]),
+            seed_sd**2 / seeds,
+        )
+
+
+@dataclass(frozen=True)
+class _Hyperparameters:
+    """A grid point: scale of the effects, degradation of a screen per point of a full run, noise of a screen (sd)."""
+
+    scale: float
+    slope: float
+    screen_noise: float
+
+
+@dataclass(frozen=True)
+class _Posterior:
+    """Log marginal likelihood of a grid point, and the posterior of the effects: (features,), (features, features)."""
+
+    log_evidence: float
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+def _posterior(observed: _Observations, point: _Hyperparameters) -> _Posterior:
+    """Bayesian linear regression at one grid point.
+
+    The nuisance parameters follow the effects: the offset of screens, their offset per layer, and the error of the
+    baseline's mean in full runs.
     """
+    total, screens = observed.total, len(observed.screens)
     mean, sd = _prior(total)
-    own = len(mean)
-    nuisances = np.r_[OFFSET_SD, np.full(total, LAYER_OFFSET_SD * scale), np.sqrt(baseline_variance)]
-    rows = np.zeros((len(target), own + len(nuisances)))
-    rows[: len(short), :own] = slope * short
-    rows[: len(short), own] = 1.0
-    rows[: len(short), own + 1 : own + 1 + total] = short[:, FIRST_LAYER : FIRST_LAYER + total]
-    rows[len(short) :, :own] = long
-    rows[len(short) :, -1] = 1.0
-    prior_mean = np.r_[mean * scale, np.zeros(len(nuisances))]
-    prior_variance = np.r_[(sd * scale) ** 2, nuisances**2]
-    residual = target - rows @ prior_mean
-    spread = rows * prior_variance
-    covariance = spread @ rows.T + np.diag(noise)
-    factor = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(target)))
-    whitened = np.linalg.solve(factor, np.column_stack([residual, spread]))
-    evidence = -0.5 * float(whitened[:, 0] @ whitened[:, 0]) - float(np.log(np.diag(factor)).sum())
+    effects = len(mean)
+    nuisance_sds = np.r_[OFFSET_SD, np.full(total, LAYER_OFFSET_SD * point.scale), np.sqrt(observed.baseline_variance)]
+    rows = np.zeros((len(observed.degradations), effects + len(nuisance_sds)))
+    rows[:screens, :effects] = point.slope * observed.screens
+    rows[:screens, effects] = 1.0
+    rows[:screens, effects + 1 : effects + 1 + total] = observed.screens[:, FIRST_LAYER : FIRST_LAYER + total]
+    rows[screens:, :effects] = observed.full_runs
+    rows[screens:, -1] = 1.0
+    noise = np.r_[np.full(screens, point.screen_noise**2), observed.full_variances]
+    prior_mean = np.r_[mean * point.scale, np.zeros(len(nuisance_sds))]
+    prior_variance = np.r_[(sd * point.scale) ** 2, nuisance_sds**2]
+    residual = observed.degradations - rows @ prior_mean
+    cross_covariance = rows * prior_variance
+    covariance = cross_covariance @ rows.T + np.diag(noise)
+    factor = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(noise)))
+    whitened = np.linalg.solve(factor, np.column_stack([residual, cross_covariance]))
+    log_evidence = -0.5 * float(whitened[:, 0] @ whitened[:, 0]) - float(np.log(np.diag(factor)).sum())
     posterior_mean = prior_mean + whitened[:, 1:].T @ whitened[:, 0]
-    gained = whitened[:, 1 : 1 + own]
-    return evidence, posterior_mean[:own], np.diag(prior_variance[:own]) - gained.T @ gained
+    explained = whitened[:, 1 : 1 + effects]
+    posterior_covariance = np.diag(prior_variance[:effects]) - explained.T @ explained
+    return _Posterior(log_evidence, posterior_mean[:effects], posterior_covariance)

@@ -1,9 +1,8 @@
-"""What paired results say: a point estimate, an upper bound of the degradation, and the word for an answer.
+"""Statistics of paired results: the estimated degradation of a layer set, its upper bound, and the verdict.
 
-Two things make a measured degradation uncertain: which seeds were run, and which examples were scored. Every layer set
-is scored with the baseline's seeds on the baseline's examples. Pairing the examples is what makes a bound narrow.
-Pairing the seeds helps as far as a seed pushes all sets the same way, which the bound does not count on. All figures
-are in points.
+A measured degradation varies with the seeds and with the examples. Every layer set is scored with the baseline's seeds
+on the baseline's examples. Pairing the examples makes the bound narrow. The bound takes the seeds as independent, so it
+does not rely on a seed having the same effect on all sets. All figures are in points.
 """
 
 from __future__ import annotations
@@ -18,32 +17,32 @@ from scipy import stats
 from budget_search.core.config import Criterion, Verdict
 from budget_search.core.layers import LayerSet
 
-SCALE = 100.0
-"""What one example moves the sum of contributions by when it goes from right to wrong."""
-ASSUMED_SEED_SD = 0.5
-"""Spread of a score between seeds before any was seen, in points."""
-ASSUMED_WEIGHT = 4
-"""Degrees of freedom for which that assumption counts beside measured scores."""
+POINTS = 100.0
+"""The contribution of a correct example, in points; that of a wrong one is 0."""
+PRIOR_SEED_SD = 0.5
+"""Prior standard deviation of a score between seeds, in points."""
+PRIOR_DEGREES_OF_FREEDOM = 4
+"""Weight of that prior beside measured scores."""
 DISCORDANT = 0.01
-"""Share of the examples on which an equally good set lastingly differs from the baseline."""
+"""Expected share of examples on which an equally good set and the baseline differ with every seed."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A layer set against the baseline: the estimate, and the variance of that estimate in its two parts.
+    """The comparison of a layer set with the baseline: the estimated degradation and the two parts of its variance.
 
-    ``degradation`` is the mean over seeds of baseline score minus score. ``seed_part`` and ``example_part`` are its
-    variances (points squared) from the seeds and from the examples; the first has ``seed_freedom`` degrees of freedom,
-    the second ``examples - 1``. With one seed ``seed_part`` is None: the spread between seeds cannot be estimated,
-    so there is no bound and nothing is certified. ``collapsed`` counts the runs, the set's and the baseline's, that
-    predicted one class only: they count in the mean, and they bar certification, because the bound supposes noise of
-    a kind that a collapse is not.
+    ``degradation`` is the mean over seeds of baseline score minus score, in points. ``seed_variance`` and
+    ``example_variance`` are the variances (points squared) that the choice of seeds and of examples gives to that
+    estimate. The first has ``seed_degrees_of_freedom`` degrees of freedom, the second ``examples - 1``. With one seed
+    ``seed_variance`` is None, so there is no bound and nothing is certified. ``collapsed`` is the number of runs, of
+    the set and of the baseline, that predicted a single class. They count in the mean but prevent certification,
+    because the bound assumes normal noise and a collapse is not that.
     """
 
     degradation: float
-    seed_part: float | None
-    example_part: float
-    seed_freedom: int
+    seed_variance: float | None
+    example_variance: float
+    seed_degrees_of_freedom: int
     seeds: int
     examples: int
     confidence: float = 0.95
@@ -51,49 +50,49 @@ class Judgement:
 
     @property
     def variance(self) -> float | None:
-        """Of the degradation, in points squared."""
-        return None if self.seed_part is None else self.seed_part + self.example_part
+        """Variance of ``degradation``, in points squared; None with one seed."""
+        return None if self.seed_variance is None else self.seed_variance + self.example_variance
 
     @property
-    def freedom(self) -> float | None:
-        """Degrees of freedom of the variance (Satterthwaite)."""
-        if self.seed_part is None:
+    def degrees_of_freedom(self) -> float | None:
+        """Degrees of freedom of ``variance`` (Satterthwaite); None with one seed."""
+        if self.seed_variance is None:
             return None
-        return satterthwaite(self.seed_part, self.seed_freedom, self.example_part, self.examples - 1)
+        return satterthwaite(self.seed_variance, self.seed_degrees_of_freedom, self.example_variance, self.examples - 1)
 
     @property
     def upper(self) -> float | None:
-        """Upper bound of the true degradation, one-sided at ``confidence``; None with one seed."""
-        if self.variance is None or self.freedom is None:
+        """One-sided upper confidence bound of the true degradation at level ``confidence``; None with one seed."""
+        if self.variance is None or self.degrees_of_freedom is None:
             return None
-        return self.degradation + float(stats.t.ppf(self.confidence, self.freedom)) * math.sqrt(self.variance)
+        return self.degradation + float(stats.t.ppf(self.confidence, self.degrees_of_freedom)) * math.sqrt(
+            self.variance
+        )
 
     def probability_within(self, delta: float) -> float | None:
-        """How likely the true degradation is at most delta (points), given these results; None with one seed."""
-        if self.variance is None or self.freedom is None:
+        """The probability that the true degradation is at most delta (points); None with one seed."""
+        if self.variance is None or self.degrees_of_freedom is None:
             return None
-        return float(stats.t.cdf((delta - self.degradation) / math.sqrt(self.variance), self.freedom))
+        return float(stats.t.cdf((delta - self.degradation) / math.sqrt(self.variance), self.degrees_of_freedom))
 
     def certified(self, delta: float) -> bool:
-        """Whether the upper bound is within delta (points), and no run collapsed."""
+        """Whether the upper bound is at most delta (points) and no run collapsed."""
         return self.upper is not None and self.upper <= delta and not self.collapsed
 
 
 def judge(
     baseline: np.ndarray, candidates: Mapping[LayerSet, np.ndarray], confidence: float = 0.95
 ) -> dict[LayerSet, Judgement]:
-    """Compare layer sets with the baseline on the same examples under the same seeds.
+    """Compare layer sets with the baseline on the same examples and with the same seeds.
 
-    Every array is seeds x examples and holds each example's contribution to the score, in points: 100 or 0 for
-    accuracy, score plus influence for other metrics, so that the mean of a row is that seed's score. Row s of all
-    arrays belongs to the same seed, column i to the same example.
+    Every array has shape (seeds, examples) and holds the contribution of each example to the score, in points: 100 or
+    0 for accuracy, score plus influence for other metrics, so the mean of a row is the score of that seed. Row s of
+    all arrays belongs to the same seed, column i to the same example.
 
-    The seed variance of a difference is the larger of the set's own and of that pooled over all sets: its own alone is
-    too often small by luck, the pooled one too small for an unsteady set. The example part is what the differences
-    vary by beyond the noise of the seeds, and a little more: as if half an example more had changed each way, since
-    few changes tell little of how many there might have been.
+    The seed variance of a set is the larger of its own estimate and of the estimate pooled over all sets. Its own is
+    often too small by chance; the pooled one is too small for a set whose scores vary more than those of others.
 
-    Raises ValueError for arrays of other shapes, or for fewer than two examples.
+    Raises ValueError for arrays of other shapes or with fewer than two examples.
     """
     baseline = _checked(baseline)
     arrays = {layers: _checked(array, like=baseline) for layers, array in candidates.items()}
@@ -106,9 +105,9 @@ def judge(
         per_seed = difference.mean(axis=1)
         judgements[layers] = Judgement(
             degradation=float(per_seed.mean()),
-            seed_part=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
-            example_part=example_variance(difference),
-            seed_freedom=len(scores) * (seeds - 1),
+            seed_variance=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
+            example_variance=example_variance(difference),
+            seed_degrees_of_freedom=len(scores) * (seeds - 1),
             seeds=seeds,
             examples=examples,
             confidence=confidence,
@@ -117,10 +116,10 @@ def judge(
 
 
 def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: float = 0.95) -> Judgement:
-    """Compare one trained model, instead of its recipe, with the baseline's mean over seeds.
+    """Compare one trained checkpoint with the baseline's mean over seeds.
 
-    ``baseline`` is seeds x examples, ``checkpoint`` has one contribution per example. Only the baseline's seeds count:
-    whatever this model does to an example is lasting. Raises ValueError for arrays of other shapes.
+    ``baseline`` has shape (seeds, examples), ``checkpoint`` has shape (examples,), both in points. Only the baseline
+    varies between seeds, because the checkpoint is fixed. Raises ValueError for arrays of other shapes.
     """
     baseline = _checked(baseline)
     seeds, examples = baseline.shape
@@ -128,9 +127,9 @@ def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: f
     per_seed = difference.mean(axis=1)
     return Judgement(
         degradation=float(per_seed.mean()),
-        seed_part=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
-        example_part=example_variance(difference),
-        seed_freedom=seeds - 1,
+        seed_variance=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
+        example_variance=example_variance(difference),
+        seed_degrees_of_freedom=seeds - 1,
         seeds=seeds,
         examples=examples,
         confidence=confidence,
@@ -138,30 +137,31 @@ def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: f
 
 
 def pooled_seed_variance(scores: np.ndarray) -> float | None:
-    """Variance over seeds of the difference of two sets, from ``scores`` (sets x seeds), the baseline among the sets.
+    """Variance between seeds of the difference of two sets, from ``scores`` of shape (sets, seeds); None with one seed.
 
-    Twice the mean variance of a score: as if seeds had nothing in common. Taking out what they seem to have in common
-    (the additive table sets + seeds) leaves fewer degrees of freedom, which costs more than it gains while only two or
-    three sets are known, and then errs too often. None with one seed.
+    ``scores`` includes the baseline. The result is twice the mean variance of a score, which treats the seeds of two
+    sets as independent. Estimating a common effect of each seed (a two-way layout, sets + seeds) would cost degrees of
+    freedom; with two or three sets the bound then failed too often.
     """
     return None if scores.shape[1] < 2 else float(2 * scores.var(axis=1, ddof=1).mean())
 
 
 def example_variance(difference: np.ndarray) -> float:
-    """Variance that the choice of examples gives to the mean of ``difference`` (seeds x examples), points squared.
+    """Variance of the mean of ``difference`` (seeds, examples) due to the choice of examples, in points squared.
 
-    The variance over examples of the mean over seeds, less what the seeds alone put into it (known from two seeds
-    on), over the examples; and that of half an example lost and half an example won.
+    This is the variance over examples of the mean over seeds, without the part due to the seeds (known from two seeds
+    on), divided by the number of examples. One pseudo-count is added, as if half an example more had been lost and
+    half an example more won: a few changed examples estimate their true rate badly.
     """
     seeds, examples = difference.shape
     variance = float(difference.mean(axis=0).var(ddof=1))
     if seeds > 1:
         variance -= float(difference.var(axis=0, ddof=1).mean()) / seeds
-    return float(max(variance, 0.0) / examples + (SCALE / examples) ** 2)
+    return float(max(variance, 0.0) / examples + (POINTS / examples) ** 2)
 
 
 def satterthwaite(first: float, first_freedom: float, second: float, second_freedom: float) -> float:
-    """Degrees of freedom of the sum of two estimated variances, not both zero."""
+    """Degrees of freedom of the sum of two variance estimates, not both zero (Welch-Satterthwaite)."""
     return (first + second) ** 2 / (first**2 / first_freedom + second**2 / second_freedom)
 
 
@@ -174,11 +174,11 @@ def verdict_word(
     held_out_degradation: float | None = None,
     smallest_certifiable: float | None = None,
 ) -> Verdict:
-    """The word for an answer to delta (points), the first that applies.
+    """The verdict on an answer to delta (points): the first that applies.
 
-    ``judgement`` is the answer's (None for the full model). ``smallest_certifiable`` (points; None: no delta is)
-    explains a full model under criterion ``certified``. With one seed the word is ``observed`` at best.
-    Raises ValueError for a smaller answer that does not even hold in the mean.
+    ``judgement`` belongs to the answer (None for the full model). ``smallest_certifiable`` is in points, None if no
+    delta can be certified; it explains a full model under criterion ``certified``. With one seed the verdict is at
+    best ``observed``. Raises ValueError for a smaller answer whose mean degradation exceeds delta.
     """
     if answer.is_full:
         beyond_reach = smallest_certifiable is None or delta < smallest_certifiable
@@ -192,17 +192,17 @@ def verdict_word(
 
 @dataclass(frozen=True)
 class Resolution:
-    """The smallest delta (points) that can be certified, None with one seed; and a sentence on what would help."""
+    """The smallest delta (points) that can be certified, None with one seed, and a sentence on how to reduce it."""
 
     smallest_certifiable_delta: float | None
     explanation: str
 
 
 def share_of_error(position: int) -> float:
-    """How much of the error that a delta is allowed goes to the candidate at this place of the written order.
+    """The share of the error allowed for a delta that the candidate at this position may use.
 
-    Half of what is left to each, so that together they err no more often than the level says, however many there are
-    and however they depend on each other (Bonferroni).
+    Every candidate gets half of the remainder, so the shares sum to at most 1 for any number of candidates. By
+    Bonferroni's inequality the joint error then stays within the level, also for dependent candidates.
     """
     return 0.5 ** (1 + position)
 
@@ -210,10 +210,10 @@ def share_of_error(position: int) -> float:
 def resolution(
     examples: int, seeds: int, scores: Sequence[Sequence[float]] = (), *, confidence: float = 0.95
 ) -> Resolution:
-    """What a certification split of this size, under this many seeds, can tell apart: for the first candidate.
+    """The smallest delta that the first candidate can be certified for, given the split's size and number of seeds.
 
-    ``scores`` are those on that split, in points, as far as they are known: for each layer set, the baseline first,
-    one per seed.
+    ``scores`` are the known scores on the certification split, in points: per layer set, the baseline first, one score
+    per seed.
     """
     if seeds < 2:
         return Resolution(None, "One seed shows no spread between seeds, so nothing can be certified: use 3 or more.")
@@ -223,7 +223,7 @@ def resolution(
         return smallest_certifiable_delta(examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level)
 
     now, with_more_examples = reach(seeds, examples), reach(seeds, 4 * examples)
-    # With few seeds the bound rests on their spread alone the more, the less the examples blur.
+    # With few seeds, more examples can even widen the bound: fewer degrees of freedom remain.
     more = "; more examples alone would not help"
     if with_more_examples < now:
         more = f", {4 * examples:,} examples to {with_more_examples:.2f}"
@@ -239,41 +239,44 @@ def resolution(
 def smallest_certifiable_delta(
     examples: int,
     seeds: int,
-    seed_sd: float = ASSUMED_SEED_SD,
+    seed_sd: float = PRIOR_SEED_SD,
     discordant: float = DISCORDANT,
     *,
     candidates: int = 1,
     confidence: float = 0.95,
 ) -> float:
-    """Half-width of the bound (points) for a set truly as good as the baseline; infinite with one seed.
+    """Width of the one-sided bound (points) for a set that is as good as the baseline; infinite with one seed.
 
-    ``seed_sd`` is the spread of one model's score between seeds, in points; two models' noise is taken as independent.
-    ``discordant`` is the share of examples on which the two lastingly differ. Such a set measures about zero, so at
-    this delta it is certified about every other time.
+    ``seed_sd`` is the standard deviation of one model's score between seeds, in points; the seeds of two models are
+    treated as independent. ``discordant`` is the share of examples on which the two differ with every seed. The
+    measured degradation of such a set is about zero, so at this delta it is certified about every second time.
     """
     if seeds < 2:
         return math.inf
-    seed_part = 2 * seed_sd**2 / seeds
-    example_part = discordant * SCALE**2 / examples + (SCALE / examples) ** 2
-    freedom = satterthwaite(seed_part, (candidates + 1) * (seeds - 1), example_part, examples - 1)
-    return float(stats.t.ppf(confidence, freedom)) * math.sqrt(seed_part + example_part)
+    seed_variance = 2 * seed_sd**2 / seeds
+    example_variance = discordant * POINTS**2 / examples + (POINTS / examples) ** 2
+    degrees_of_freedom = satterthwaite(seed_variance, (candidates + 1) * (seeds - 1), example_variance, examples - 1)
+    return float(stats.t.ppf(confidence, degrees_of_freedom)) * math.sqrt(seed_variance + example_variance)
 
 
 def expected_seed_sd(*scores: Sequence[float]) -> float:
-    """Spread of a score between seeds (points), from the scores of one or more sets; the assumption without any.
+    """Standard deviation of a score between seeds (points), from the scores of one or more sets and a prior.
 
-    Two or three seeds alone say little, so the assumption stays in with a weight of its own. This is for a forecast:
-    the bound itself rests on the measured spread alone.
+    The prior matters because two or three seeds estimate a variance badly. Used for predictions only: the bound of a
+    ``Judgement`` uses measured scores alone.
     """
     squares = sum(float(((np.asarray(each) - np.mean(each)) ** 2).sum()) for each in scores if each)
-    freedom = sum(max(0, len(each) - 1) for each in scores)
-    return math.sqrt((ASSUMED_WEIGHT * ASSUMED_SEED_SD**2 + squares) / (ASSUMED_WEIGHT + freedom))
+    degrees_of_freedom = sum(max(0, len(each) - 1) for each in scores)
+    prior = PRIOR_DEGREES_OF_FREEDOM
+    return math.sqrt((prior * PRIOR_SEED_SD**2 + squares) / (prior + degrees_of_freedom))
 
 
 def _checked(array: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     array = np.asarray(array, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2 or (like is not None and array.shape != like.shape):
-        raise ValueError(f"expected seeds x examples, two examples at least and all alike; received {array.shape}")
+        raise ValueError(
+            f"expected arrays of one shape (seeds, examples) with at least two examples, received {array.shape}"
+        )
     if not np.isfinite(array).all():
-        raise ValueError("contributions to a score are finite numbers")
+        raise ValueError("the contributions to a score must be finite numbers")
     return array

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
 from budget_search.layer_search import verdict
-from budget_search.layer_search.binding_limits import binding
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import resolution, verdict_word
@@ -73,7 +72,7 @@ class ReportBuilder:
     def resolution(self) -> verdict.Resolution:
         """What these splits and seeds can tell apart, in points."""
         settings = self.state.settings
-        sets = (self.full, *self.confirmations.steady)
+        sets = (self.full, *self.confirmations.uncollapsed)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
         return resolution(
             self.paired.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
@@ -114,7 +113,7 @@ class ReportBuilder:
         )
         measured = self.measured[layers]
         rejected = self._nearest_rejected(layers, delta)
-        bound = binding(self.state, delta)
+        bound = self.state.binding_limit(delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=settings.criterion,
@@ -215,7 +214,7 @@ class ReportBuilder:
     def _screened_best(self, depth: int) -> FrontierPoint | None:
         screens = self.state.screens
         tolerance = screens.tolerance(0.0)
-        scored = [trial for trial in screens.judged if trial.layers.depth == depth and trial.score is not None]
+        scored = [trial for trial in screens.trials if trial.layers.depth == depth and trial.score is not None]
         if not scored:
             return None
         best = min(scored, key=lambda trial: (tolerance.degradation(trial), trial.key))
@@ -226,7 +225,7 @@ class ReportBuilder:
         )  # fmt: skip
 
     def _lost(self, layers: LayerSet) -> float:
-        return statistics.fmean(self.confirmations.lost(layers))
+        return statistics.fmean(self.confirmations.degradations(layers))
 
     def _train_seconds(self, layers: LayerSet) -> float:
         """Of the run that was disturbed least by whatever else the machine did."""
@@ -240,7 +239,7 @@ class ReportBuilder:
         """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
         settings = self.state.settings
         allow = settings.limits.allow
-        tried = [layers for layers in self.confirmations.begun if layers.depth < answer.depth and allow(layers)]
+        tried = [layers for layers in self.confirmations.started if layers.depth < answer.depth and allow(layers)]
         if settings.named:
             # The study may know of smaller sets that hold; they were not asked about.
             tried = [layers for layers in tried if layers in settings.named]
@@ -248,7 +247,7 @@ class ReportBuilder:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
         screens = self.state.screens
         tolerance = screens.tolerance(delta)
-        screened = [trial for trial in screens.judged if trial.layers.depth < answer.depth and allow(trial.layers)]
+        screened = [trial for trial in screens.trials if trial.layers.depth < answer.depth and allow(trial.layers)]
         if not screened:
             return None
         nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
@@ -264,7 +263,7 @@ class ReportBuilder:
         )
 
     def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
-        lost = self.confirmations.lost(layers)
+        lost = self.confirmations.degradations(layers)
         upper = self.state.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
         degradation = statistics.fmean(lost) if lost else None
         counted = upper if self.state.settings.criterion == "certified" and upper is not None else degradation

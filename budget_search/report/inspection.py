@@ -107,7 +107,7 @@ def layer_costs(report: Report) -> tuple[float | None, ...] | None:
         return None
     seed = Counter(trial.key.seed for trial in short).most_common(1)[0][0]
     screens = Screens(history, total, min(trial.rung for trial in short), seed)
-    judged = [trial for trial in screens.judged if not trial.layers.is_full and trial.state == "complete"]
+    judged = [trial for trial in screens.trials if not trial.layers.is_full and trial.state == "complete"]
     if len(judged) < FEWEST_SCREENS:
         return None
     full = LayerSet.full(total)
@@ -116,11 +116,11 @@ def layer_costs(report: Report) -> tuple[float | None, ...] | None:
     question = SearchProblem(
         total=total,
         tolerance=screens.tolerance(0.0),
-        in_full=confirmations.in_full,
+        full_runs=confirmations.full_runs,
         seed_sd=confirmations.seed_sd,
         seeds=len(seeds),
     )
-    expected, _ = question.surrogate(judged).expect([full.drop(index) for index in full.kept])
+    expected, _ = question.surrogate(judged).predict([full.drop(index) for index in full.kept])
     dropped = {index for trial in judged for index in trial.layers.dropped}
     return tuple(float(lost) if index in dropped else None for index, lost in enumerate(expected))
 

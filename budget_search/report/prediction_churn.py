@@ -10,7 +10,7 @@ import numpy as np
 
 from budget_search.core.layers import LayerSet
 from budget_search.data.metrics import predictions
-from budget_search.layer_search.verdict import SCALE, judge
+from budget_search.layer_search.verdict import POINTS, judge
 from budget_search.report.entries import Direction, Flip, PredictionChanges, Slice
 
 Texts = Callable[[int], tuple[str, ...]]
@@ -44,9 +44,9 @@ def changes(
     regression = not label_names
     before, after = (np.stack([predictions(outputs) for outputs in model]) for model in (baseline, smaller))
     # In points, larger is better; an error as wide as all labels counts as much as a wrong answer.
-    unit = -float(np.ptp(labels)) / SCALE if regression else 1.0
+    unit = -float(np.ptp(labels)) / POINTS if regression else 1.0
     good, still_good = (
-        np.abs(told - labels) / unit if regression else SCALE * (told == labels) for told in (before, after)
+        np.abs(told - labels) / unit if regression else POINTS * (told == labels) for told in (before, after)
     )
     right_before, right_after = before == labels, after == labels
     moved = _moved(before, after, regression)

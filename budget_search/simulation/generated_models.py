@@ -18,7 +18,7 @@ import numpy as np
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial
-from budget_search.layer_search.surrogate import FIRST_LAYER, columns
+from budget_search.layer_search.surrogate import FIRST_LAYER, features
 
 BASELINE = 88.0
 CHANCE = 50.0
@@ -135,7 +135,7 @@ def every_set(total: int) -> tuple[LayerSet, ...]:
 
 
 def _effects(draws: np.random.Generator, total: int) -> np.ndarray:
-    """One model's effects, in the order of ``surrogate.columns``."""
+    """One model's effects, in the order of ``surrogate.features``."""
     layers = draws.normal(0, LAYER_SD, total)
     if draws.random() < DEAR_BOTTOM:
         layers[: total // 4] += draws.uniform(*BOTTOM_EXTRA)
@@ -161,4 +161,4 @@ def _losses(effects: np.ndarray, turn: float, steepness: float, total: int) -> n
 
 @cache
 def _columns_of_all(total: int) -> np.ndarray:
-    return columns(every_set(total), total)
+    return features(every_set(total), total)

@@ -113,7 +113,7 @@ def _play(settings: SearchSettings, number: int, seconds: Callable[[Job], float]
     workers = VirtualWorkers(settings.width, seconds, model.measure)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.lost(layers)
+        lost = state.confirmations.degradations(layers)
         # As with many certification examples: seeds alone blur.
         return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
 

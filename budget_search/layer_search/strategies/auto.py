@@ -30,57 +30,57 @@ LOOK_BELOW_EVERY = 3
 """Every third screen is one layer shallower than the depth that is expected to hold."""
 
 
-def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """The design first, then the likeliest unmeasured sets at the boundary of what holds, ``width`` at a time.
 
-    Finished when ``question.evaluations`` are measured, or no set is left.
+    Finished when ``problem.evaluations`` are measured, or no set is left.
     """
-    room = min(question.width, question.room(history))
+    room = min(problem.width, problem.room(history))
     if not room:
         return []
-    size = min(LARGEST_DESIGN, max(1, round(DESIGN_SHARE * question.evaluations)))
+    size = min(LARGEST_DESIGN, max(1, round(DESIGN_SHARE * problem.evaluations)))
     measured = sum(not trial.layers.is_full for trial in history)
     if measured < size:
-        gentle = mostly_broken(history, question)
-        designed = design(question.total, question.fixed, size, gentle, question.limits)
-        if missing := unmeasured(single_drops(question) or designed, history, question):
+        gentle = mostly_broken(history, problem)
+        designed = design(problem.total, problem.fixed, size, gentle, problem.limits)
+        if missing := unmeasured(single_drops(problem) or designed, history, problem):
             return missing[: min(room, size - measured)]
-    return at_the_boundary(history, question)[:room]
+    return at_the_boundary(history, problem)[:room]
 
 
-def at_the_boundary(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def at_the_boundary(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """Unmeasured sets of the shallowest depth at which one is expected to hold, those expected to lose least first; for
     each delta in turn."""
-    surrogate = question.surrogate(history)
+    surrogate = problem.surrogate(history)
     measured = [trial.layers for trial in history]
-    pool = unmeasured(question.sets(measured), history, question)
+    pool = unmeasured(problem.sets(measured), history, problem)
     if not pool:
         return []
-    deltas = question.deltas or (question.delta,)
+    deltas = problem.deltas or (problem.delta,)
     rounds, turn = divmod(len(history), len(deltas))
     delta = deltas[turn]
-    expected, _ = surrogate.expect(pool)
+    expected, _ = surrogate.predict(pool)
     holding = [layers.depth for layers, lost in zip(pool, expected, strict=True) if lost <= delta]
-    boundary = min(holding, default=question.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
+    boundary = min(holding, default=problem.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
     # Where a depth has no unmeasured set left, the nearest depth takes its place.
     order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), expected[i], pool[i]))
     return [pool[index] for index in order]
 
 
-def single_drops(question: SearchProblem) -> list[LayerSet]:
+def single_drops(problem: SearchProblem) -> list[LayerSet]:
     """Where no more than a sixth of the layers may go, single ones say most; elsewhere none.
 
     On the published tables of BERT, pairs chosen after all single drops come nearer to the best pair.
     """
-    few = question.among is not None and min(each.depth for each in question.among) >= FEW_DROPPED * question.total
-    return list(LayerSet.full(question.total).smaller()) if few else []
+    few = problem.among is not None and min(each.depth for each in problem.among) >= FEW_DROPPED * problem.total
+    return list(LayerSet.full(problem.total).smaller()) if few else []
 
 
-def mostly_broken(history: Sequence[Trial], question: SearchProblem) -> bool:
+def mostly_broken(history: Sequence[Trial], problem: SearchProblem) -> bool:
     """Whether the families that open the design told nothing but that half of the layers is far too few."""
-    opening = opening_sets(question.total, question.fixed)
+    opening = opening_sets(problem.total, problem.fixed)
     known = [trial for trial in history if trial.layers in opening]
-    broken = [t for t in known if t.state != "complete" or question.tolerance.degradation(t) >= BROKEN]
+    broken = [t for t in known if t.state != "complete" or problem.tolerance.degradation(t) >= BROKEN]
     return len(known) == len(opening) and 2 * len(broken) > len(known)
 
 

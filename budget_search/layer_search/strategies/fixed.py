@@ -20,38 +20,38 @@ THRESHOLDS = (0.95, 0.925, 0.9)
 def family(name: str) -> Strategy:
     """The strategy that measures one fixed family at every depth it is defined for, deepest first."""
 
-    def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
-        depths = range(1, question.total)
-        return unmeasured((each for k in depths for each in family_set(name, k, question)), history, question)
+    def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
+        depths = range(1, problem.total)
+        return unmeasured((each for k in depths for each in family_set(name, k, problem)), history, problem)
 
     propose.__doc__ = FAMILIES[name].__doc__
     return propose
 
 
-def family_set(name: str, dropped: int, question: SearchProblem) -> Iterator[LayerSet]:
+def family_set(name: str, dropped: int, problem: SearchProblem) -> Iterator[LayerSet]:
     """A family's set with the fixed layers put back and those that must go taken out; nothing where that is none, or
     the family is not defined."""
-    layers = FAMILIES[name](question.total, dropped)
-    kept = set() if layers is None else question.fixed.union(layers.kept) - question.limits.drop
+    layers = FAMILIES[name](problem.total, dropped)
+    kept = set() if layers is None else problem.fixed.union(layers.kept) - problem.limits.drop
     if kept:
-        yield LayerSet(tuple(sorted(kept)), question.total)
+        yield LayerSet(tuple(sorted(kept)), problem.total)
 
 
-def contribution(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def contribution(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """Drop the layers that change the sentence least (Poor Man's BERT, 2.3).
 
     First what the paper's thresholds choose, then the K most similar layers for every other K; of equally similar
     layers the higher goes first. Raises UsageError without one similarity per layer.
     """
-    similarities = question.similarities
-    if similarities is None or len(similarities) != question.total:
+    similarities = problem.similarities
+    if similarities is None or len(similarities) != problem.total:
         received = "none" if similarities is None else f"{len(similarities)} of them"
-        raise UsageError(f"contribution needs the similarities of all {question.total} layers, received {received}")
-    pinned = question.limits.drop
-    order = sorted({*question.free, *pinned}, key=lambda index: (index not in pinned, -similarities[index], -index))
+        raise UsageError(f"contribution needs the similarities of all {problem.total} layers, received {received}")
+    pinned = problem.limits.drop
+    order = sorted({*problem.free, *pinned}, key=lambda index: (index not in pinned, -similarities[index], -index))
     by_threshold = [sum(similarities[index] > threshold for index in order) for threshold in THRESHOLDS]
-    counts = [k for k in [*by_threshold, *range(1, len(order) + 1)] if 0 < k < question.total]
-    return unmeasured((LayerSet.dropping(order[:k], question.total) for k in counts), history, question)
+    counts = [k for k in [*by_threshold, *range(1, len(order) + 1)] if 0 < k < problem.total]
+    return unmeasured((LayerSet.dropping(order[:k], problem.total) for k in counts), history, problem)
 
 
 top, bottom, symmetric = family("top"), family("bottom"), family("symmetric")

@@ -12,29 +12,29 @@ from budget_search.core.trial import Tolerance, Trial
 from budget_search.layer_search.strategies.problem import SearchProblem
 
 
-def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """The rest of the current round, all at once; finished after the first round in which nothing holds.
 
-    Greedy-layer pruning itself goes on to a given depth. Here the question is how far delta reaches, and a set built
+    Greedy-layer pruning itself goes on to a given depth. Here the problem is how far delta reaches, and a set built
     on one that already fails is no way to a set that holds. Layers that must go are gone from the start; sets that
     are too large for the limits are steps on the way, as the full model is.
     """
     measured = {trial.layers: trial for trial in history}
-    start = LayerSet.dropping(question.limits.drop, question.total)
-    candidates = children(start, question) if start.is_full else [start]
+    start = LayerSet.dropping(problem.limits.drop, problem.total)
+    candidates = children(start, problem) if start.is_full else [start]
     while candidates:
         if missing := [layers for layers in candidates if layers not in measured]:
             return missing
-        best = least_harmful([measured[layers] for layers in candidates], question.tolerance)
-        if not question.tolerance.allows(best):
+        best = least_harmful([measured[layers] for layers in candidates], problem.tolerance)
+        if not problem.tolerance.allows(best):
             break
-        candidates = children(best.layers, question)
+        candidates = children(best.layers, problem)
     return []
 
 
-def children(layers: LayerSet, question: SearchProblem) -> list[LayerSet]:
+def children(layers: LayerSet, problem: SearchProblem) -> list[LayerSet]:
     """The sets with one layer less that keep what is fixed."""
-    return [child for child in layers.smaller() if question.fixed.issubset(child.kept)]
+    return [child for child in layers.smaller() if problem.fixed.issubset(child.kept)]
 
 
 def least_harmful(candidates: Sequence[Trial], tolerance: Tolerance) -> Trial:

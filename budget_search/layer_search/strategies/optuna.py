@@ -34,24 +34,24 @@ WORST = 100.0
 """Degradation of a failed trial, in points: the whole scale, because samplers cannot use an infinite one."""
 
 
-def propose(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
-    """Fixed families first, then ``question.width`` sets at a time, until ``question.evaluations`` are measured.
+def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
+    """Fixed families first, then ``problem.width`` sets at a time, until ``problem.evaluations`` are measured.
 
     Raises UsageError for an unknown sampler.
     """
-    if question.sampler not in SAMPLERS:
-        raise UsageError(f"unknown sampler {question.sampler!r}; allowed: {', '.join(SAMPLERS)}")
-    seeds = unmeasured(seed_sets(question), history, question)
-    return (seeds or ask(history, question))[: question.room(history)]
+    if problem.sampler not in SAMPLERS:
+        raise UsageError(f"unknown sampler {problem.sampler!r}; allowed: {', '.join(SAMPLERS)}")
+    seeds = unmeasured(seed_sets(problem), history, problem)
+    return (seeds or ask(history, problem))[: problem.room(history)]
 
 
-def seed_sets(question: SearchProblem) -> Iterator[LayerSet]:
+def seed_sets(problem: SearchProblem) -> Iterator[LayerSet]:
     """The fixed families, spread over the depths, those that drop half of the layers first."""
     for name, share in SEEDS:
-        yield from family_set(name, round(share * question.total), question)
+        yield from family_set(name, round(share * problem.total), problem)
 
 
-def ask(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def ask(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """Up to ``width`` sets from the sampler, none of them measured; fewer once every set there is has been.
 
     The sampler starts from (seed, length of the history), so the same history gets the same answer while a longer one
@@ -60,40 +60,40 @@ def ask(history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
     """
     import optuna
 
-    rng = random.Random(f"{question.seed}/{len(history)}")
+    rng = random.Random(f"{problem.seed}/{len(history)}")
     proposals: list[LayerSet] = []
     with _quiet():
-        sampler = _sampler(question.sampler, rng.getrandbits(32))
+        sampler = _sampler(problem.sampler, rng.getrandbits(32))
         study = optuna.create_study(direction="minimize", sampler=sampler, pruner=optuna.pruners.NopPruner())
-        known = [trial for trial in history if question.allows(trial.layers)]
+        known = [trial for trial in history if problem.allows(trial.layers)]
         # Samplers take later trials for newer ones. The order of arrival must not matter, so: from deep to shallow.
         for trial in sorted(known, key=lambda trial: (-trial.layers.depth, trial.key)):
-            study.add_trial(_record(trial.layers, question.tolerance.degradation(trial), question))
-        seen = {trial.layers.kept for trial in known} | {tuple(range(question.total))}
-        for _ in range(question.width if question.free else 0):
-            draw = study.ask(_space(question))
+            study.add_trial(_record(trial.layers, problem.tolerance.degradation(trial), problem))
+        seen = {trial.layers.kept for trial in known} | {tuple(range(problem.total))}
+        for _ in range(problem.width if problem.free else 0):
+            draw = study.ask(_space(problem))
             study.tell(draw, state=optuna.trial.TrialState.FAIL)
-            kept = question.fixed.union(index for index in question.free if draw.params[_flag(index)])
-            fresh = nearest_unseen(small_enough(kept, question, rng), seen, question, rng)
+            kept = problem.fixed.union(index for index in problem.free if draw.params[_flag(index)])
+            fresh = nearest_unseen(small_enough(kept, problem, rng), seen, problem, rng)
             if fresh is None:
                 break
             proposals.append(fresh)
             seen.add(fresh.kept)
-            study.add_trial(_record(fresh, question.tolerance.delta + 1.0, question))
+            study.add_trial(_record(fresh, problem.tolerance.delta + 1.0, problem))
     return proposals
 
 
-def small_enough(kept: frozenset[int], question: SearchProblem, rng: random.Random) -> frozenset[int]:
+def small_enough(kept: frozenset[int], problem: SearchProblem, rng: random.Random) -> frozenset[int]:
     """The drawn set without as many of its layers, drawn by lot, as the limits ask for."""
-    spare = sorted(kept - question.fixed)
+    spare = sorted(kept - problem.fixed)
     rng.shuffle(spare)
-    while spare and len(kept) > 1 and not question.limits.fits(LayerSet(tuple(sorted(kept)), question.total)):
+    while spare and len(kept) > 1 and not problem.limits.fits(LayerSet(tuple(sorted(kept)), problem.total)):
         kept -= {spare.pop()}
     return kept
 
 
 def nearest_unseen(
-    kept: frozenset[int], seen: set[tuple[int, ...]], question: SearchProblem, rng: random.Random
+    kept: frozenset[int], seen: set[tuple[int, ...]], problem: SearchProblem, rng: random.Random
 ) -> LayerSet | None:
     """The drawn set itself if it is new, else one of those that differ from it in the fewest layers; None at the end.
 
@@ -101,33 +101,33 @@ def nearest_unseen(
     """
     ring, reached = {kept}, {kept}
     while ring:
-        sets = [LayerSet(kept, question.total) for kept in sorted(tuple(sorted(each)) for each in ring if each)]
-        if fresh := [layers for layers in sets if layers.kept not in seen and question.allows(layers)]:
+        sets = [LayerSet(kept, problem.total) for kept in sorted(tuple(sorted(each)) for each in ring if each)]
+        if fresh := [layers for layers in sets if layers.kept not in seen and problem.allows(layers)]:
             return rng.choice(fresh)
-        ring = {each ^ {index} for each in ring for index in question.free} - reached
+        ring = {each ^ {index} for each in ring for index in problem.free} - reached
         reached |= ring
     return None
 
 
-def _record(layers: LayerSet, degradation: float, question: SearchProblem) -> FrozenTrial:
+def _record(layers: LayerSet, degradation: float, problem: SearchProblem) -> FrozenTrial:
     import optuna
 
     stays = set(layers.kept)
     return optuna.trial.create_trial(
         values=[float(layers.depth)],
-        params={_flag(index): index in stays for index in question.free},
-        distributions=_space(question),
-        constraints={"degradation": min(degradation, WORST) - question.tolerance.delta},
+        params={_flag(index): index in stays for index in problem.free},
+        distributions=_space(problem),
+        constraints={"degradation": min(degradation, WORST) - problem.tolerance.delta},
         # NSGA-II breeds from a generation, which only trials that it drew itself have: make the history its first.
         system_attrs={optuna.samplers.NSGAIISampler._get_generation_key(): 0},
     )
 
 
-def _space(question: SearchProblem) -> dict[str, BaseDistribution]:
+def _space(problem: SearchProblem) -> dict[str, BaseDistribution]:
     """One flag per layer that may go, true if it stays."""
     from optuna.distributions import CategoricalDistribution
 
-    return {_flag(index): CategoricalDistribution((True, False)) for index in question.free}
+    return {_flag(index): CategoricalDistribution((True, False)) for index in problem.free}
 
 
 def _flag(index: int) -> str:

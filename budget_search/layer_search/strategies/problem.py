@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import Tolerance, Trial
-from budget_search.layer_search.acquisition import all_sets
-from budget_search.layer_search.surrogate import FullRuns, Surrogate, steadied
+from budget_search.layer_search.acquisition import candidate_sets
+from budget_search.layer_search.surrogate import FullRuns, Surrogate, combine_with_loss
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class SearchProblem:
     ``width`` is how many evaluations run at the same time: a strategy that can, proposes that many. ``evaluations``
     caps the layer sets that a strategy without a natural end wants in the history, the full model's aside: it counts
     what is there already, so that an interrupted search goes on as if nothing had happened. ``deltas`` are all that
-    the search has to answer, in points, for a strategy that looks for several at once. ``in_full`` is what full runs
+    the search has to answer, in points, for a strategy that looks for several at once. ``full_runs`` is what full runs
     lost so far, ``seed_sd`` the spread (points) of a full score between seeds, ``seeds`` how many a confirmation
     takes. ``among`` are the sets that can be measured at all, where these are not all: those of a recorded table.
     """
@@ -36,7 +36,7 @@ class SearchProblem:
     width: int = 1
     evaluations: int = 40
     deltas: tuple[float, ...] = ()
-    in_full: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
+    full_runs: Mapping[LayerSet, FullRuns] = field(default_factory=dict)
     seed_sd: float = 0.5
     seeds: int = 3
     among: frozenset[LayerSet] | None = None
@@ -49,12 +49,12 @@ class SearchProblem:
     def surrogate(self, history: Sequence[Trial]) -> Surrogate:
         """What any set will lose in full, as far as these screens and the full runs tell."""
         screens = [trial for trial in history if trial.state == "complete" and not trial.layers.is_full]
-        lost = steadied(
+        lost = combine_with_loss(
             [self.tolerance.degradation(trial) for trial in screens],
             [self.tolerance.loss_increase(trial) for trial in screens],
         )
         screened = {trial.layers: points for trial, points in zip(screens, lost, strict=True)}
-        return Surrogate.fit(self.total, screened, self.in_full, self.seed_sd, self.seeds)
+        return Surrogate.fit(self.total, screened, self.full_runs, self.seed_sd, self.seeds)
 
     @property
     def free(self) -> tuple[int, ...]:
@@ -72,7 +72,9 @@ class SearchProblem:
     def sets(self, measured: Sequence[LayerSet]) -> list[LayerSet]:
         """Every set that is allowed; of a deep model those near the measured ones, and a sample."""
         return [
-            layers for layers in all_sets(self.total, self.fixed, measured, self.limits.drop) if self.allows(layers)
+            layers
+            for layers in candidate_sets(self.total, self.fixed, measured, self.limits.drop)
+            if self.allows(layers)
         ]
 
     def room(self, history: Sequence[Trial]) -> int:
@@ -81,21 +83,21 @@ class SearchProblem:
 
 
 Strategy = Callable[[Sequence[Trial], SearchProblem], list[LayerSet]]
-"""``propose(history, question)``. The history holds one screen per layer set, sorted by key, the full model's too."""
+"""``propose(history, problem)``. The history holds one screen per layer set, sorted by key, the full model's too."""
 
 
-def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], question: SearchProblem) -> list[LayerSet]:
+def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     """Those candidates a strategy may propose, in order: new, each once, smaller than the model, allowed."""
     seen = {trial.layers for trial in history}
     return [
         layers
         for layers in dict.fromkeys(candidates)
-        if layers not in seen and not layers.is_full and question.allows(layers)
+        if layers not in seen and not layers.is_full and problem.allows(layers)
     ]
 
 
-def smallest_holding(history: Sequence[Trial], question: SearchProblem) -> Trial | None:
+def smallest_holding(history: Sequence[Trial], problem: SearchProblem) -> Trial | None:
     """The fewest layers within the tolerance; of several sets, the one that loses least, then the first by key."""
-    tolerance = question.tolerance
-    holding = [trial for trial in history if tolerance.allows(trial) and question.allows(trial.layers)]
+    tolerance = problem.tolerance
+    holding = [trial for trial in history if tolerance.allows(trial) and problem.allows(trial.layers)]
     return min(holding, key=lambda trial: (trial.layers.depth, tolerance.degradation(trial), trial.key), default=None)
