@@ -1,6 +1,6 @@
-"""What the search budget still allows: fine-tunes by their number, and hours by how long they take here.
+"""The remaining search budget: fine-tunes by number, and hours by the duration of finished trials.
 
-``running`` are the evaluations under way, which count as if they had just begun.
+``running`` are the evaluations in progress; they count as if they had just started.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from budget_search.core.dropping import training_depth
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 
-# A confirmed set keeps about this share of the layers; only for what to hold back against the clock.
+# The share of the layers that a confirmed set typically keeps, for the time reserved for confirmations.
 TYPICAL_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds per layer: of training through the full recipe, and of an evaluation."""
+    """Measured speed: seconds per layer of training for the full recipe, and seconds per layer of evaluating once."""
 
     recipe: Recipe
     training: float
@@ -29,7 +29,7 @@ class Pace:
 
     @classmethod
     def of(cls, history: Sequence[Trial], recipe: Recipe) -> Pace:
-        """From finished trials; no time at all where there are none yet."""
+        """From finished trials; zero seconds if there are none."""
         finished = [trial for trial in history if trial.state != "failed"]
         trained = sum(trial.rung * training_depth(recipe, trial.layers) for trial in finished)
         evaluated = sum(trial.layers.depth for trial in finished)
@@ -40,7 +40,7 @@ class Pace:
         )
 
     def seconds(self, jobs: Sequence[Job], width: int) -> float:
-        """How long these jobs take, ``width`` at a time."""
+        """Predicted duration of these jobs, ``width`` at a time."""
         spent = [
             job.key.rung * training_depth(self.recipe, job.key.layers) * self.training
             + job.key.layers.depth * self.evaluation
@@ -51,7 +51,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class RemainingBudget:
-    """A search budget being spent, by confirmations of ``seeds`` runs, ``width`` evaluations at a time."""
+    """A partly spent search budget; a confirmation has ``seeds`` runs, ``width`` evaluations run at once."""
 
     budget: SearchBudget
     seeds: int
@@ -60,23 +60,26 @@ class RemainingBudget:
     began: float = field(default_factory=lambda: time.monotonic())
 
     def fine_tunes(self, history: Sequence[Trial], running: Collection[Job], total: int, confirmations: int) -> float:
-        """How many more are allowed beside so many confirmations; against the clock, no more than run at a time."""
+        """How many more fine-tunes are allowed if this many confirmations are reserved.
+
+        With a time limit, no more than can start now, because their duration is not known.
+        """
         allowed = math.inf
         if self.budget.max_hours is not None:
-            in_time = self._seconds_left() > self._held_back(history, total, confirmations)
+            in_time = self._seconds_left() > self._reserved_seconds(history, total, confirmations)
             allowed = self.width - len(running) if in_time else 0
         return min(allowed, self._trials_left(history, running) - confirmations * self.seeds)
 
     def covers(self, jobs: Sequence[Job], history: Sequence[Trial], running: Collection[Job]) -> bool:
-        """Whether these evaluations are allowed and will be finished in time, as far as the finished ones tell."""
+        """Whether these evaluations are allowed and, at the measured speed, finish in time."""
         if len(jobs) > self._trials_left(history, running):
             return False
         in_time = self.budget.max_hours is None
         return in_time or Pace.of(history, self.recipe).seconds([*running, *jobs], self.width) <= self._seconds_left()
 
     def confirmations(self, history: Sequence[Trial], running: Collection[Job], total: int) -> float:
-        """How many more confirmations are allowed, with as many layers as is typical."""
-        seconds = self._held_back(history, total, 1)
+        """How many more confirmations of sets of typical depth are allowed."""
+        seconds = self._reserved_seconds(history, total, 1)
         in_time = self._seconds_left() / seconds if self.budget.max_hours is not None and seconds else math.inf
         return min(in_time, self._trials_left(history, running) / self.seeds)
 
@@ -84,8 +87,8 @@ class RemainingBudget:
         limit = self.budget.max_trials
         return math.inf if limit is None else limit - len(history) - len(running)
 
-    def _held_back(self, history: Sequence[Trial], total: int, confirmations: int) -> float:
-        """Seconds that so many confirmations take."""
+    def _reserved_seconds(self, history: Sequence[Trial], total: int, confirmations: int) -> float:
+        """Predicted seconds for this many confirmations."""
         kept = LayerSet(tuple(range(max(1, round(TYPICAL_SHARE * total)))), total)
         run = Job(TrialKey(kept, FULL_RUNG, 0), "certification")
         return confirmations * Pace.of(history, self.recipe).seconds([run] * self.seeds, self.width)

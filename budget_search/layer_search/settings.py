@@ -1,4 +1,4 @@
-"""What a search is given: everything decided beforehand, where it keeps what it finds, and whom it tells."""
+"""The interface of a search: its settings, where it stores trials, and who observes it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
 
-# As many sets are screened in any case, however long that takes.
+# At least this many sets are screened.
 FEWEST_SCREENS = 12
-# Screens: as short as still ranks layer sets, in steps and as a fraction of the recipe. On a recorded 6-layer table 31
-# steps ranked sets alike whatever the seed, and wrongly; 125 steps ranked them well.
+# The length of a screen in optimizer steps, and its bounds as a fraction of the recipe. On a recorded 6-layer table the
+# ranking after 31 steps was the same for every seed and wrong; after 125 steps it was good.
 SCREEN_STEPS = 150
 SHORTEST_RUNG = 1 / 24
 LONGEST_RUNG = 1 / 2
-# What is spent on screens in all, in full fine-tunes, when a screened set keeps this share of the layers.
+# The cost of all screens in full fine-tune equivalents, assuming that a screened set keeps this share of the layers.
 SCREEN_EQUIVALENTS = 2.0
 MEAN_SHARE_OF_LAYERS = 0.58
 MOST_SCREENS = 60
 
 
 class History(Protocol):
-    """Where finished trials are kept, and what was decided before the first confirmation."""
+    """Stores the finished trials of a study, and facts such as the plan of the search."""
 
     @property
     def history(self) -> list[Trial]: ...
@@ -41,7 +41,7 @@ class History(Protocol):
 
 
 class SearchObserver(Protocol):
-    """Who is told how the search goes."""
+    """Receives the progress of a search."""
 
     def stage(self, text: str) -> None: ...
 
@@ -54,9 +54,12 @@ class SearchObserver(Protocol):
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Everything a search decides beforehand. Deltas are in points; ``named`` sets are measured instead of searched;
-    those to ``start`` from are screened first; the baseline's run with ``teacher_seed`` teaches smaller models, where
-    the recipe has one teach them (None: the first of the seeds)."""
+    """The settings of a search; they do not change while it runs.
+
+    ``deltas`` are in points. If there are ``named`` sets, exactly these are measured. The sets in ``start`` are
+    screened first. ``width`` evaluations run at the same time, ``evaluations`` sets are screened. With distillation the
+    teacher is the baseline's run with ``teacher_seed`` (None: the first of ``seeds``).
+    """
 
     total: int
     deltas: tuple[float, ...]
@@ -80,7 +83,7 @@ class SearchSettings:
 
     @property
     def teacher(self) -> TrialKey | None:
-        """The baseline's run whose outputs smaller models learn from."""
+        """The baseline's run that is the teacher in distillation; None without distillation."""
         if not self.recipe.distil:
             return None
         seed = self.seeds[0] if self.teacher_seed is None else self.teacher_seed
@@ -88,14 +91,14 @@ class SearchSettings:
 
     @property
     def builds_on_full(self) -> bool:
-        """Whether smaller models take over weights or outputs of the full one, which must be finished by then."""
+        """Whether smaller models need weights or outputs of the full one, so that its runs must finish first."""
         return self.recipe.dropping == "untrained" or self.teacher is not None
 
     def evaluations_until(self, position: int, rung: float) -> int:
-        """How many layer sets may be screened at a rung by the end of the delta at this position, the largest first.
+        """How many sets may have a screen at this rung when the delta at this position (largest first) is answered.
 
-        The first has the largest part, since what it screens serves the others as well; ``auto``, which screens for
-        all deltas at once, has everything. Of longer screens there are fewer, so that all of them take no longer.
+        The largest delta has the largest share, because its screens serve the smaller ones too. ``auto`` screens for
+        all deltas at once and has no shares. If screens are longer, there are fewer of them, at the same total cost.
         """
         evaluations = max(min(self.evaluations, FEWEST_SCREENS), round(self.evaluations * self.screen_rung / rung))
         if self.strategy == "auto" or len(self.deltas) == 1:
@@ -104,11 +107,11 @@ class SearchSettings:
 
 
 def screen_rung(full_steps: int) -> float:
-    """The fraction of the recipe that a screen gets: enough steps to say something, half at the most."""
+    """The rung of the first screens: ``SCREEN_STEPS`` as a fraction of the recipe's steps, within the bounds."""
     return min(LONGEST_RUNG, max(SHORTEST_RUNG, SCREEN_STEPS / full_steps))
 
 
 def screens_for(rung: float, total: int) -> int:
-    """How many layer sets are screened at this rung: for about two full fine-tunes, but never very few or many."""
+    """How many sets to screen at this rung: for about two full fine-tunes in total, within bounds."""
     screens = round(SCREEN_EQUIVALENTS / (rung * MEAN_SHARE_OF_LAYERS))
     return min(max(screens, FEWEST_SCREENS), MOST_SCREENS, 2**total - 2)

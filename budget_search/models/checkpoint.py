@@ -1,4 +1,4 @@
-"""The answer as a folder that stock transformers loads, checked by loading it before success is claimed."""
+"""Export an answer as a Hugging Face checkpoint and verify it by loading it again."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from budget_search.core.serialization import to_plain
 from budget_search.models.export_folder import MARKER, refuse_foreign
 
 CARD = "README.md"
-# The same weights on the same machine; only where the allocator put them may differ, and with it the order of sums.
+# The re-loaded model has the same weights, but the order of floating-point sums may depend on memory alignment.
 LOGIT_TOLERANCE = 1e-5
-# The study may have predicted in bf16: far below what other weights differ by, relative to the spread of the outputs.
+# The study may have predicted in bf16. Relative to the standard deviation of the outputs; other weights differ more.
 RECORDED_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out examples, as the caller batches and scores them.
+    """The held-out examples, through functions of the caller.
 
-    ``logits`` gives a model's fp32 outputs (examples, classes) on all of them, ``score`` turns outputs into points.
-    ``recorded`` are the outputs that the study recorded of the weights to export, if it did, in any precision.
+    ``logits`` returns a model's fp32 outputs of shape (examples, classes), ``score`` the score of such outputs in points.
+    ``recorded`` are the outputs of the same weights that the study recorded, in any precision; None if it did not.
     """
 
     logits: Callable[[PreTrainedModel], np.ndarray]
@@ -42,9 +42,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Export:
-    """A finished export: ``held_out_score`` (points) was computed from the folder, over ``examples`` examples.
+    """A finished export: ``held_out_score`` (points) is the score of the re-loaded folder on ``examples`` examples.
 
-    ``largest_difference`` is that of its logits from those of the model it was made of.
+    ``largest_difference`` is the largest absolute difference between its logits and the original model's.
     """
 
     folder: Path
@@ -63,17 +63,16 @@ def export_checkpoint(
     card: Callable[[float], str],
     trust_remote_code: bool = False,
 ) -> Export:
-    """Write the checkpoint in ``weights_dir`` with its tokenizer, evidence and card to ``output``, and check it.
+    """Write the checkpoint in ``weights_dir`` with tokenizer, model card and provenance to ``output``, and verify it.
 
-    ``provenance`` is what ``budget_search.json`` says; ``card`` makes the model card from this very checkpoint's
-    held-out score. Code that the model brings runs only if it is trusted. ``output`` appears complete or not at all.
-    Raises UsageError when something else is there, and StudyError when the weights cannot be read or the folder does
-    not hold what the study measured.
+    ``provenance`` is the content of ``budget_search.json``. ``card`` renders the model card from the held-out score of
+    this checkpoint. ``output`` appears complete or not at all. Raises UsageError if ``output`` contains anything else,
+    and StudyError if the weights cannot be read or are not the ones that the study measured.
     """
     refuse_foreign(output)
     output = output.resolve()
     model = _load(weights_dir, trust_remote_code)
-    with _appearing(output) as folder:
+    with _atomic_folder(output) as folder:
         model.save_pretrained(folder)
         _copy_tokenizer(tokenizer_dir, folder)
         _try_pipeline(folder, tokenizer_dir, trust_remote_code)
@@ -87,8 +86,8 @@ def export_checkpoint(
 
 
 @contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` that takes its name when the block succeeds, and is gone when it does not."""
+def _atomic_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside ``output``: renamed to it if the block succeeds, deleted if it fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex[:8]
     folder = output.with_name(f".{output.name}.{unique}.new")
@@ -107,9 +106,9 @@ def _appearing(output: Path) -> Iterator[Path]:
 
 
 def _load(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
-    """The checkpoint in fp32, as stock transformers reads it. Raises StudyError unless it holds just what it should."""
+    """The checkpoint in fp32, loaded by stock transformers. Raises StudyError for missing or unexpected weights."""
     try:
-        model, found = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=torch.float32,
             output_loading_info=True,
@@ -118,22 +117,20 @@ def _load(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise StudyError(f"cannot load the checkpoint in {folder}: {error}") from error
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found[what]:
-            raise StudyError(
-                f"the checkpoint in {folder} has {what.replace('_', ' ')}: {sorted(map(str, found[what]))}"
-            )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := loading[problem]:
+            raise StudyError(f"the checkpoint in {folder} has {problem.replace('_', ' ')}: {sorted(map(str, keys))}")
     result: PreTrainedModel = model
     return result
 
 
 def _copy_tokenizer(tokenizer_dir: Path, folder: Path) -> None:
-    """All its files, except those that are the model's own. Raises StudyError when there are none."""
-    models_own = {"config.json", CARD, MARKER}
-    found = [path for path in sorted(tokenizer_dir.glob("*.*")) if path.name not in models_own]
-    files = [path for path in found if path.is_file() and path.suffix not in (".safetensors", ".bin")]
+    """Copy all files except those of the model itself. Raises StudyError if there are none."""
+    model_files = {"config.json", CARD, MARKER}
+    candidates = [path for path in sorted(tokenizer_dir.glob("*.*")) if path.name not in model_files]
+    files = [path for path in candidates if path.is_file() and path.suffix not in (".safetensors", ".bin")]
     if not files:
-        # Stock transformers would make up an empty tokenizer, without a word.
+        # Without files, transformers would return an empty tokenizer instead of raising.
         raise StudyError(f"there is no tokenizer in {tokenizer_dir}")
     for path in files:
         shutil.copyfile(path, folder / path.name)
@@ -142,7 +139,10 @@ def _copy_tokenizer(tokenizer_dir: Path, folder: Path) -> None:
 def _check(
     model: PreTrainedModel, folder: Path, held_out: HeldOut, trust_remote_code: bool
 ) -> tuple[int, float, float]:
-    """Load the folder anew and compare. Gives the examples seen, the folder's own score, the largest difference."""
+    """Load the folder again and compare it with the model and with the recorded outputs.
+
+    Returns the number of examples, the score of the folder, and the largest difference between logits.
+    """
     expected = held_out.logits(model)
     reloaded = _load(folder, trust_remote_code)
     _same_weights(model, reloaded)
@@ -150,13 +150,13 @@ def _check(
     difference = float(np.abs(outputs - expected).max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise StudyError(
-            f"the exported checkpoint predicts otherwise than the model: logits differ by {difference:.3g}"
+            f"the exported checkpoint gives other predictions than the model: logits differ by {difference:.3g}"
         )
     if held_out.recorded is not None:
-        apart = float(np.abs(outputs - held_out.recorded).mean())
-        if not apart <= RECORDED_TOLERANCE * float(held_out.recorded.std()) + LOGIT_TOLERANCE:
+        deviation = float(np.abs(outputs - held_out.recorded).mean())
+        if not deviation <= RECORDED_TOLERANCE * float(held_out.recorded.std()) + LOGIT_TOLERANCE:
             raise StudyError(
-                f"the weights are not those that the study measured: their outputs differ by {apart:.3g} on average"
+                f"the weights are not the ones that the study measured: outputs differ by {deviation:.3g} on average"
             )
     return len(outputs), held_out.score(outputs), difference
 
@@ -165,21 +165,21 @@ def _same_weights(model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
     ours, theirs = model.state_dict(), reloaded.state_dict()
     changed = [name for name in ours if name not in theirs or not torch.equal(ours[name].cpu(), theirs[name].cpu())]
     if changed or len(ours) != len(theirs):
-        raise StudyError(f"the exported checkpoint does not hold the model's weights: {', '.join(changed[:5])}")
+        raise StudyError(f"the exported checkpoint does not contain the model's weights: {', '.join(changed[:5])}")
 
 
 def _try_pipeline(folder: Path, tokenizer_dir: Path, trust_remote_code: bool) -> None:
-    """What a stranger will do first; which tokenizer that loads depends on the model's config beside it."""
+    """Run the ``text-classification`` pipeline on the folder, and check that it loads the study's tokenizer."""
     text = "A first sentence, and another."
     try:
         pipeline("text-classification", model=str(folder), device="cpu", trust_remote_code=trust_remote_code)(text)
         tokens, expected = (
-            AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=trust_remote_code)(text)[
+            AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)(text)[
                 "input_ids"
             ]
-            for place in (folder, tokenizer_dir)
+            for path in (folder, tokenizer_dir)
         )
-    except Exception as error:  # whatever goes wrong in there, the folder does not work
+    except Exception as error:  # any failure means that the folder cannot be used
         raise StudyError(f"the exported checkpoint does not work with its tokenizer: {error}") from error
     if tokens != expected:
         raise StudyError("the exported checkpoint does not load the tokenizer that the study used")

@@ -1,4 +1,4 @@
-"""The pre-trained model everything starts from: where it is, what identifies it, and a fresh head for a task."""
+"""The pre-trained model: find it, identify its content, load it, and initialise a new head for the task."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 MODEL_DIR = Path(__file__).parent / "demo_model"
 """The embedded model of the demo."""
-# LayerSet reads numbers of four digits.
-MOST_LAYERS = 9_999
+# LayerSet parses numbers of up to four digits.
+MAX_LAYERS = 9_999
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-# Weights of other frameworks and duplicates in other precisions stay on the hub.
+# Weights of other frameworks and copies in other precisions are not downloaded.
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
-# Not asked of the cache: without it a snapshot is complete.
+# Optional: a cached snapshot without a card counts as complete.
 _CARD = "README.md"
 _LICENCE_FIELDS = ("license", "license_name", "license_link")
-# Folder names that say nothing about the model in them.
-_UNTELLING = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9a-f]{40}|[.]*", re.IGNORECASE)
+# Folder names that do not identify the model.
+_GENERIC_NAMES = re.compile(r"model|checkpoint.*|output.*|final|best|snapshots?|[0-9a-f]{40}|[.]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """A pre-trained model found: its name for people, its folder, and what identifies its content."""
+    """A pre-trained model on disk: its display name, its folder, and a digest or hub revision of its content."""
 
     name: str
     folder: Path
@@ -41,21 +41,22 @@ class PretrainedSource:
 
 
 def resolve_model(model: str, *, offline: bool = False, option: str = "--model") -> PretrainedSource:
-    """Find a model by ``demo``, local folder or hub id, downloading it when needed; imports no torch.
+    """Find a model by ``demo``, local folder or hub id, and download it if needed. Does not import torch.
 
-    ``option`` is the one that named it. Raises UsageError when there is no such model, or a folder holds no weights.
+    ``option`` is the command-line option to name in errors. Raises UsageError if there is no such model or a folder has
+    no weights.
     """
     if model == "demo":
         return PretrainedSource("demo-bert", MODEL_DIR, _folder_digest(MODEL_DIR))
     path = expand_path(model)
     if path.is_dir():
         _require_files(path, model, option)
-        return PretrainedSource(_telling_name(path), path.resolve(), _folder_digest(path))
+        return PretrainedSource(_descriptive_name(path), path.resolve(), _folder_digest(path))
     if path.exists():
-        raise UsageError(f"{option} {model} is a file; give the folder that holds config.json and the weights")
+        raise UsageError(f"{option} {model} is a file; give the folder with config.json and the weights")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model, flags=re.ASCII):
         raise UsageError(
-            f"{option} {model} is neither a folder here nor a hub id such as bert-base-uncased or org/name"
+            f"{option} {model} is neither an existing folder nor a hub id such as bert-base-uncased or org/name"
         )
     folder = _snapshot(model, offline, option)
     _require_files(folder, model, option)
@@ -63,12 +64,12 @@ def resolve_model(model: str, *, offline: bool = False, option: str = "--model")
 
 
 def _snapshot(model: str, offline: bool, option: str) -> Path:
-    """The cached snapshot if there is one, so that re-running a command never changes the model; else from the hub."""
+    """The cached snapshot if there is one, so that repeating a command does not change the model; else a download."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     for weights in _WEIGHTS:
-        # One after the other: a snapshot counts as complete when it holds all that was asked for.
+        # One format at a time, because snapshot_download requires all of the patterns.
         with contextlib.suppress(LocalEntryNotFoundError, FileNotFoundError):
             cached = Path(snapshot_download(model, local_files_only=True, allow_patterns=[*_DOWNLOADED, weights]))
             if any(cached.glob(weights)):
@@ -101,7 +102,7 @@ def _has_weights(folder: Path) -> bool:
 
 def _require_files(folder: Path, model: str, option: str) -> None:
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{option} {model}: no config.json in that folder; give the folder save_pretrained wrote")
+        raise UsageError(f"{option} {model}: no config.json in that folder; give a folder written by save_pretrained")
     if not _has_weights(folder):
         raise UsageError(
             f"{option} {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin"
@@ -110,11 +111,11 @@ def _require_files(folder: Path, model: str, option: str) -> None:
 
     for path in sorted(folder.glob(_WEIGHTS[0])):
         try:
-            # Reads the table of contents, and finds a file that was cut short.
+            # Reads the header only; detects truncated files.
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file anew") from error
+            raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); download or copy the file again") from error
 
 
 def _folder_digest(folder: Path) -> str:
@@ -122,31 +123,33 @@ def _folder_digest(folder: Path) -> str:
     return joint_digest({path.name: path for path in files})
 
 
-def _telling_name(folder: Path) -> str:
-    """The last path component that says something; else what the config calls the model."""
+def _descriptive_name(folder: Path) -> str:
+    """The last of three path components that is not generic, or else the name or type in the config."""
     for part in reversed(folder.resolve().parts[-3:]):
-        if not _UNTELLING.fullmatch(part):
+        if not _GENERIC_NAMES.fullmatch(part):
             return part
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
     return str(config.get("_name_or_path") or config.get("model_type") or "local-model")
 
 
 def licence_of(pretrained: PretrainedSource) -> dict[str, str]:
-    """What the model's own card says of its licence, in the hub's words: ``license``, and for others than the usual
-    ``license_name`` and ``license_link``. Empty where it says nothing."""
+    """The licence in the model card's metadata: ``license`` and, if given, ``license_name`` and ``license_link``.
+
+    Empty without a card or a licence in it.
+    """
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 
     try:
-        told = metadata_load(pretrained.folder / _CARD) or {}
+        metadata = metadata_load(pretrained.folder / _CARD) or {}
     except (OSError, ValueError, YAMLError):
         return {}
-    found = {name: told[name] for name in _LICENCE_FIELDS if isinstance(told.get(name), str)}
-    return found if "license" in found else {}
+    fields = {name: metadata[name] for name in _LICENCE_FIELDS if isinstance(metadata.get(name), str)}
+    return fields if "license" in fields else {}
 
 
 def quiet_transformers() -> None:
-    """No loading bars and no reports of new heads: they are what this tool is about."""
+    """Switch off transformers' progress bars and its warnings about newly initialised heads, which are intended here."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -154,41 +157,43 @@ def quiet_transformers() -> None:
 
 
 def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, able to pad. Raises UsageError."""
+    """The model's tokenizer, with a padding token. Raises UsageError."""
     from transformers import AutoTokenizer
 
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # whatever goes wrong in there, the files are not what they should be
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
         raise UsageError(f"the tokenizer of {pretrained.name} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Transformers makes one up, without a word, where the files are missing.
-        raise UsageError(f"the tokenizer of {pretrained.name} knows no words; are tokenizer.json or vocab.txt missing?")
+        # Without the files, transformers returns an empty tokenizer instead of raising.
+        raise UsageError(
+            f"the tokenizer of {pretrained.name} has no vocabulary; tokenizer.json or vocab.txt may be missing"
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UsageError(f"the tokenizer of {pretrained.name} has no padding token and no end token to pad with")
+            raise UsageError(f"the tokenizer of {pretrained.name} has neither a padding token nor an end token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def outline(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model's structure without its weights. Raises UnsupportedModelError when it is no classifier's."""
+    """The model on torch's meta device, without weights. Raises UnsupportedModelError if it cannot be a classifier."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     try:
         config = AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
-        if (depth := getattr(config, "num_hidden_layers", 0)) > MOST_LAYERS:
-            raise ValueError(f"its config names {depth} layers, at most {MOST_LAYERS} are built")
+        if (depth := getattr(config, "num_hidden_layers", 0)) > MAX_LAYERS:
+            raise ValueError(f"its config has {depth} layers, at most {MAX_LAYERS} are allowed")
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
         for path in pretrained.folder.glob(_WEIGHTS[1]):
-            # Tensors and nothing else: a pickle may run anything. Found out before a study is made.
+            # A pickle can run code, so only tensors are allowed. Checked before a study is created.
             torch.load(path, weights_only=True, map_location="meta")
-    except Exception as error:  # whatever goes wrong in there, the files are not what they should be
+    except Exception as error:  # transformers raises many kinds of errors for damaged files
         raise UnsupportedModelError(
-            f"{pretrained.name} is no model for classifying texts: {_first_line(error)}"
+            f"{pretrained.name} cannot be used for text classification: {_first_line(error)}"
         ) from error
     return model
 
@@ -196,9 +201,10 @@ def outline(pretrained: PretrainedSource, *, trust_remote_code: bool = False) ->
 def load_pretrained(
     folder: Path, *, name: str, label_names: Iterable[str], pad_token: int, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """The model in fp32 with a head for the task, and the names of the parameters that no pre-training fixed.
+    """The model in fp32 with a head for the task, and the names of the parameters that are not pre-trained.
 
-    No label names mean regression. Raises UnsupportedModelError when transformers has no classifier for it.
+    Without label names the head is for regression. Raises UnsupportedModelError if transformers has no sequence
+    classifier for the model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -210,7 +216,7 @@ def load_pretrained(
         config.id2label = dict(enumerate(names)) if names else {0: "score"}
         config.label2id = {label: index for index, label in config.id2label.items()}
         config.problem_type = "single_label_classification" if names else "regression"
-        _forget_memories(config)
+        _disable_caches(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = pad_token
         model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -234,7 +240,7 @@ def load_pretrained(
 
 
 def fresh_head(model: PreTrainedModel, fresh: frozenset[str], seed: int) -> None:
-    """Draw the head's weights (those named in ``fresh``) anew from the seed, by the model's own initialisation."""
+    """Re-initialise the parameters named in ``fresh`` from the seed, with the model's own initialisation."""
     import torch
 
     torch.manual_seed(seed)
@@ -243,13 +249,13 @@ def fresh_head(model: PreTrainedModel, fresh: frozenset[str], seed: int) -> None
         for name, module in model.named_modules():
             if name in owners:
                 for parameter in module.parameters(recurse=False):
-                    # A mark that transformers leaves on loaded weights so that they are not initialised again.
+                    # Transformers marks loaded weights with this flag and skips them when it initialises.
                     vars(parameter).pop("_is_hf_initialized", None)
                 model._init_weights(module)
 
 
-def _forget_memories(config: Any) -> None:
-    """Classification reads every text on its own: no memories (XLNet's mems), no key-value cache (decoders)."""
+def _disable_caches(config: Any) -> None:
+    """Switch off XLNet's memories and the key-value cache of decoders, which a classifier does not use."""
     for name in ("use_mems_eval", "use_mems_train", "use_cache"):
         if hasattr(config, name):
             setattr(config, name, False)
@@ -257,6 +263,6 @@ def _forget_memories(config: Any) -> None:
 
 def _first_line(error: BaseException) -> str:
     if "trust_remote_code" in str(error):
-        return "it brings code of its own; read that, then allow it to run with --trust-remote-code"
+        return "it contains its own code; read that code, then allow it with --trust-remote-code"
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

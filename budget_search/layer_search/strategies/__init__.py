@@ -1,7 +1,7 @@
-"""What proposes layer sets: pure functions of the history, one module per idea and one row here.
+"""The strategies, which propose layer sets: pure functions of the history, with one row each in ``STRATEGIES``.
 
-A strategy answers ``propose(history, problem)``: the layer sets to measure next, none of them measured already; an
-empty list means that it has finished. It keeps nothing between calls, so a resumed study is the normal case.
+``propose(history, problem)`` returns the layer sets to measure next, none of them measured already; an empty list means
+that the strategy has finished. A strategy has no state of its own, so a resumed study needs no special case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from budget_search.core.trial import Trial
     from budget_search.layer_search.strategies.problem import SearchProblem, Strategy
 
-# Name to ``module:function``, loaded on first use: the command line offers the names before numpy is imported.
+# Name to ``module:function``, imported on first use, so that the command line lists the names without importing numpy.
 STRATEGIES = {
     "auto": "auto:propose",
     "greedy": "greedy:propose",
@@ -34,7 +34,7 @@ SAMPLERS = ("tpe", "gp", "nsga2", "random")
 
 
 def propose(name: str, history: Iterable[Trial], problem: SearchProblem) -> list[LayerSet]:
-    """What the strategy of this name measures next, given one trial per layer set in any order; empty when finished.
+    """The layer sets that this strategy measures next; empty when it has finished. One trial per set, in any order.
 
     Raises UsageError for an unknown name, and what the strategy itself raises.
     """

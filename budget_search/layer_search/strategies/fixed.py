@@ -1,7 +1,7 @@
-"""Strategies that look at no score: the paper's families at every depth, and its contribution-based order.
+"""Strategies that ignore scores: the fixed families of Poor Man's BERT at every depth, and its contribution order.
 
-Poor Man's BERT scans each of them over the number K of dropped layers (its Table 2); the answer is the largest K whose
-own degradation is within delta, because a deeper set that fails says nothing sure about a shallower one.
+The paper measures each of them for every number K of dropped layers (its Table 2). The answer is the largest K whose
+degradation is within delta; a larger set that fails does not rule out a smaller one.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ def family(name: str) -> Strategy:
 
 
 def family_set(name: str, dropped: int, problem: SearchProblem) -> Iterator[LayerSet]:
-    """A family's set with the fixed layers put back and those that must go taken out; nothing where that is none, or
-    the family is not defined."""
+    """A family's set, with the fixed layers added and the layers removed that must be dropped.
+
+    Yields nothing if no layer is left or the family is not defined for this number.
+    """
     layers = FAMILIES[name](problem.total, dropped)
     kept = set() if layers is None else problem.fixed.union(layers.kept) - problem.limits.drop
     if kept:
@@ -38,10 +40,10 @@ def family_set(name: str, dropped: int, problem: SearchProblem) -> Iterator[Laye
 
 
 def contribution(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
-    """Drop the layers that change the sentence least (Poor Man's BERT, 2.3).
+    """Drop the layers whose output is most similar to their input (Poor Man's BERT, 2.3).
 
-    First what the paper's thresholds choose, then the K most similar layers for every other K; of equally similar
-    layers the higher goes first. Raises UsageError without one similarity per layer.
+    First the sets that the paper's thresholds give, then the K most similar layers for every other K; among equally
+    similar layers the higher one is dropped first. Raises UsageError without one similarity per layer.
     """
     similarities = problem.similarities
     if similarities is None or len(similarities) != problem.total:

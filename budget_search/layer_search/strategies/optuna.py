@@ -1,7 +1,7 @@
-"""Optuna's samplers: fewest layers, subject to a degradation within delta.
+"""Optuna's samplers: minimise the number of layers, subject to a degradation within delta.
 
-Every call rebuilds an in-memory study from the history, because a constraint is written once and belongs to one delta,
-while measurements serve all of them.
+Every call rebuilds an in-memory Optuna study from the history. A trial's constraint is stored once and depends on
+delta, while the same measurements serve every delta.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ SEEDS = (
     *((name, 1 / 4) for name in ("top", "odd-alternate", "even-alternate", "symmetric")),
     *((name, 3 / 4) for name in ("top", "symmetric")),
 )
-"""What a study starts from: a fixed family and the share of the layers that it drops."""
+"""The first sets of a study: a fixed family and the share of the layers that it drops."""
 WORST = 100.0
-"""Degradation of a failed trial, in points: the whole scale, because samplers cannot use an infinite one."""
+"""Degradation of a failed trial, in points: the whole scale, because samplers do not accept infinity."""
 
 
 def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
@@ -42,21 +42,21 @@ def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     if problem.sampler not in SAMPLERS:
         raise UsageError(f"unknown sampler {problem.sampler!r}; allowed: {', '.join(SAMPLERS)}")
     seeds = unmeasured(seed_sets(problem), history, problem)
-    return (seeds or ask(history, problem))[: problem.room(history)]
+    return (seeds or ask(history, problem))[: problem.remaining_evaluations(history)]
 
 
 def seed_sets(problem: SearchProblem) -> Iterator[LayerSet]:
-    """The fixed families, spread over the depths, those that drop half of the layers first."""
+    """The fixed families at several depths, starting with those that drop half of the layers."""
     for name, share in SEEDS:
         yield from family_set(name, round(share * problem.total), problem)
 
 
 def ask(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
-    """Up to ``width`` sets from the sampler, none of them measured; fewer once every set there is has been.
+    """Up to ``width`` unmeasured sets from the sampler; fewer if there are no more.
 
-    The sampler starts from (seed, length of the history), so the same history gets the same answer while a longer one
-    does not replay the same draws. Until it is measured, a proposed set counts as not holding, so that the next one of
-    the same call goes elsewhere (a constant liar that works for every sampler).
+    The sampler's seed is derived from the problem's seed and the length of the history, so the result is reproducible.
+    Within a call a proposed set is recorded as not holding, so that the sampler proposes a different one next (constant
+    liar).
     """
     import optuna
 
@@ -66,7 +66,7 @@ def ask(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
         sampler = _sampler(problem.sampler, rng.getrandbits(32))
         study = optuna.create_study(direction="minimize", sampler=sampler, pruner=optuna.pruners.NopPruner())
         known = [trial for trial in history if problem.allows(trial.layers)]
-        # Samplers take later trials for newer ones. The order of arrival must not matter, so: from deep to shallow.
+        # Samplers depend on the order of trials. Sorting by depth makes the result independent of the order of arrival.
         for trial in sorted(known, key=lambda trial: (-trial.layers.depth, trial.key)):
             study.add_trial(_record(trial.layers, problem.tolerance.degradation(trial), problem))
         seen = {trial.layers.kept for trial in known} | {tuple(range(problem.total))}
@@ -74,7 +74,7 @@ def ask(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
             draw = study.ask(_space(problem))
             study.tell(draw, state=optuna.trial.TrialState.FAIL)
             kept = problem.fixed.union(index for index in problem.free if draw.params[_flag(index)])
-            fresh = nearest_unseen(small_enough(kept, problem, rng), seen, problem, rng)
+            fresh = nearest_unseen(shrink_to_limits(kept, problem, rng), seen, problem, rng)
             if fresh is None:
                 break
             proposals.append(fresh)
@@ -83,8 +83,8 @@ def ask(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
     return proposals
 
 
-def small_enough(kept: frozenset[int], problem: SearchProblem, rng: random.Random) -> frozenset[int]:
-    """The drawn set without as many of its layers, drawn by lot, as the limits ask for."""
+def shrink_to_limits(kept: frozenset[int], problem: SearchProblem, rng: random.Random) -> frozenset[int]:
+    """The sampled set, with randomly chosen layers dropped until it is within the limits."""
     spare = sorted(kept - problem.fixed)
     rng.shuffle(spare)
     while spare and len(kept) > 1 and not problem.limits.fits(LayerSet(tuple(sorted(kept)), problem.total)):
@@ -95,9 +95,9 @@ def small_enough(kept: frozenset[int], problem: SearchProblem, rng: random.Rando
 def nearest_unseen(
     kept: frozenset[int], seen: set[tuple[int, ...]], problem: SearchProblem, rng: random.Random
 ) -> LayerSet | None:
-    """The drawn set itself if it is new, else one of those that differ from it in the fewest layers; None at the end.
+    """The sampled set if it is new, or else one of the new sets that differ from it in the fewest layers; None if none.
 
-    Repeats are normal in so small a space; an evaluation spent on one would tell nothing. ``seen`` is not changed.
+    Samplers often repeat themselves in a small space, and a repeated evaluation adds no information.
     """
     ring, reached = {kept}, {kept}
     while ring:
@@ -118,13 +118,13 @@ def _record(layers: LayerSet, degradation: float, problem: SearchProblem) -> Fro
         params={_flag(index): index in stays for index in problem.free},
         distributions=_space(problem),
         constraints={"degradation": min(degradation, WORST) - problem.tolerance.delta},
-        # NSGA-II breeds from a generation, which only trials that it drew itself have: make the history its first.
+        # NSGA-II selects parents by generation, which only its own trials have. The history becomes generation 0.
         system_attrs={optuna.samplers.NSGAIISampler._get_generation_key(): 0},
     )
 
 
 def _space(problem: SearchProblem) -> dict[str, BaseDistribution]:
-    """One flag per layer that may go, true if it stays."""
+    """One categorical parameter per free layer, True if the layer is kept."""
     from optuna.distributions import CategoricalDistribution
 
     return {_flag(index): CategoricalDistribution((True, False)) for index in problem.free}
@@ -148,7 +148,7 @@ def _sampler(name: str, seed: int) -> BaseSampler:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna without its progress messages and its warnings about experimental features; both restored afterwards."""
+    """Silence Optuna's log messages and its warnings about experimental features, then restore both."""
     import optuna
     from optuna.exceptions import ExperimentalWarning
 

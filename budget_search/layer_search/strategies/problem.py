@@ -1,4 +1,4 @@
-"""What a strategy is asked, and the few things every strategy says about a history."""
+"""The problem that a strategy solves, and functions of the history that all strategies share."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from budget_search.layer_search.surrogate import FullRuns, Surrogate, combine_wi
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a strategy is asked, and the facts it may use.
+    """Find the smallest layer set whose degradation is within the tolerance.
 
-    ``fixed`` are layers that must stay, ``limits`` what else the answer must satisfy. ``similarities`` (one per layer,
-    only for ``contribution``) are the mean cosines between a layer's input and output at the classification token.
-    ``width`` is how many evaluations run at the same time: a strategy that can, proposes that many. ``evaluations``
-    caps the layer sets that a strategy without a natural end wants in the history, the full model's aside: it counts
-    what is there already, so that an interrupted search goes on as if nothing had happened. ``deltas`` are all that
-    the search has to answer, in points, for a strategy that looks for several at once. ``full_runs`` is what full runs
-    lost so far, ``seed_sd`` the spread (points) of a full score between seeds, ``seeds`` how many a confirmation
-    takes. ``among`` are the sets that can be measured at all, where these are not all: those of a recorded table.
+    ``fixed`` layers must be kept; ``limits`` are further conditions on the answer. ``similarities`` (one per layer,
+    only for ``contribution``) are mean cosines between a layer's input and output at the classification token.
+    ``width`` evaluations run at the same time. ``evaluations`` is the most layer sets that the history may hold besides
+    the full model; sets that are already there count, so a resumed search ends where an uninterrupted one does.
+    ``deltas`` are all deltas of the search, in points. ``full_runs`` are the confirmations so far, ``seed_sd`` is the
+    standard deviation of a full score between seeds in points, and a confirmation has ``seeds`` runs. ``among`` are the
+    sets that can be measured, if not all can: those of a recorded table.
     """
 
     total: int
@@ -43,26 +42,26 @@ class SearchProblem:
 
     @property
     def delta(self) -> float:
-        """Points that may be lost in full; ``tolerance`` says what a screen may lose for that."""
+        """The accepted degradation of a full run, in points; ``tolerance`` has the one of a screen."""
         return self.tolerance.full_delta
 
     def surrogate(self, history: Sequence[Trial]) -> Surrogate:
-        """What any set will lose in full, as far as these screens and the full runs tell."""
+        """The surrogate model, fitted to these screens and to the full runs."""
         screens = [trial for trial in history if trial.state == "complete" and not trial.layers.is_full]
-        lost = combine_with_loss(
+        degradations = combine_with_loss(
             [self.tolerance.degradation(trial) for trial in screens],
             [self.tolerance.loss_increase(trial) for trial in screens],
         )
-        screened = {trial.layers: points for trial, points in zip(screens, lost, strict=True)}
+        screened = {trial.layers: points for trial, points in zip(screens, degradations, strict=True)}
         return Surrogate.fit(self.total, screened, self.full_runs, self.seed_sd, self.seeds)
 
     @property
     def free(self) -> tuple[int, ...]:
-        """The layers that may stay or go, ascending."""
+        """The layers that may be kept or dropped, ascending."""
         return tuple(index for index in range(self.total) if index not in self.fixed | self.limits.drop)
 
     def allows(self, layers: LayerSet) -> bool:
-        """Whether a set of this model keeps every fixed layer, is within the limits and can be measured."""
+        """Whether a set keeps the fixed layers, is within the limits and can be measured."""
         return (
             self.fixed.issubset(layers.kept)
             and self.limits.allow(layers)
@@ -70,24 +69,24 @@ class SearchProblem:
         )
 
     def sets(self, measured: Sequence[LayerSet]) -> list[LayerSet]:
-        """Every set that is allowed; of a deep model those near the measured ones, and a sample."""
+        """The allowed sets; of a deep model only those near the measured ones and a sample (see ``candidate_sets``)."""
         return [
             layers
             for layers in candidate_sets(self.total, self.fixed, measured, self.limits.drop)
             if self.allows(layers)
         ]
 
-    def room(self, history: Sequence[Trial]) -> int:
-        """How many more layer sets ``evaluations`` leaves to be measured."""
+    def remaining_evaluations(self, history: Sequence[Trial]) -> int:
+        """How many more layer sets may be measured."""
         return max(0, self.evaluations - sum(not trial.layers.is_full for trial in history))
 
 
 Strategy = Callable[[Sequence[Trial], SearchProblem], list[LayerSet]]
-"""``propose(history, problem)``. The history holds one screen per layer set, sorted by key, the full model's too."""
+"""``propose(history, problem)``. The history holds one screen per layer set, sorted by key, with the full model's."""
 
 
 def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
-    """Those candidates a strategy may propose, in order: new, each once, smaller than the model, allowed."""
+    """The candidates that a strategy may propose, in order: new, without repeats, smaller than the model, allowed."""
     seen = {trial.layers for trial in history}
     return [
         layers
@@ -97,7 +96,7 @@ def unmeasured(candidates: Iterable[LayerSet], history: Sequence[Trial], problem
 
 
 def smallest_holding(history: Sequence[Trial], problem: SearchProblem) -> Trial | None:
-    """The fewest layers within the tolerance; of several sets, the one that loses least, then the first by key."""
+    """The smallest set within the tolerance; ties go to the lowest degradation, then to the first key."""
     tolerance = problem.tolerance
     holding = [trial for trial in history if tolerance.allows(trial) and problem.allows(trial.layers)]
     return min(holding, key=lambda trial: (trial.layers.depth, tolerance.degradation(trial), trial.key), default=None)
