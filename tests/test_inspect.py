@@ -261,7 +261,7 @@ def test_inspecting_a_study(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (("sst2",), 2, "tiny-bert is not found by its name; say where it is: --model FOLDER"),
         (("sst2", "--model", "xlnet"), 2, "is not what the study began with"),
-        (("sst2", "--model", "nowhere/at/all"), 2, "neither a folder here nor a hub id"),
+        (("sst2", "--model", "nowhere/at/all"), 2, "neither an existing folder nor a hub id"),
         (("none",), 2, "there is no study 'none'"),
         (("sst2", "--format", "html"), 2, "invalid choice: 'html'"),
     ],

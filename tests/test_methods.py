@@ -40,9 +40,8 @@ from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
-from budget_search.models.freezing import frozen
 from budget_search.models.keep_layers import keep_layers
-from budget_search.models.layer_drop import skipping_layers
+from budget_search.models.layer_training import frozen, skipping_layers
 from budget_search.models.pretrained import fresh_head
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
 from budget_search.storage.study_folder import StudyFolder

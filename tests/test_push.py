@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 from budget_search.core.errors import BudgetSearchError
-from budget_search.models.hub_upload import push
+from budget_search.models.export_folder import push
 from tests import standin, tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -56,9 +56,9 @@ def export(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("repository", "token", "message"),
     [
-        ("me/smaller", "hf_aTokenThatNobodyKnows", "the hub does not know the token"),
-        ("they/smaller", standin.TOKEN, "the token may not write to they/smaller"),
-        ("me/public", standin.TOKEN, "me/public is there already and public"),
+        ("me/smaller", "hf_aTokenThatNobodyKnows", "the hub rejected the token"),
+        ("they/smaller", standin.TOKEN, "the token has no write access to they/smaller"),
+        ("me/public", standin.TOKEN, "me/public already exists and is public"),
         ("me/smaller", "", "the hub cannot be reached"),
     ],
 )
@@ -71,7 +71,7 @@ def test_what_the_hub_refuses_stays_here(
     before = tiny.tree(export)
     with pytest.raises(BudgetSearchError, match=message) as caught:
         push(export, repository, private=True)
-    assert f"the export in {export} is whole" in str(caught.value)
+    assert f"the export in {export} is complete" in str(caught.value)
     assert (token or standin.TOKEN) not in str(caught.value)
     assert tiny.tree(export) == before
     assert hub.uploaded == {}
@@ -80,8 +80,12 @@ def test_what_the_hub_refuses_stays_here(
 @pytest.mark.parametrize(
     ("options", "env", "message"),
     [
-        (["--push-to-hub", "a/b/c"], {"HF_TOKEN": standin.TOKEN}, "--push-to-hub a/b/c: no name of a repository"),
-        (["--push-to-hub", "me/smaller"], {}, "--push-to-hub needs a token"),
+        (
+            ["--push-to-hub", "a/b/c"],
+            {"HF_TOKEN": standin.TOKEN},
+            "a/b/c is not the name of a repository",
+        ),
+        (["--push-to-hub", "me/smaller"], {}, "--push-to-hub needs a hub token"),
         (["--push-to-hub", "me/smaller"], {"HF_HUB_OFFLINE": "1", "HF_TOKEN": standin.TOKEN}, "needs the network"),
         (["--private"], {}, "--private says who sees what --push-to-hub uploads"),
     ],

@@ -145,7 +145,7 @@ def test_a_search_measures_it_too_and_later_searches_keep_it(study: StudyFolder)
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("no/such model", "--reference no/such model is neither a folder here nor a hub id"),
+        ("no/such model", "--reference no/such model is neither an existing folder nor a hub id"),
         ("sst2", "--reference sst2: no config.json in that folder"),
         ("\0", "--reference"),
     ],

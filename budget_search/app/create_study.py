@@ -23,7 +23,7 @@ from budget_search.data.texts import save_texts
 from budget_search.data.tokenization import encode, max_input_length, takes_segments
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.models.keep_layers import find_layers, undroppable
-from budget_search.models.layer_drop import skippable_layers
+from budget_search.models.layer_training import skippable_layers
 from budget_search.models.pretrained import PretrainedSource, load_tokenizer, outline
 from budget_search.storage.files import write_json
 from budget_search.storage.study_folder import StudyFolder

@@ -27,8 +27,8 @@ from budget_search.engine.batches import DeviceSplit, SoftTargets
 from budget_search.engine.device import Device
 from budget_search.engine.finetune import DivergedError, FineTuned, fine_tune, out_of_memory, predict
 from budget_search.engine.last_layer import Tail, find_tail, only_read_token
-from budget_search.models.freezing import frozen
 from budget_search.models.keep_layers import keep_layers
+from budget_search.models.layer_training import frozen
 from budget_search.models.pretrained import fresh_head, load_pretrained
 from budget_search.storage.files import atomic_path, write_atomically
 from budget_search.storage.study_folder import StudyFolder

@@ -18,7 +18,7 @@ from budget_search.engine.cpu_kernels import Kernels, cpu_kernels
 from budget_search.engine.device import Device
 from budget_search.engine.optimizer import clipped_adamw, rounded_weights
 from budget_search.engine.used_embeddings import only_occurring_rows
-from budget_search.models.layer_drop import skipping_layers
+from budget_search.models.layer_training import skipping_layers
 
 # At which soft targets are compared: it brings out what the other model thinks of the classes it does not choose.
 TEMPERATURE = 2.0

@@ -31,8 +31,9 @@ RECORDED_TOLERANCE = 0.05
 class HeldOut:
     """The held-out examples, through functions of the caller.
 
-    ``logits`` returns a model's fp32 outputs of shape (examples, classes), ``score`` the score of such outputs in points.
-    ``recorded`` are the outputs of the same weights that the study recorded, in any precision; None if it did not.
+    ``logits`` returns a model's fp32 outputs of shape (examples, classes), ``score`` the score of such outputs in
+    points. ``recorded`` are the outputs of the same weights that the study recorded, in any precision; None if it did
+    not.
     """
 
     logits: Callable[[PreTrainedModel], np.ndarray]

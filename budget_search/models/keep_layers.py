@@ -1,35 +1,40 @@
-"""Make a transformer smaller: keep some of its layers, with their weights, as an ordinary model of its own class.
+"""Make a transformer smaller: keep some of its layers with their weights, as an ordinary model of the same class.
 
-The smaller model is built from a smaller config, exactly as a re-load builds it, and takes over the kept weights. What
-a layer does because of its place (which attention, which feed-forward, which scale) must survive the move, or the set
-is refused.
+The smaller model is built from a smaller config, exactly as ``from_pretrained`` builds it, and gets copies of the kept
+weights. Some layers depend on their position (kind of attention, feed-forward, scale). If a kept layer would change at
+its new position, the layer set is refused. To find that out, both models are built from their configs and all modules
+are compared.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from budget_search.core.errors import UnsupportedModelError, UsageError
 from budget_search.core.layers import LayerSet
-from budget_search.models.comparison import differences, unsaved_tensors
-from budget_search.models.layer_stack import LayerStack, Settings, build, find_stack, section
+from budget_search.models.layer_stack import LayerStack, Settings, build, find_stack, is_layer_numbers, section
+
+# An attribute with the number of this layer, or of another layer whose keys and values it shares.
+_LAYER_NUMBER = re.compile("layer_(idx|index|id)$")
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
-    """A new, really smaller model with these layers of ``model`` (0-based, ascending), which stays untouched.
+    """A new, smaller model with these layers of ``model`` (0-based, ascending); ``model`` is not changed.
 
-    Class, weights, tied weights, dtypes, devices, training mode and ``requires_grad`` are those of the original; no
-    memory is shared with it. ``save_pretrained`` and ``from_pretrained`` of stock transformers give the same model.
-    What was changed on modules by hand, so that no checkpoint holds it, is again as the config describes it.
+    Class, weights, tied weights, dtypes, devices, training mode and ``requires_grad`` are those of the original,
+    without shared memory. ``save_pretrained`` and ``from_pretrained`` of stock transformers reproduce the model.
+    Changes made to modules by hand, which no checkpoint contains, are lost.
 
-    Raises UnsupportedModelError, with the reason, where that cannot be done honestly: several stacks of layers or
-    none, shared weights, a layer that cannot go or cannot move, an empty, repeated, unordered or out-of-range set.
+    Raises UnsupportedModelError with the reason if the model has no or several stacks of layers or layers with shared
+    weights, if a layer cannot be dropped or would change at its new position, and for an empty, repeated, unordered or
+    out-of-range set.
     """
     stack = _stack_of(model)
     layers = _checked(kept, stack)
@@ -40,18 +45,18 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
 
 
 def find_layers(model: PreTrainedModel) -> list[tuple[nn.Module, ...]]:
-    """The modules of each layer, input side first: one per layer, several where a layer is spread over parallel lists.
+    """The modules of each layer, input side first; several per layer if the model has parallel lists of modules.
 
-    Raises UnsupportedModelError when the model has no single stack of layers.
+    Raises UnsupportedModelError if the model does not have exactly one stack of layers.
     """
     lists: list[Any] = [model.get_submodule(name) for name in _stack_of(model).lists]
     return list(zip(*lists, strict=True))
 
 
 def undroppable(model: PreTrainedModel) -> frozenset[int]:
-    """Layers that cannot go: neither alone nor together with all that follow. Looks at the structure only.
+    """Layers that cannot be dropped, neither alone nor with all later ones. Only the structure is considered.
 
-    Raises UnsupportedModelError when the model has no single stack of layers.
+    Raises UnsupportedModelError if the model does not have exactly one stack of layers.
     """
     stack = _stack_of(model)
     full = _as_configured(model)
@@ -74,7 +79,7 @@ def undroppable(model: PreTrainedModel) -> frozenset[int]:
 def _stack_of(model: object) -> LayerStack:
     if not isinstance(model, PreTrainedModel):
         raise UnsupportedModelError(
-            f"cannot find the layers of a {type(model).__name__}: allowed is a transformers model (a PreTrainedModel); "
+            f"cannot find the layers of a {type(model).__name__}: expected a transformers model (PreTrainedModel); "
             "unwrap it, or load it with AutoModelForSequenceClassification.from_pretrained"
         )
     return find_stack(model)
@@ -88,19 +93,19 @@ def _checked(kept: Sequence[int], stack: LayerStack) -> LayerSet:
 
 
 def _as_configured(model: PreTrainedModel) -> PreTrainedModel:
-    """The full model as a re-load would build it, empty: the one at hand may have changed since, by hand or in use."""
+    """The full model built from its config without weights; the given one may have been changed since it was loaded."""
     return build(model, model.config.to_dict())
 
 
 def _emptied(full: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> PreTrainedModel:
-    """The smaller model, its weights not yet filled, in which every layer is what it was."""
+    """The smaller model without weights. Raises UnsupportedModelError if one of its layers would change."""
     try:
         smaller = build(full, _fitting_settings(full, stack, layers))
-    # Any exception: this is other people's code refusing a config, each model in its own way.
+    # Constructors of models raise any kind of exception for a config that they do not support.
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _refusal(full, layers, [f"the model accepts no config with these layers ({reason})"]) from error
-    if reasons := list(differences(full, smaller, stack, layers.kept)):
+        raise _refusal(full, layers, [f"the model rejects a config with these layers ({reason})"]) from error
+    if reasons := list(_differences(full, smaller, stack, layers.kept)):
         raise _refusal(full, layers, reasons)
     return smaller
 
@@ -113,32 +118,33 @@ def _refusal(model: PreTrainedModel, layers: LayerSet, reasons: Sequence[str]) -
 
 
 def _fitting_settings(full: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> Settings:
-    """The smaller config. Numbers of leading layers ("the first 3 are dense") are counted anew where that helps.
+    """The smaller config. Counts of leading layers, such as "the first 3 are dense", are adapted to the kept layers.
 
-    Whether a number is of that kind is not in its name: a change stays only if more of the model comes back as it was.
+    The name of a field does not tell whether it is such a count, so a change is kept only if it reduces the number of
+    differences.
     """
 
-    def misfits(settings: Settings) -> float:
+    def count_differences(settings: Settings) -> float:
         try:
-            return sum(1 for _ in differences(full, build(full, settings), stack, layers.kept))
-        except Exception:  # the reason is reported when the last settings are built
+            return sum(1 for _ in _differences(full, build(full, settings), stack, layers.kept))
+        except Exception:  # reported when the final settings are built
             return float("inf")
 
     best = stack.settings(full.config, layers.kept)
-    fewest = misfits(best)
+    fewest = count_differences(best)
     for name, value in list(section(best, stack.field).items()):
         if fewest and name != stack.field[-1] and type(value) is int and 0 < value <= layers.total:
             trial = copy.deepcopy(best)
             section(trial, stack.field)[name] = sum(index < value for index in layers.kept)
-            if (count := misfits(trial)) < fewest:
+            if (count := count_differences(trial)) < fewest:
                 best, fewest = trial, count
     return best
 
 
 def _load(model: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> None:
-    """Give the smaller model copies of the kept weights; strictly: none missing, none left over."""
+    """Load copies of the kept weights into the smaller model (``strict=True``)."""
     shapes = {name: tensor.shape for name, tensor in smaller.state_dict(keep_vars=True).items()}
-    # One copy per tensor, not per name, so that tied weights stay tied.
+    # One copy per tensor instead of one per name, so that tied weights stay tied.
     copies: dict[int, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
     for old_name, old in model.state_dict(keep_vars=True).items():
@@ -152,9 +158,8 @@ def _load(model: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, l
         smaller.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"{type(model).__name__} cannot be made smaller: its weights are not those that its config describes, so "
-            "that a re-load would not bring them back; merge adapters and undo quantisation first; "
-            + " ".join(str(error).split())
+            f"{type(model).__name__} cannot be made smaller: its weights do not match its config, so from_pretrained "
+            "could not load the result; merge adapters and undo quantisation first; " + " ".join(str(error).split())
         ) from error
     for name, parameter in smaller.named_parameters(remove_duplicate=False):
         parameter.requires_grad_(trainable[name])
@@ -163,7 +168,7 @@ def _load(model: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, l
 def _copied(old: torch.Tensor, shape: torch.Size, layers: LayerSet) -> torch.Tensor:
     data = old.detach()
     for axis, (before, after) in enumerate(zip(old.shape, shape, strict=False)):
-        # A width that follows the depth (a head that reads every layer) holds one block per layer.
+        # A dimension proportional to the depth (a head that reads every layer) has one block per layer.
         if before != after and before * layers.depth == after * layers.total:
             blocks = data.unflatten(axis, (layers.total, -1))
             data = blocks.index_select(axis, torch.tensor(layers.kept, device=data.device)).flatten(axis, axis + 1)
@@ -172,7 +177,7 @@ def _copied(old: torch.Tensor, shape: torch.Size, layers: LayerSet) -> torch.Ten
 
 
 def _take_over_state(model: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> None:
-    """What neither config nor weights hold: training mode, device and precision of unsaved tensors, generation."""
+    """Copy what is in neither config nor weights: training mode, placement of unsaved tensors, generation config."""
     new_modules = dict(smaller.named_modules(remove_duplicate=False))
     for old_name, old in model.named_modules(remove_duplicate=False):
         name = stack.renamed(old_name, layers.kept)
@@ -180,9 +185,108 @@ def _take_over_state(model: PreTrainedModel, smaller: PreTrainedModel, stack: La
             continue
         new = new_modules[name]
         new.training = old.training
-        placed = unsaved_tensors(old)
-        for attribute, value in unsaved_tensors(new).items():
+        placed = _unsaved_tensors(old)
+        for attribute, value in _unsaved_tensors(new).items():
             like = placed.get(attribute)
             setattr(new, attribute, value.to(model.device) if like is None else value.to(like.device, like.dtype))
     if model.can_generate():
         smaller.generation_config = copy.deepcopy(model.generation_config)
+
+
+# -- comparison of the smaller model with the full one ------------------------------------------------------------
+
+
+def _differences(
+    full: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, kept: Sequence[int]
+) -> Iterator[str]:
+    """Descriptions of the differences between kept modules in the full and in the smaller model."""
+    new_modules = dict(smaller.named_modules(remove_duplicate=False))
+    for old_name, old in full.named_modules(remove_duplicate=False):
+        name = stack.renamed(old_name, kept)
+        if name is None:
+            continue
+        new = new_modules.pop(name, None)
+        if new is None:
+            yield f"{old_name} ({type(old).__name__}) would be missing"
+        elif _class_name(new) != _class_name(old):
+            yield f"{old_name} is {type(old).__name__} and would become {type(new).__name__}"
+        else:
+            yield from _different_values(old_name, old, new, stack, kept)
+    for name, new in new_modules.items():
+        yield f"{name} ({type(new).__name__}) would be new and untrained"
+    if _can_cache(full.config) and not _can_cache(smaller.config):
+        yield "only recurrent layers would be left, and the model needs at least one attention layer"
+
+
+def _can_cache(config: PreTrainedConfig) -> bool:
+    """Whether transformers' cache finds a layer that stores the sequence length."""
+    try:
+        DynamicCache(config=config).get_seq_length()
+    except Exception:  # also raised for architectures that DynamicCache does not support
+        return False
+    return True
+
+
+def _unsaved_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Tensors that the constructor computes and a checkpoint does not store: non-persistent buffers and attributes."""
+    buffers = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+    return {name: value for name, value in (buffers | vars(module)).items() if isinstance(value, torch.Tensor)}
+
+
+def _class_name(module: nn.Module) -> tuple[str, str]:
+    """Module and name of the class; each parametrised module has its own class object, so compare names."""
+    return type(module).__module__, type(module).__qualname__
+
+
+def _different_values(
+    name: str, old: nn.Module, new: nn.Module, stack: LayerStack, kept: Sequence[int]
+) -> Iterator[str]:
+    before = _plain_values(old) | _unsaved_tensors(old)
+    after = _plain_values(new) | _unsaved_tensors(new)
+    in_layer = stack.contains(name)
+    for attribute in before.keys() | after.keys():
+        old_value, new_value = before.get(attribute), after.get(attribute)
+        if in_layer and _LAYER_NUMBER.search(attribute) and type(old_value) is int and old_value >= 0:
+            unchanged = old_value in kept and kept.index(old_value) == new_value
+        elif not in_layer and _only_removes(old_value, new_value):
+            unchanged = True
+        else:
+            unchanged = _same(old_value, new_value, stack.depth, kept)
+        if not unchanged:
+            place = f" of {name}" if name else ""
+            yield f"{attribute}{place} is {_shown(old_value)} and would become {_shown(new_value)}"
+
+
+def _plain_values(module: nn.Module) -> dict[str, Any]:
+    kinds = (bool, int, float, str, list, tuple, torch.dtype)
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
+
+
+def _only_removes(before: Any, after: Any) -> bool:
+    """Whether the change only removes what dropped layers used, such as the rotary table of one kind of attention."""
+    if before is True and after is False:  # "there are sliding layers"
+        return True
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        return all(isinstance(kind, str) for kind in before) and set(after) <= set(before)
+    return after is None
+
+
+def _same(before: Any, after: Any, depth: int, kept: Sequence[int]) -> bool:
+    if isinstance(before, torch.Tensor) or isinstance(after, torch.Tensor):
+        both = isinstance(before, torch.Tensor) and isinstance(after, torch.Tensor)
+        return both and torch.equal(before, after)
+    if before == after:
+        return True
+    if type(before) is int and type(after) is int:
+        # A layer number, counted from 0 or from 1, or a number proportional to the depth.
+        renumbered = any(0 <= after - base < len(kept) and kept[after - base] == before - base for base in (0, 1))
+        return renumbered or before * len(kept) == after * depth
+    if isinstance(before, list | tuple) and isinstance(after, list | tuple):
+        if is_layer_numbers(before, depth):
+            return list(after) == [kept.index(number) for number in before if number in kept]
+        return len(before) == depth and list(after) == [before[index] for index in kept]
+    return False
+
+
+def _shown(value: Any) -> str:
+    return "a tensor with other values" if isinstance(value, torch.Tensor) else str(value)

@@ -1,4 +1,4 @@
-"""What was measured of every layer of a fine-tuned model, as a record; it loads without torch."""
+"""The record of layer-wise measurements of a fine-tuned model. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerMeasurements:
-    """What was measured of every layer, lowest first. Of ``layers + 1`` values the first is before any layer.
+    """Measurements by layer, input side first, as means over the selection examples.
 
-    ``probes`` (layers + 1) are scores in points of a linear probe on the classification token of the fine-tuned model;
-    ``probe_errors`` the standard errors of what each lacks to the last one. ``to_pretrained`` (layers + 1) is the
-    cosine between the fine-tuned and the pre-trained model's token, ``to_input`` (layers) that between the pre-trained
-    layer's output and input; means over the selection examples. ``seed`` names the fine-tune.
+    ``probes`` (layers + 1) are the scores, in points, of a linear probe on the classification token of the fine-tuned
+    model, before the first layer and after each; ``probe_errors`` are the standard errors of their differences to the
+    last one. ``to_pretrained`` (layers + 1) are cosines between the tokens of the fine-tuned and the pre-trained model,
+    ``to_input`` (layers) cosines between output and input of a pre-trained layer. ``seed`` is that of the fine-tune.
     """
 
     seed: int

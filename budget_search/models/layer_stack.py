@@ -1,7 +1,7 @@
-"""Where the layers of a model are, and the config of the same model with other layers.
+"""Find the layers of a model, and make the config of the same model with fewer layers.
 
-No model is known by name. A number in the config is the depth when raising it by one makes a list of modules longer
-by one; those lists are the stack. Building a model for that is cheap, because no weight is ever filled.
+No model is known by name. A number in the config is the depth if increasing it by one makes a list of modules longer by
+one; these lists are the stack. Building models for this test is cheap, because their weights are not initialised.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from budget_search.core.errors import UnsupportedModelError
 
 Settings = dict[str, Any]
 
-# Only narrows down what is tried; whether a number is the depth is found by building.
+# Fields to try as the depth; the test itself builds a model.
 _DEPTH_NAMES = re.compile("layer|depth|block", re.IGNORECASE)
-# A list under such a name may hold layer numbers.
+# Lists with such a name may contain layer numbers.
 _LAYER_NUMBERS = re.compile("layer|block|idx|index|indices", re.IGNORECASE)
-# Lists that have nothing to do with layers, even when they happen to be as long as the model is deep.
+# Lists that are never per layer, even if they are as long as the model is deep.
 _NEVER_PER_LAYER = re.compile("token|architectures|label", re.IGNORECASE)
-# What a config carries and does not save.
+# Attributes of a config that to_dict leaves out.
 _UNSAVED = {"_attn_implementation_internal", "_experts_implementation_internal", "_name_or_path", "_commit_hash"}
 
 
 @dataclass(frozen=True)
 class LayerStack:
-    """The n-th elements of ``lists`` (names of module lists) form layer n; ``field`` leads to the config's depth."""
+    """The n-th elements of ``lists`` (names of module lists) are layer n; ``field`` is the path to its depth."""
 
     field: tuple[str, ...]
     lists: tuple[str, ...]
     depth: int
 
     def renamed(self, name: str, kept: Sequence[int]) -> str | None:
-        """What a module or weight is called when only these layers are left; None when it is gone."""
+        """The name of a module or weight in a model with only these layers; None if its layer is dropped."""
         for prefix in self.lists:
             if name.startswith(f"{prefix}."):
                 index, dot, rest = name[len(prefix) + 1 :].partition(".")
@@ -49,12 +49,12 @@ class LayerStack:
                 return f"{prefix}.{kept.index(int(index))}{dot}{rest}" if int(index) in kept else None
         return name
 
-    def holds(self, name: str) -> bool:
+    def contains(self, name: str) -> bool:
         """Whether a module or weight is part of a layer."""
         return any(name.startswith(f"{prefix}.") for prefix in self.lists)
 
     def settings(self, config: PreTrainedConfig, kept: Sequence[int]) -> Settings:
-        """The config as a dictionary, with these layers; everything it gives per layer follows."""
+        """The config as a dictionary, with these layers only; fields with one value per layer are adapted."""
         settings = copy.deepcopy(config.to_dict())
         own = section(settings, self.field)
         for name, value in own.items():
@@ -68,16 +68,16 @@ class LayerStack:
 
 
 def section(settings: Settings, field: tuple[str, ...]) -> Settings:
-    """The part of a config's dictionary in which a field lies."""
+    """The nested dictionary of a config that contains this field."""
     for name in field[:-1]:
         settings = settings[name]
     return settings
 
 
 def build(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedModel:
-    """The model that this config describes, of the same class, its weights not filled and so not in memory.
+    """A model of the same class with this config and uninitialised weights, which take no memory until written.
 
-    Goes through the config's own constructor, as a re-load does: what the config derives or validates, it does here.
+    The config is created by its own constructor, as in ``from_pretrained``, so it derives and validates its fields.
     """
     config = type(model.config).from_dict(dict(settings))
     _copy_unsaved(model.config, config)
@@ -86,9 +86,9 @@ def build(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedMode
 
 
 def find_stack(model: PreTrainedModel) -> LayerStack:
-    """The one stack of layers of this model.
+    """The stack of layers of this model.
 
-    Raises UnsupportedModelError when there is none (shared weights, no depth in the config) or more than one.
+    Raises UnsupportedModelError if there is none (shared weights, no depth in the config) or more than one.
     """
     lists = _outermost_lists(model)
     stacks: dict[tuple[str, ...], LayerStack] = {}
@@ -105,7 +105,7 @@ def find_stack(model: PreTrainedModel) -> LayerStack:
     if elsewhere := _layers_elsewhere(stack, lists):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be made smaller: besides {stack.lists[0]} ({stack.depth} layers) it has "
-            f"layers in {elsewhere}; allowed is one stack of layers: use a model such as BERT, RoBERTa, XLNet or Llama"
+            f"layers in {elsewhere}; use a model with one stack of layers, such as BERT, RoBERTa, XLNet or Llama"
         )
     if any(len({id(module) for module in lists[name]}) < stack.depth for name in stack.lists):
         raise UnsupportedModelError(_shared_weights(model, stack.depth))
@@ -113,7 +113,7 @@ def find_stack(model: PreTrainedModel) -> LayerStack:
 
 
 def _layers_elsewhere(stack: LayerStack, lists: Mapping[str, nn.ModuleList | nn.Sequential]) -> str:
-    """Another list with several layers of the stack's class, if any; a single layer may be a fixed first step."""
+    """The name of another list with at least two layers of the stack's classes, or an empty string."""
     classes = {type(module) for name in stack.lists for module in lists[name]}
     for name, other in lists.items():
         composite = [module for module in other.modules() if type(module) in classes and list(module.children())]
@@ -123,7 +123,7 @@ def _layers_elsewhere(stack: LayerStack, lists: Mapping[str, nn.ModuleList | nn.
 
 
 def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
-    """Module lists that lie in no other: what lies inside a layer (experts, feed-forwards) is not a stack."""
+    """Module lists that are not inside another one; lists inside a layer (experts, feed-forwards) are no stacks."""
     lists: dict[str, nn.ModuleList | nn.Sequential] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and not any(name.startswith(f"{up}.") for up in lists):
@@ -132,7 +132,7 @@ def _outermost_lists(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequentia
 
 
 def _numbers(config: PreTrainedConfig, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Numbers in the config, and in the configs inside it, whose name says that they may be a depth."""
+    """Numbers in the config and its nested configs whose names suggest a depth."""
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             yield from _numbers(value, (*above, name))
@@ -141,11 +141,11 @@ def _numbers(config: PreTrainedConfig, above: tuple[str, ...] = ()) -> Iterator[
 
 
 def _deeper(model: PreTrainedModel, trial: LayerStack) -> PreTrainedModel | None:
-    """The model with one layer more, were this field its depth; None when no such model can be built."""
+    """The model with one more layer, if this field is the depth; None if that model cannot be built."""
     settings = trial.settings(model.config, (*range(trial.depth), trial.depth - 1))
     try:
         return build(model, settings)
-    # Any exception: a number that is not the depth can break a constructor in any way.
+    # A wrong value of another field makes constructors raise any kind of exception.
     except Exception:
         return None
 
@@ -163,10 +163,10 @@ def _names_that_grow(
         if len(old) == trial.depth
         and name in after
         and len(after[name]) == trial.depth + 1
-        # A list of lists holds stages, each with layers of its own.
+        # A list of lists contains stages with layers of their own.
         and not any(isinstance(module, nn.ModuleList) for module in old)
     )
-    # A list of bare projections or norms alone (one head per codebook, say) is not a stack of layers.
+    # A list of plain projections or norms (such as one head per codebook) is not a stack of layers.
     composite = any(list(module.children()) for name in names for module in lists[name])
     return names if composite else ()
 
@@ -185,8 +185,8 @@ def _why_no_stack(model: PreTrainedModel) -> str:
 
 def _shared_weights(model: PreTrainedModel, depth: int) -> str:
     return (
-        f"{type(model).__name__} cannot be made smaller: its {depth} layers share their weights, so that dropping one "
-        "would save nothing; use a model in which every layer has its own weights, such as BERT or RoBERTa"
+        f"{type(model).__name__} cannot be made smaller: its {depth} layers share their weights, so dropping one would "
+        "save nothing; use a model in which every layer has its own weights, such as BERT or RoBERTa"
     )
 
 
@@ -195,13 +195,13 @@ def _why_several_stacks(model: PreTrainedModel, stacks: Sequence[LayerStack]) ->
     kind = "is an encoder-decoder pair" if pair else "joins several models (such as vision and text)"
     found = " and ".join(f"{stack.lists[0]} ({stack.depth} layers)" for stack in stacks)
     return (
-        f"{type(model).__name__} cannot be made smaller: it {kind}; found {found}; allowed is one stack of layers: "
-        "use an encoder-only or decoder-only text model"
+        f"{type(model).__name__} cannot be made smaller: it {kind}; found {found}; use an "
+        "encoder-only or decoder-only text model"
     )
 
 
 def _list_for(name: str, values: Sequence[Any], kept: Sequence[int], depth: int) -> Sequence[Any]:
-    """A list of the config for the kept layers: layer numbers, an entry per layer, runs of layers, or none of these."""
+    """A list of the config for the kept layers: layer numbers, one entry per layer, or runs of layers; others as is."""
     if _LAYER_NUMBERS.search(name) and is_layer_numbers(values, depth):
         return [kept.index(number) for number in values if number in kept]
     if len(values) == depth:
@@ -215,13 +215,13 @@ def _list_for(name: str, values: Sequence[Any], kept: Sequence[int], depth: int)
 
 
 def is_layer_numbers(values: Sequence[Any], depth: int) -> bool:
-    """Whether these are different layers' numbers, in order."""
+    """Whether these are distinct layer numbers in ascending order."""
     in_range = all(type(number) is int and 0 <= number < depth for number in values)
     return in_range and sorted(set(values)) == list(values)
 
 
 def _copy_unsaved(old: PreTrainedConfig, new: PreTrainedConfig) -> None:
-    """What a saved config leaves out: how attention and experts are computed, where the model came from."""
+    """Copy what ``to_dict`` leaves out: the implementations of attention and experts, and the model's origin."""
     for name, value in vars(old).items():
         if isinstance(value, PreTrainedConfig) and isinstance(getattr(new, name, None), PreTrainedConfig):
             _copy_unsaved(value, getattr(new, name))

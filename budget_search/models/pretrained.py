@@ -115,7 +115,7 @@ def _require_files(folder: Path, model: str, option: str) -> None:
             with safe_open(path, framework="np"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); download or copy the file again") from error
+            raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file again") from error
 
 
 def _folder_digest(folder: Path) -> str:
@@ -149,7 +149,7 @@ def licence_of(pretrained: PretrainedSource) -> dict[str, str]:
 
 
 def quiet_transformers() -> None:
-    """Switch off transformers' progress bars and its warnings about newly initialised heads, which are intended here."""
+    """Switch off transformers' progress bars and its warnings about newly initialised heads, which are intended."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -172,7 +172,7 @@ def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = Fa
         )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise UsageError(f"the tokenizer of {pretrained.name} has neither a padding token nor an end token to pad with")
+            raise UsageError(f"the tokenizer of {pretrained.name} has neither a padding token nor an end token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -35,8 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.app.study_report import report_for
-    from budget_search.models.export_folder import refuse_foreign
-    from budget_search.models.hub_upload import push, require_pushable
+    from budget_search.models.export_folder import push, refuse_foreign, require_pushable
     from budget_search.storage.study_folder import find_study
 
     if len(arguments.delta) != 1:
