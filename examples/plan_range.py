@@ -13,15 +13,15 @@ import argparse
 from tabulate import tabulate
 
 from budget_search.layer_search.settings import SearchSettings, screen_rung, screens_for
-from budget_search.simulation.rehearsal import REHEARSALS, Rehearsal, rehearse
+from budget_search.simulation.simulated_search import SIMULATIONS, SimulatedSearch, simulate_searches
 
 
-def evaluations(rehearsal: Rehearsal) -> float:
-    return len(rehearsal.jobs)
+def evaluations(search: SimulatedSearch) -> float:
+    return len(search.jobs)
 
 
-def equivalents(rehearsal: Rehearsal) -> float:
-    return sum(job.key.rung * job.key.layers.depth / rehearsal.total for job in rehearsal.jobs)
+def equivalents(search: SimulatedSearch) -> float:
+    return sum(job.key.rung * job.key.layers.depth / search.total for job in search.jobs)
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
     settings = SearchSettings(
         own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers)
     )
-    told = rehearse(settings, own.workers)
-    fresh = rehearse(settings, own.workers, first=REHEARSALS, count=own.models)
+    told = simulate_searches(settings, own.workers)
+    fresh = simulate_searches(settings, own.workers, first=SIMULATIONS, count=own.models)
     rows = []
     for name, amount in (("evaluations", evaluations), ("equivalents", equivalents)):
         low, high = min(map(amount, told)), max(map(amount, told))

@@ -53,7 +53,9 @@ def at_depth(strategy: str, table: Table, depth: int, evaluations: int, repeat: 
     """The best set of ``depth`` layers, from runs of one seed."""
     draw = np.random.default_rng([repeat, depth])
     seed = int(draw.choice(table.seeds()))
-    played = play_at_depth(strategy, table.drawn(draw), depth, evaluations=evaluations, record_seed=seed, seed=repeat)
+    played = play_at_depth(
+        strategy, table.resampled(draw), depth, evaluations=evaluations, record_seed=seed, seed=repeat
+    )
     scores = {layers: table.mean_score(layers) for layers in table.layer_sets() if layers.depth == depth}
     equivalents = sum(trial.layers.depth / table.total for trial in played.trials)
     return Outcome(len(played.trials), equivalents, (max(scores.values()) - scores[played.choice],))
@@ -64,7 +66,7 @@ def within_deltas(
 ) -> Outcome:
     """The fewest layers within each delta (points), by the whole search."""
     draw = np.random.default_rng(repeat)
-    seen, screened_seed, memory = table.drawn(draw), int(draw.choice(table.seeds())), InMemoryHistory()
+    seen, screened_seed, memory = table.resampled(draw), int(draw.choice(table.seeds())), InMemoryHistory()
     rung = min(key.rung for key in (*table.prefixes, *table.trials))
     settings = SearchSettings(
         total=table.total,

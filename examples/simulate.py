@@ -24,8 +24,8 @@ from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel, Noise
-from budget_search.simulation.rehearsal import VirtualWorkers, layers_trained
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
+from budget_search.simulation.simulated_search import VirtualWorkers, layers_trained
 
 DELTAS = (1.0, 2.0, 3.0)
 
@@ -58,8 +58,8 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, wi
     return Outcome(
         equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),
         time=workers.clock / layers,
-        excess=tuple(answers[delta].depth - model.fewest(delta) for delta in DELTAS),
-        lost=tuple(model.lost(answers[delta]) for delta in DELTAS),
+        excess=tuple(answers[delta].depth - model.smallest_depth(delta) for delta in DELTAS),
+        lost=tuple(model.degradation(answers[delta]) for delta in DELTAS),
         screens=sum(trial.split == "selection" for trial in memory.history),
         confirmations=sum(trial.split == "certification" for trial in memory.history),
     )

@@ -74,7 +74,7 @@ def outcome(number: int, share: float | None) -> tuple[float, float, float, floa
         start = handed_over(searched(Relative(OTHERS + number, number, share))[0])
     state, memory = searched(model, start)
     answers = state.answers()
-    excess = [layers.depth - model.fewest(delta) for delta, layers in answers.items()]
+    excess = [layers.depth - model.smallest_depth(delta) for delta, layers in answers.items()]
     spent = sum(trial.rung * trial.layers.depth / TOTAL for trial in memory.history)
     return spent, fmean(excess), fmean(e <= 0 for e in excess), fmean(layers in start for layers in answers.values())
 

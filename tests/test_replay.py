@@ -197,12 +197,12 @@ def test_the_whole_search_finds_the_fewest_layers(small, benchmark, capsys):
 
 def test_a_draw_resamples_examples_and_breaks_ties(small):
     table = Table.load(small)
-    first, second = (table.drawn(np.random.default_rng(seed)) for seed in (1, 2))
+    first, second = (table.resampled(np.random.default_rng(seed)) for seed in (1, 2))
     key = TrialKey(LayerSet((0, 3), 4), 1.0, 0)
     assert abs(first.trial(key).score - table.trial(key).score) > 0.05
     assert first.trial(key).score != second.trial(key).score
     without = Table.load(write_table(small.parent / "rounded.json", [{"kept": [0], "rung": 1, "seed": 0, "score": 80}]))
-    drawn = without.drawn(np.random.default_rng(0)).mean_score(LayerSet((0,), 3))
+    drawn = without.resampled(np.random.default_rng(0)).mean_score(LayerSet((0,), 3))
     assert 80 < drawn < 80.001
 
 

@@ -12,7 +12,7 @@ import pytest
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial
-from budget_search.simulation.rehearsal import VirtualWorkers
+from budget_search.simulation.simulated_search import VirtualWorkers
 from tests.worlds import EFFECTS, InMemoryHistory, World, fewest_layers, search, settings, without_interruption
 
 FULL = LayerSet.full(12)
@@ -379,7 +379,7 @@ class Crowd(World):
         for trial in workers.run(jobs):
             self.asked.append(Job(trial.key, trial.split))
             yield trial
-        self.clock, self.busy = workers.clock, sum(map(workers.seconds, workers.begun))
+        self.clock, self.busy = workers.clock, sum(map(workers.seconds, workers.started))
 
 
 @pytest.mark.parametrize("strategy", ["auto", "optuna", "greedy", "top"])

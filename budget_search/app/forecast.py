@@ -36,7 +36,7 @@ from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.verdict import resolution
 from budget_search.report.entries import Resolution
-from budget_search.simulation.rehearsal import rehearse
+from budget_search.simulation.simulated_search import simulate_searches
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore
 
@@ -125,7 +125,9 @@ def forecast(found: ResolvedRequest, observer: Observer) -> Forecast:
         costs = EvaluationCosts.of(settings, speed, task, context)
         observer.stage("rehearsing the search on made-up models")
         ahead = Ahead.of(costs, history)
-        rehearsals = [] if answered else rehearse(settings, default_workers(device, found.config.device), ahead.seconds)
+        rehearsals = (
+            [] if answered else simulate_searches(settings, default_workers(device, found.config.device), ahead.seconds)
+        )
         seconds = [
             starting_seconds
             + each.deciding_seconds

@@ -42,9 +42,7 @@ def require_pushable(repository: str) -> None:
             "dots, dashes and underscores"
         ) from None
     if constants.HF_HUB_OFFLINE:
-        raise UsageError(
-            "--push-to-hub needs the network, but HF_HUB_OFFLINE is set; unset it or omit the option"
-        )
+        raise UsageError("--push-to-hub needs the network, but HF_HUB_OFFLINE is set; unset it or omit the option")
     if get_token() is None:
         raise UsageError("--push-to-hub needs a hub token with write access: run `hf auth login`, or set HF_TOKEN")
 

@@ -1,10 +1,10 @@
-"""Made-up models whose every layer set has a known true loss, and fine-tunes of them: where a search can be judged.
+"""Generated models: the true degradation of every layer set is known, so answers of a search can be checked.
 
-The loss of a set has the form that fits real tables (see ``surrogate``): a sum over dropped layers and over dropped
-neighbours, and a curve in their number. Its sizes were fitted by marginal likelihood to the tables of BERT-base that
-greedy-layer pruning published (seven GLUE tasks: all sets of one and two dropped layers, a chain down to six) and to
-all sets of three and more layers of a 6-layer encoder on SST-2; one scale per table covers the differences between
-tasks. What no table shows is made up: how the loss turns up when most layers go, and how screens mislead.
+The degradation of a set has the form of the surrogate: a sum over dropped layers and dropped neighbours, and a curve in
+their number. The distributions of the effects were fitted by marginal likelihood to the tables of BERT-base published
+with Greedy-layer pruning (seven GLUE tasks: all sets of one and two dropped layers, and a chain down to six layers) and
+to all sets of three or more layers of a 6-layer encoder on SST-2, with one scale per table. Two assumptions are not
+based on data: the steep increase when most layers are dropped, and the errors of screens.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from budget_search.layer_search.surrogate import FIRST_LAYER, features
 
 BASELINE = 88.0
 CHANCE = 50.0
-# Fitted, in points: mean and spread of the loss per dropped layer and per pair of them, of a slope over the height,
-# of each layer, of neighbours that both go and of layers two apart; of the logarithm of a task's scale.
+# Fitted distributions, in points: (mean, sd) per dropped layer and per pair of dropped layers; sd of the effects of the
+# position, of each layer, of dropped neighbours, of dropped layers two apart; sd of the logarithm of a task's scale.
 PER_LAYER, PER_PAIR = (0.42, 0.16), (0.11, 0.12)
-HEIGHT_SD, LAYER_SD, NEXT_SD, SECOND_NEXT_SD = 0.20, 0.39, 0.37, 0.18
+POSITION_SD, LAYER_SD, NEXT_SD, SECOND_NEXT_SD = 0.20, 0.39, 0.37, 0.18
 SCALE_SD = 0.8
-# The lowest quarter of the layers is dearer still in some models, as in the 6-layer encoder.
-DEAR_BOTTOM, BOTTOM_EXTRA = 0.25, (0.3, 1.2)
-# Dropping half of the layers from the top loses at most so much, keeping one layer at least and at most so much.
+# Probability that the lowest quarter of the layers matters more, as in the 6-layer encoder, and by how much.
+IMPORTANT_BOTTOM, BOTTOM_EXTRA = 0.25, (0.3, 1.2)
+# Plausible degradations of the lower half of the layers, and of the best single layer. Other models are discarded.
 TOP_HALF, ONE_LAYER = (0.0, 11.0), (3.0, 80.0)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How fine-tunes mislead, in points where nothing else is said.
+    """The errors of fine-tunes, in points unless stated otherwise.
 
-    A full score varies by ``seed_sd`` between seeds, a quarter of its variance being common to all sets of a seed. A
-    screen loses ``slopes`` (drawn once per model) times what the set truly loses, off by a bias that belongs to layers
-    and set and not to chance (``bias`` times the spread of the truth within a depth), off again by chance: the score
-    by ``score_noise`` and the mean loss by ``loss_noise`` times the square root of ``seed_sd`` squared plus a quarter.
+    A full score has standard deviation ``seed_sd`` between seeds; the fraction ``shared`` of its variance is common to
+    all sets. The degradation of a screen is the true one times a slope (drawn once per model from the interval
+    ``slopes``), plus a bias of the layer set that no seed changes, plus noise. The bias has ``bias`` times the standard
+    deviation of true degradations within a depth. Noise has ``score_noise`` (for the score) or ``loss_noise`` (for the
+    mean loss) times sqrt(``seed_sd``**2 + 1/4).
     """
 
     seed_sd: float = 0.6
@@ -53,8 +54,10 @@ class Noise:
 
 
 class GeneratedModel:
-    """One made-up model, with ``run_jobs`` as a search calls it. The same number makes the same model and the same
-    fine-tunes, whatever was asked before."""
+    """One generated model; its ``run_jobs`` can be given to a search.
+
+    The same number gives the same model and the same fine-tunes, in any order of calls.
+    """
 
     def __init__(self, number: int, total: int = 12, noise: Noise | None = None) -> None:
         self.number = number
@@ -64,19 +67,19 @@ class GeneratedModel:
         while True:
             effects = _effects(draws, total)
             turn, steepness = draws.uniform(0.5, 0.7) * total, draws.uniform(0.5, 2.0) * 144 / total**2
-            self._truth = _losses(effects, turn, steepness, total)
+            self._truth = _degradations(effects, turn, steepness, total)
             if self._plausible():
                 break
         self._slope = float(draws.uniform(*self.noise.slopes))
-        # Half of the bias's variance belongs to layers, so that it adds up over those dropped, half to each set.
+        # Half of the bias's variance is due to single layers and adds up over the dropped ones, half to each set.
         bias_sd = self.noise.bias * self._spread_within_depth()
         by_layer = draws.normal(0, 1, total)
-        gone = _columns_of_all(total)[:, FIRST_LAYER : FIRST_LAYER + total]
-        mean_gone = gone.sum(axis=1).mean()
+        dropped = _all_features(total)[:, FIRST_LAYER : FIRST_LAYER + total]
+        mean_dropped = dropped.sum(axis=1).mean()
         self._bias = (
             bias_sd
             * np.sqrt(0.5)
-            * (gone @ (by_layer - by_layer.mean()) / np.sqrt(mean_gone) + draws.normal(0, 1, len(self._sets)))
+            * (dropped @ (by_layer - by_layer.mean()) / np.sqrt(mean_dropped) + draws.normal(0, 1, len(self._sets)))
         )
 
     @cached_property
@@ -87,13 +90,14 @@ class GeneratedModel:
     def _position(self) -> dict[LayerSet, int]:
         return {layers: index for index, layers in enumerate(self._sets)}
 
-    def lost(self, layers: LayerSet) -> float:
+    def degradation(self, layers: LayerSet) -> float:
         """True mean degradation, in points."""
         return float(self._truth[self._position[layers]])
 
-    def fewest(self, delta: float) -> int:
-        """The truth: the fewest layers of a set whose true degradation is within delta (points)."""
-        return min(layers.depth for layers, lost in zip(self._sets, self._truth, strict=True) if lost <= delta)
+    def smallest_depth(self, delta: float) -> int:
+        """The fewest layers of a set whose true degradation is within delta (points)."""
+        pairs = zip(self._sets, self._truth, strict=True)
+        return min(layers.depth for layers, degradation in pairs if degradation <= delta)
 
     def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         return map(self.measure, filter(None, jobs))
@@ -107,18 +111,18 @@ class GeneratedModel:
             common = float(np.random.default_rng([self.number, seed]).normal())
             own = float(draw.normal())
             error = noise.seed_sd * (np.sqrt(noise.shared) * common + np.sqrt(1 - noise.shared) * own)
-            score = max(CHANCE, BASELINE - self.lost(layers) + error)
+            score = max(CHANCE, BASELINE - self.degradation(layers) + error)
             return Trial(job.key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
         spread = np.sqrt(noise.seed_sd**2 + 0.25)
-        seen = self._slope * self.lost(layers) + (0.0 if layers.is_full else self._bias[position])
-        score = max(CHANCE, BASELINE - 3 - seen + noise.score_noise * spread * float(draw.normal()))
-        further = seen + noise.loss_noise * spread * float(draw.normal())
-        metrics = {"loss": 0.4 + further / noise.points_per_unit_of_loss}
+        observed = self._slope * self.degradation(layers) + (0.0 if layers.is_full else self._bias[position])
+        score = max(CHANCE, BASELINE - 3 - observed + noise.score_noise * spread * float(draw.normal()))
+        loss_degradation = observed + noise.loss_noise * spread * float(draw.normal())
+        metrics = {"loss": 0.4 + loss_degradation / noise.points_per_unit_of_loss}
         return Trial(job.key, job.split, "complete", score, metrics, train_tokens=tokens, train_seconds=rung)
 
     def _plausible(self) -> bool:
-        top_half = self.lost(LayerSet(tuple(range(self.total - self.total // 2)), self.total))
-        one_layer = min(self.lost(LayerSet((index,), self.total)) for index in range(self.total))
+        top_half = self.degradation(LayerSet(tuple(range(self.total - self.total // 2)), self.total))
+        one_layer = min(self.degradation(LayerSet((index,), self.total)) for index in range(self.total))
         return TOP_HALF[0] <= top_half <= TOP_HALF[1] and ONE_LAYER[0] <= one_layer <= ONE_LAYER[1]
 
     def _spread_within_depth(self) -> float:
@@ -129,21 +133,21 @@ class GeneratedModel:
 
 @cache
 def every_set(total: int) -> tuple[LayerSet, ...]:
-    """All sets of a model, the full one last."""
+    """All layer sets of a model, the full one last."""
     kept = itertools.chain.from_iterable(itertools.combinations(range(total), n) for n in range(1, total + 1))
     return tuple(LayerSet(layers, total) for layers in kept)
 
 
 def _effects(draws: np.random.Generator, total: int) -> np.ndarray:
-    """One model's effects, in the order of ``surrogate.features``."""
+    """The effects of one model, in the order of ``surrogate.features``."""
     layers = draws.normal(0, LAYER_SD, total)
-    if draws.random() < DEAR_BOTTOM:
+    if draws.random() < IMPORTANT_BOTTOM:
         layers[: total // 4] += draws.uniform(*BOTTOM_EXTRA)
     return np.asarray(
         np.exp(draws.normal(0, SCALE_SD))
         * np.concatenate(
             [
-                [draws.normal(*PER_LAYER), draws.normal(*PER_PAIR), 0.0, draws.normal(0, HEIGHT_SD)],
+                [draws.normal(*PER_LAYER), draws.normal(*PER_PAIR), 0.0, draws.normal(0, POSITION_SD)],
                 layers,
                 draws.normal(0, NEXT_SD, total - 1),
                 draws.normal(0, SECOND_NEXT_SD, total - 2),
@@ -152,13 +156,13 @@ def _effects(draws: np.random.Generator, total: int) -> np.ndarray:
     )
 
 
-def _losses(effects: np.ndarray, turn: float, steepness: float, total: int) -> np.ndarray:
-    """True loss of every set, in points: by the effects, and a parabola beyond ``turn`` dropped layers."""
+def _degradations(effects: np.ndarray, turn: float, steepness: float, total: int) -> np.ndarray:
+    """True degradation of every set, in points: the effects, and a parabola beyond ``turn`` dropped layers."""
     sets = every_set(total)
     dropped = np.array([total - layers.depth for layers in sets])
-    return np.asarray(_columns_of_all(total) @ effects + steepness * np.maximum(0.0, dropped - turn) ** 2)
+    return np.asarray(_all_features(total) @ effects + steepness * np.maximum(0.0, dropped - turn) ** 2)
 
 
 @cache
-def _columns_of_all(total: int) -> np.ndarray:
+def _all_features(total: int) -> np.ndarray:
     return features(every_set(total), total)

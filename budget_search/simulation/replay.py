@@ -1,10 +1,9 @@
-"""Answers evaluations from a recorded table instead of a fine-tune: a strategy is played through in milliseconds.
+"""Replay: strategies and searches on recorded tables of scores instead of fine-tunes, in milliseconds.
 
-A table is a JSON file: ``layers``, ``metric``, ``complete_depths`` (depths of which every layer set was measured) and
-``records``, each ``{"kept": [0, 1], "rung": 1.0, "seed": 0, "score": 87.7}`` with further measurements beside them.
-``prefix_third_score`` is what the same run scored after a third of its steps. A ``.npz`` file of the same name may hold
-what the models said of every example: ``selection_logits`` (records x examples x classes) and ``selection_labels``.
-A layer set that a table does not hold was not measured.
+A table is a JSON file with ``layers``, ``metric``, ``complete_depths`` (the depths at which all layer sets were
+measured) and ``records``, each ``{"kept": [0, 1], "rung": 1.0, "seed": 0, "score": 87.7}`` with optional further
+measurements; ``prefix_third_score`` is the score of the same run after a third of its steps. A ``.npz`` file of the
+same name may hold the models' predictions: ``selection_logits`` (records, examples, classes) and ``selection_labels``.
 """
 
 from __future__ import annotations
@@ -27,31 +26,31 @@ from budget_search.layer_search.strategies.problem import SearchProblem, smalles
 NAMED_FIELDS = ("kept", "rung", "seed", "score")
 PREFIX, PREFIX_RUNG = "prefix_third_score", 1 / 3
 UNRECORDED = "not recorded"
-# Tokens of a full fine-tune of a table's model; only their ratios are ever looked at.
+# Training tokens of a full fine-tune. Only ratios of tokens are used.
 TOKENS = 6000
-# Less than scores are rounded to: what decides between equal ones.
+# Random differences below the rounding of scores, which break ties.
 TIE = 1e-3
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What every recorded full run said of every example: ``logits`` (runs, examples, classes), ``labels``."""
+    """Predictions of all recorded full runs: ``logits`` (runs, examples, classes) and ``labels`` (examples,)."""
 
     keys: tuple[TrialKey, ...]
     logits: np.ndarray
     labels: np.ndarray
 
     def scores(self, metric: str, rows: np.ndarray) -> dict[TrialKey, float]:
-        """In points, on these examples; repeated ones count as often."""
+        """Score of every run on these examples, in points; repeated examples count repeatedly."""
         labels = self.labels[rows]
         return {key: measure((metric,), self.logits[run, rows], labels)[metric] for run, key in enumerate(self.keys)}
 
 
 @dataclass(frozen=True)
 class Table:
-    """The recorded trials of one model on one task, by key; scores and further metrics as recorded.
+    """The recorded trials of one model on one task, by key.
 
-    ``trials`` are what the file calls records, ``prefixes`` what it says of a part of such a run.
+    ``trials`` are the records of the file, ``prefixes`` the scores of the same runs after a third of their steps.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Table:
 
     @classmethod
     def load(cls, path: Path | str) -> Table:
-        """Read a table. Raises UsageError for a file that is none."""
+        """Read a table. Raises UsageError for any other file."""
         path = Path(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -79,26 +78,26 @@ class Table:
         return cls(path.stem, total, metric, complete, by_key, prefixes_by_key, outputs)
 
     def layer_sets(self) -> list[LayerSet]:
-        """Everything measured, each once, sorted."""
+        """The measured layer sets, sorted, without repeats."""
         return sorted({key.layers for key in self.trials})
 
     def seeds(self) -> list[int]:
         return sorted({key.seed for key in self.trials})
 
     def trial(self, key: TrialKey) -> Trial:
-        """The recorded trial. Raises StudyError where none was recorded."""
+        """The recorded trial. Raises StudyError if there is none."""
         if key not in self.trials:
             raise StudyError(f"the table {self.name} holds no record of {key}")
         return self.trials[key]
 
     def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
-        """What a search calls to have evaluations run. Raises StudyError where one was not recorded."""
+        """The recorded trials of these jobs, as a search expects them. Raises StudyError for a missing one."""
         for job in jobs:
             if job is not None:
                 yield replace(self.trial(job.key), split=job.split)
 
     def mean_score(self, layers: LayerSet, rung: float = FULL_RUNG) -> float:
-        """Points, over the recorded seeds. Raises StudyError where none was recorded."""
+        """Mean score over the recorded seeds, in points. Raises StudyError if there is none."""
         keys = [TrialKey(layers, rung, seed) for seed in self.seeds()]
         scores = [self.trials[key].score for key in keys if key in self.trials]
         known = [score for score in scores if score is not None]
@@ -106,30 +105,29 @@ class Table:
             raise StudyError(f"the table {self.name} holds no score of layers {layers} at rung {rung:.4g}")
         return sum(known) / len(known)
 
-    def drawn(self, draw: np.random.Generator) -> Table:
-        """The table as it might have come out as well: ties broken by lot and, where it is recorded what the models
-        said of every example, the full runs scored on a bootstrap resample of the examples."""
+    def resampled(self, draw: np.random.Generator) -> Table:
+        """The table with random tie-breaks and, if predictions are recorded, full runs scored on a bootstrap sample."""
         scores: dict[TrialKey, float] = {}
         if self.outputs is not None:
             examples = len(self.outputs.labels)
             scores = self.outputs.scores(self.metric, draw.integers(examples, size=examples))
 
-        def again(trials: Mapping[TrialKey, Trial]) -> dict[TrialKey, Trial]:
-            lots = draw.uniform(0, TIE, len(trials)).tolist()
+        def resample(trials: Mapping[TrialKey, Trial]) -> dict[TrialKey, Trial]:
+            ties = draw.uniform(0, TIE, len(trials)).tolist()
             return {
-                key: trial if trial.score is None else replace(trial, score=scores.get(key, trial.score) + lot)
-                for (key, trial), lot in zip(trials.items(), lots, strict=True)
+                key: trial if trial.score is None else replace(trial, score=scores.get(key, trial.score) + tie)
+                for (key, trial), tie in zip(trials.items(), ties, strict=True)
             }
 
-        return replace(self, trials=again(self.trials), prefixes=again(self.prefixes))
+        return replace(self, trials=resample(self.trials), prefixes=resample(self.prefixes))
 
 
 @dataclass
 class InMemoryHistory:
-    """A study's history without a disk; a trial that is measured again takes the earlier one's place."""
+    """The history of a study in memory. A trial with a known key replaces the earlier one."""
 
     trials: list[Trial] = field(default_factory=list)
-    noted: dict[str, Any] = field(default_factory=dict)
+    stored_facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._by_key = TrialsByKey(self.trials)
@@ -147,14 +145,14 @@ class InMemoryHistory:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return dict(self.noted)
+        return dict(self.stored_facts)
 
     def set_facts(self, **facts: Any) -> None:
-        self.noted.update(facts)
+        self.stored_facts.update(facts)
 
 
 class NullObserver:
-    """Watches a search and says nothing."""
+    """An observer that ignores all events."""
 
     def planned(self, *facts: Any) -> None: ...
 
@@ -169,10 +167,10 @@ class NullObserver:
 
 @dataclass(frozen=True)
 class Replay:
-    """A strategy played on a table: what it measured, in order and without the baseline, and what it chose.
+    """The result of a strategy on a table: its trials in order, without the baseline, and its choice.
 
-    ``unrecorded`` are sets that it asked for and the table does not hold. They were answered with a failed trial, so
-    they are never chosen; where there are any, the strategy was not seen at its best.
+    ``unrecorded`` are the proposed sets that the table does not contain. They count as failed trials, so the result may
+    underestimate the strategy.
     """
 
     trials: tuple[Trial, ...]
@@ -181,7 +179,7 @@ class Replay:
 
     @property
     def layers(self) -> tuple[LayerSet, ...]:
-        """The sets asked for, in order."""
+        """The proposed sets, in order."""
         return tuple(trial.layers for trial in self.trials)
 
 
@@ -196,23 +194,22 @@ def play(
     known: Sequence[Trial] = (),
     **facts: Any,
 ) -> Replay:
-    """Let a strategy measure on a table until it has finished, and choose the smallest set within delta (points).
+    """Run a strategy on a table until it has finished, and choose the smallest set within delta (points).
 
-    ``rung`` and ``record_seed`` say which records answer. ``baseline`` (points) stands in for a full model that the
-    table does not hold. ``known`` trials are in the history from the start, as in a resumed study; ``facts`` are
-    further fields of the ``SearchProblem``, its ``seed`` among them. Raises StudyError without a baseline, and what
-    the strategy raises.
+    ``rung`` and ``record_seed`` select the records. ``baseline`` (points) replaces a full model that the table does not
+    contain. ``known`` trials are in the history from the start, as in a resumed study. ``facts`` are further fields of
+    the ``SearchProblem``. Raises StudyError without a baseline, and whatever the strategy raises.
     """
     full = TrialKey(LayerSet.full(table.total), rung, record_seed)
     start = Trial(full, "selection", "complete", baseline) if baseline is not None else table.trial(full)
     if start.score is None:
         raise StudyError(f"the table {table.name} holds no score of the full model")
-    question = SearchProblem(table.total, Tolerance(delta, {rung: start.score}), **facts)
+    problem = SearchProblem(table.total, Tolerance(delta, {rung: start.score}), **facts)
     history = [start, *known]
-    while proposed := propose(strategy, history, question):
+    while proposed := propose(strategy, history, problem):
         keys = [TrialKey(layers, rung, record_seed) for layers in proposed]
         history += [table.trials.get(key) or _unrecorded(key) for key in keys]
-    chosen = smallest_holding(history, question)
+    chosen = smallest_holding(history, problem)
     missing = tuple(trial.layers for trial in history if trial.error == UNRECORDED)
     return Replay(tuple(history[1:]), chosen.layers if chosen else full.layers, missing)
 
@@ -220,12 +217,12 @@ def play(
 def play_at_depth(
     strategy: str, table: Table, depth: int, *, evaluations: int, record_seed: int, seed: int = 0
 ) -> Replay:
-    """Let a strategy look for the best set of ``depth`` layers, with so many evaluations at the most.
+    """Run a strategy to find the best set of ``depth`` layers with at most this many evaluations.
 
-    Strategies are asked for the fewest layers within a tolerance. Here no set of fewer layers can be measured, and the
-    tolerance is what the best set of that depth has lost so far: each answer is to beat the one before. The best
-    score so far stands in for the full model's, which a table need not hold. Raises StudyError when the strategy
-    measures no set of this depth, and what the strategy raises.
+    A strategy minimises the number of layers within a tolerance. Here sets of fewer layers are not available, and the
+    tolerance is just below the degradation of the best set of that depth so far, so each answer must beat the last. The
+    best score so far replaces the full model's, which a table may lack. Raises StudyError if the strategy measures no
+    set of this depth, and whatever the strategy raises.
     """
     runs = {key.layers: trial for key, trial in table.trials.items() if key.seed == record_seed}
     among = frozenset(layers for layers in runs if layers.depth >= depth and not layers.is_full)
@@ -235,8 +232,8 @@ def play_at_depth(
         ceiling = max(scores.values(), default=100.0)
         best = max((score for layers, score in scores.items() if layers.depth == depth), default=None)
         tolerance = Tolerance(100.0 if best is None else ceiling - best - TIE / 100, {FULL_RUNG: ceiling})
-        question = SearchProblem(table.total, tolerance, among=among, seed=seed, evaluations=evaluations)
-        proposed = [layers for layers in propose(strategy, history, question) if layers in among]
+        problem = SearchProblem(table.total, tolerance, among=among, seed=seed, evaluations=evaluations)
+        proposed = [layers for layers in propose(strategy, history, problem) if layers in among]
         if not proposed:
             break
         history += [runs[layers] for layers in proposed[: evaluations - len(history)]]
@@ -257,7 +254,7 @@ def _read(record: Mapping[str, Any], total: int) -> Trial:
 
 
 def _prefix(trial: Trial) -> Trial:
-    """What a part of this run said, as the shorter run that it is nearly."""
+    """The first third of this run as a trial of a lower rung, which it approximates."""
     key = replace(trial.key, rung=PREFIX_RUNG)
     return Trial(key, "selection", "complete", trial.metrics[PREFIX], train_tokens=round(TOKENS * PREFIX_RUNG))
 

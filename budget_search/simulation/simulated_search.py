@@ -1,4 +1,4 @@
-"""Searches rehearsed on made-up models: what a plan will probably run, before anything is run."""
+"""Simulated searches on generated models, which predict the evaluations of a real search before it runs."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel, Noise
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
-REHEARSALS = 30
-"""The smallest and the largest of so many hold between them what happens in 29 of 31 further ones on average."""
-# Deeper models are rehearsed with so many layers: what a search costs goes by shares of the depth.
-DEEPEST, SHALLOWEST = 12, 4
+SIMULATIONS = 30
+"""The range of 30 simulations contains a further one with probability 29/31."""
+# Other depths are simulated with the nearest of these; costs are relative to the depth.
+MAX_LAYERS, MIN_LAYERS = 12, 4
 
 
 def layers_trained(job: Job) -> float:
-    """How long an evaluation takes, but for the scale, where nothing better is known."""
+    """The relative duration of an evaluation, for use without measured times."""
     return job.key.rung * job.key.layers.depth
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """One search: what ran, in the order in which it began; how many distinct answers; the seconds that the evaluations
-    took, as many at a time as there are workers, and those that it took to decide."""
+class SimulatedSearch:
+    """One simulated search.
+
+    ``jobs`` are in the order of their start. ``answers`` is the number of distinct smaller answers. ``seconds`` is the
+    simulated duration on the workers, ``deciding_seconds`` the real time that the search itself took.
+    """
 
     total: int
     jobs: tuple[Job, ...]
@@ -44,21 +47,21 @@ class Rehearsal:
 
 
 class VirtualWorkers:
-    """So many evaluations at a time, on a clock of their own."""
+    """Workers on a simulated clock, for ``count`` evaluations at a time."""
 
     def __init__(self, count: int, seconds: Callable[[Job], float], measure: Callable[[Job], Trial]) -> None:
         self.seconds = seconds
         self._count, self._measure = count, measure
         self.clock = 0.0
-        self.begun: list[Job] = []
+        self.started: list[Job] = []
 
     def run(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
-        """Whatever is finished first comes first."""
+        """Yield trials in the order in which they finish on the simulated clock."""
         waiting, running = iter(jobs), dict[Job, float]()
         while True:
             while len(running) < self._count and (job := next(waiting, None)) is not None:
                 running[job] = self.clock + self.seconds(job)
-                self.begun.append(job)
+                self.started.append(job)
             if not running:
                 return
             first = min(running, key=lambda job: (running[job], job.key))
@@ -66,20 +69,22 @@ class VirtualWorkers:
             yield self._measure(first)
 
 
-def rehearse(
+def simulate_searches(
     settings: SearchSettings,
     processes: int,
     seconds: Callable[[Job], float] = layers_trained,
     *,
     first: int = 0,
     count: int | None = None,
-) -> list[Rehearsal]:
-    """Play the plan through on made-up models of about its depth, from number ``first`` on; the same plan is played
-    alike. ``seconds`` tells how long an evaluation takes."""
+) -> list[SimulatedSearch]:
+    """Run the search on ``count`` generated models (default ``SIMULATIONS``), from number ``first`` on.
+
+    ``seconds`` gives the duration of an evaluation. The result is the same for the same settings.
+    """
     if settings.named:
-        return [_of_named_sets(settings, seconds)]
-    total = min(max(settings.total, SHALLOWEST), DEEPEST)
-    # How long evaluations take here is not known there.
+        return [_measure_named_sets(settings, seconds)]
+    total = min(max(settings.total, MIN_LAYERS), MAX_LAYERS)
+    # A limit on hours applies to real time, not to the simulated clock.
     budget = SearchBudget(max_trials=settings.budget.max_trials)
     if total == settings.total:
         settings = dataclasses.replace(settings, budget=budget)
@@ -90,12 +95,12 @@ def rehearse(
     if settings.strategy == "contribution" and settings.similarities is None:
         settings = dataclasses.replace(settings, similarities=tuple(index / total for index in range(total)))
     with Parallel(n_jobs=processes) as parallel:
-        numbers = range(first, first + (count or REHEARSALS))
-        return list(parallel(delayed(_play)(settings, number, seconds) for number in numbers))
+        numbers = range(first, first + (count or SIMULATIONS))
+        return list(parallel(delayed(_simulate)(settings, number, seconds) for number in numbers))
 
 
-def _of_named_sets(settings: SearchSettings, seconds: Callable[[Job], float]) -> Rehearsal:
-    """Nothing to rehearse: what will run is known."""
+def _measure_named_sets(settings: SearchSettings, seconds: Callable[[Job], float]) -> SimulatedSearch:
+    """With given layer sets the evaluations are known, so only their duration is simulated."""
     sets = [LayerSet.full(settings.total), *dict.fromkeys(settings.named)]
     jobs = [
         Job(TrialKey(layers, FULL_RUNG, seed), "certification", keep_weights=True)
@@ -105,20 +110,23 @@ def _of_named_sets(settings: SearchSettings, seconds: Callable[[Job], float]) ->
     workers = VirtualWorkers(settings.width, seconds, lambda job: Trial(job.key, job.split, "complete", 0.0))
     for _ in workers.run(jobs):
         pass
-    return Rehearsal(settings.total, tuple(jobs), len(sets) - 1, workers.clock, 0.0)
+    return SimulatedSearch(settings.total, tuple(jobs), len(sets) - 1, workers.clock, 0.0)
 
 
-def _play(settings: SearchSettings, number: int, seconds: Callable[[Job], float]) -> Rehearsal:
+def _simulate(settings: SearchSettings, number: int, seconds: Callable[[Job], float]) -> SimulatedSearch:
     model, memory = GeneratedModel(number, settings.total, Noise()), InMemoryHistory()
     workers = VirtualWorkers(settings.width, seconds, model.measure)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(layers)
-        # As with many certification examples: seeds alone blur.
-        return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
+        values = state.confirmations.degradations(layers)
+        # With many certification examples only the variance between seeds matters.
+        variance = 2 * model.noise.seed_sd**2 / len(values)
+        return Judgement(fmean(values), variance, 0.0, 10, len(values), 5_000, confidence)
 
     started = time.perf_counter()
     state = SearchState(settings, memory, judge)
     search = Search(state, workers.run, NullObserver())
     answers = {layers for layers in search.run().values() if not layers.is_full}
-    return Rehearsal(settings.total, tuple(workers.begun), len(answers), workers.clock, time.perf_counter() - started)
+    return SimulatedSearch(
+        settings.total, tuple(workers.started), len(answers), workers.clock, time.perf_counter() - started
+    )
