@@ -1,14 +1,14 @@
-"""How often is an answer wrong? Whole searches in made-up worlds in which the true loss of every layer set is known.
+"""Measures how often an answer is wrong, in simulated studies with known true degradations.
 
     python examples/certainty.py --studies 1000
 
-Every study has a model, a task and noise of its own: examples on which two models differ, of which a third to a half
-stay when the seed changes; seeds; screens that exaggerate. It is searched by the tool's own loop and judged by its own
-verdict, from the outcome of every single example. Beside the tool's words stands the rule of the literature: one seed,
-and the set was chosen on the examples it is scored on.
+Every study has its own model, task and noise: outcomes of single examples, of which two models differ on a few (a third
+to a half of these with every seed), seeds, and screens that exaggerate. The search loop and the verdict are those of
+the package. The table compares its verdicts with the rule of the literature: one seed, and the same examples for
+choosing and for scoring.
 
-In ordinary studies what a set truly loses is anything. In the worst case every set that is tried truly loses a trace
-more than allowed: every answer is wrong, and with several sets there are several chances to be wrong.
+In ordinary studies the true degradations are random. In the worst case the true degradation of every measured set is
+slightly above delta, so every smaller answer is wrong, and several sets give several chances to err.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ BASELINE = 88.0
 EXAMPLES = (277, 872, 2_000, 5_000)
 SELECTION = 2_000
 SEED_SD = (0.2, 1.0)
-# Of the variance between seeds, what all layer sets have in common.
+# Share of the variance between seeds that all layer sets have in common.
 SHARED = (0.0, 0.5)
-# Whether an example is answered rightly is decided by a hidden normal variable. Of its variance, what belongs to a
-# layer set for good, and, relative to that, what to a single run. That makes 3 to 7 % of two models' answers differ,
-# and of the variance of these differences a third to a half stay when the seed changes.
-LASTING, FLEETING = (0.01, 0.06), (0.5, 0.8)
+# An example is correct if a latent normal variable is below a threshold. The first is the share of its variance due to
+# the layer set, the second the share due to a single run, relative to the first. Two models then differ on 3 to 7 % of
+# the examples, and a third to a half of the variance of these differences remains when the seed changes.
+SET_SHARE, RUN_SHARE = (0.01, 0.06), (0.5, 0.8)
 
 
 @dataclass(frozen=True)
-class SearchProblem:
-    """What is asked of every study. Deltas in points.
+class Scenario:
+    """The settings of all studies in one row of the table. Deltas are in points.
 
-    ``tried`` sets lose a trace more than the first delta (the worst case); 0 leaves them as they are and lets the tool
-    search. ``examples`` on certification and ``seed_sd`` (points) are drawn for each study unless given.
+    In the worst case ``tried`` sets are measured, each with a true degradation slightly above the first delta; with 0
+    the study is searched. ``examples`` (on certification) and ``seed_sd`` (points) are random if not given.
     """
 
     criterion: Criterion = "observed"
@@ -84,33 +84,33 @@ class SearchProblem:
         )
 
 
-class World:
-    """One study's truth, and fine-tunes in it. The same number makes the same world, whatever was asked before."""
+class Study:
+    """A simulated study with known degradations. The same number gives the same study in any order of calls."""
 
-    def __init__(self, number: int, question: SearchProblem) -> None:
-        self.number, self.question = number, question
+    def __init__(self, number: int, scenario: Scenario) -> None:
+        self.number, self.scenario = number, scenario
         draw = np.random.default_rng([20261120, number])
         drawn_examples, drawn_sd = int(draw.choice(EXAMPLES)), float(draw.uniform(*SEED_SD))
-        self.examples = question.examples or drawn_examples
-        self.seed_sd = question.seed_sd or drawn_sd
+        self.examples = scenario.examples or drawn_examples
+        self.seed_sd = scenario.seed_sd or drawn_sd
         self.shared = float(draw.uniform(*SHARED))
-        self.lasting = float(draw.uniform(*LASTING))
-        self.fleeting = self.lasting * float(draw.uniform(*FLEETING))
+        self.set_share = float(draw.uniform(*SET_SHARE))
+        self.run_share = self.set_share * float(draw.uniform(*RUN_SHARE))
         self.effects = draw.lognormal(-0.9, 0.8, LAYERS) * np.linspace(draw.uniform(1.0, 2.5), 0.6, LAYERS)
         self.neighbours = draw.normal(0, 0.25, LAYERS)
         self.curve = float(draw.uniform(0, 0.1))
         self.slope = float(draw.uniform(0.8, 2.0))
         self.outcomes = lru_cache(maxsize=None)(self._outcomes)
 
-    def lost(self, layers: LayerSet) -> float:
+    def degradation(self, layers: LayerSet) -> float:
         """True mean degradation, in points."""
         if layers.is_full:
             return 0.0
-        if self.question.tried:
-            return self.question.deltas[0] + 1e-9
-        gone = layers.dropped
-        pairs = sum(self.neighbours[index] for index in gone if index + 1 in gone)
-        return float(sum(self.effects[index] for index in gone) + pairs + self.curve * len(gone) ** 2)
+        if self.scenario.tried:
+            return self.scenario.deltas[0] + 1e-9
+        dropped = layers.dropped
+        pairs = sum(self.neighbours[index] for index in dropped if index + 1 in dropped)
+        return float(sum(self.effects[index] for index in dropped) + pairs + self.curve * len(dropped) ** 2)
 
     def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         return map(self.measure, filter(None, jobs))
@@ -118,38 +118,38 @@ class World:
     def measure(self, job: Job) -> Trial:
         layers, key = job.key.layers, job.key
         if key.rung == FULL_RUNG:
-            row = self.question.settings.seeds.index(key.seed)
+            row = self.scenario.settings.seeds.index(key.seed)
             score = float(self.outcomes(layers, "certification")[row].mean())
         else:
             noise = 0.0 if layers.is_full else float(self._draw("screen", layers).normal(0, self.seed_sd + 0.3))
-            score = max(50.0, BASELINE - 3 - self.slope * self.lost(layers) - noise)
+            score = max(50.0, BASELINE - 3 - self.slope * self.degradation(layers) - noise)
         return Trial(key, job.split, "complete", score, train_tokens=round(1000 * key.rung))
 
     def judge(self, layers: LayerSet, among: Iterable[LayerSet], confidence: float, rule: Judge) -> Judgement:
-        """As the tool does: every confirmed set shows how far seeds lie apart."""
+        """Compare with the baseline as the package does, pooling the variance between seeds over the sets ``among``."""
         results = {each: self.outcomes(each, "certification") for each in (layers, *among)}
         return rule(self.outcomes(LayerSet.full(LAYERS), "certification"), results, confidence)[layers]
 
     def _outcomes(self, layers: LayerSet, split: str) -> np.ndarray:
-        """Points by seed and example, 100 for a right answer; their expectation is what the set truly scores."""
-        size, seeds = self.examples if split == "certification" else SELECTION, self.question.seeds
-        ease = self._draw("ease", split).normal(0, math.sqrt(1 - self.lasting - self.fleeting), size)
+        """Contributions (seeds, examples), 100 points for a correct example; their expectation is the true score."""
+        size, seeds = self.examples if split == "certification" else SELECTION, self.scenario.seeds
+        easiness = self._draw("ease", split).normal(0, math.sqrt(1 - self.set_share - self.run_share), size)
         own = self._draw("own", split, layers)
         common = self._draw("seeds", split).normal(0, math.sqrt(self.shared), seeds)
-        sway = self.seed_sd * (common + own.normal(0, math.sqrt(1 - self.shared), seeds))
-        hidden = ease + own.normal(0, math.sqrt(self.lasting), size)
-        hidden = hidden + own.normal(0, math.sqrt(self.fleeting), (seeds, size))
-        chance = np.clip((BASELINE - self.lost(layers) + sway) / 100, 0.001, 0.999)
-        return np.where(hidden < special.ndtri(chance)[:, None], 100.0, 0.0)
+        seed_effects = self.seed_sd * (common + own.normal(0, math.sqrt(1 - self.shared), seeds))
+        latent = easiness + own.normal(0, math.sqrt(self.set_share), size)
+        latent = latent + own.normal(0, math.sqrt(self.run_share), (seeds, size))
+        chance = np.clip((BASELINE - self.degradation(layers) + seed_effects) / 100, 0.001, 0.999)
+        return np.where(latent < special.ndtri(chance)[:, None], 100.0, 0.0)
 
-    def _draw(self, *what: str | LayerSet) -> np.random.Generator:
-        words = [sum(2**index for index in w.kept) if isinstance(w, LayerSet) else sum(w.encode()) for w in what]
+    def _draw(self, *names: str | LayerSet) -> np.random.Generator:
+        words = [sum(2**index for index in w.kept) if isinstance(w, LayerSet) else sum(w.encode()) for w in names]
         return np.random.default_rng([self.number, *words])
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a rule says for one delta of one study. ``excess`` is what the set truly loses beyond delta, in points."""
+    """The answer of a rule to one delta of one study. ``excess`` is the true degradation minus delta, in points."""
 
     rule: str
     study: int
@@ -157,65 +157,66 @@ class Answer:
     excess: float
 
 
-def play(number: int, question: SearchProblem) -> list[Answer]:
-    """Search the world of this number; what every rule answers, for every delta."""
-    return search_in(World(number, question))
+def play(number: int, scenario: Scenario) -> list[Answer]:
+    """Search the study of this number; the answers of every rule to every delta."""
+    return search_in(Study(number, scenario))
 
 
-def search_in(world: World, rule: Judge = judge) -> list[Answer]:
-    """What is answered, for every delta, when confirmations are judged by this rule."""
+def search_in(study: Study, rule: Judge = judge) -> list[Answer]:
+    """The answers to every delta if confirmations are compared by this rule."""
     memory = InMemoryHistory()
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
-        return world.judge(layers, state.confirmations.uncollapsed, confidence, rule)
+        return study.judge(layers, state.confirmations.uncollapsed, confidence, rule)
 
-    state = SearchState(world.question.settings, memory, judged)
-    search = Search(state, world.run_jobs, NullObserver())
+    state = SearchState(study.scenario.settings, memory, judged)
+    search = Search(state, study.run_jobs, NullObserver())
     answers = search.run()
     tried = {trial.layers for trial in memory.history if not trial.layers.is_full}
-    chosen = [(word_for(state, layers, delta), delta, layers) for delta, layers in answers.items()]
-    chosen += [("one seed", delta, one_seed(world, tried, delta)) for delta in answers]
+    chosen = [(verdict_for(state, layers, delta), delta, layers) for delta, layers in answers.items()]
+    chosen += [("one seed", delta, one_seed(study, tried, delta)) for delta in answers]
     return [
-        Answer(name, world.number, not layers.is_full, world.lost(layers) - delta) for name, delta, layers in chosen
+        Answer(name, study.number, not layers.is_full, study.degradation(layers) - delta)
+        for name, delta, layers in chosen
     ]
 
 
-def word_for(state: SearchState, layers: LayerSet, delta: float) -> str:
+def verdict_for(state: SearchState, layers: LayerSet, delta: float) -> str:
     judgement = None if layers.is_full else state.judge(layers, delta)
     return verdict_word(layers, delta, judgement, criterion=state.settings.criterion)
 
 
-def one_seed(world: World, tried: Iterable[LayerSet], delta: float) -> LayerSet:
-    """The rule of the literature: the smallest set that, in one run, came out within delta where it was chosen."""
+def one_seed(study: Study, tried: Iterable[LayerSet], delta: float) -> LayerSet:
+    """The rule of the literature: the smallest set within delta in a single run, on the examples used for choosing."""
     full = LayerSet.full(LAYERS)
-    scores = {layers: world.outcomes(layers, "selection")[0].mean() for layers in (full, *tried)}
+    scores = {layers: study.outcomes(layers, "selection")[0].mean() for layers in (full, *tried)}
     holding = [layers for layers in tried if scores[full] - scores[layers] <= delta]
     return min(holding, key=lambda layers: (layers.depth, -scores[layers]), default=full)
 
 
-def rows(question: SearchProblem, answers: Sequence[Answer], studies: int) -> Iterator[tuple[object, ...]]:
-    """Per rule: how often it gives a smaller model, how many of these break delta, and in how many studies one does."""
+def rows(scenario: Scenario, answers: Sequence[Answer], studies: int) -> Iterator[tuple[object, ...]]:
+    """Per rule: the share of smaller answers, the share of wrong ones among them, and of studies with a wrong one."""
     for rule in ("certified", "observed", "one seed"):
         given = [answer for answer in answers if answer.rule == rule and answer.smaller]
         wrong = [answer for answer in given if answer.excess > 0]
         if given:
             yield (
-                question,
+                scenario,
                 rule,
-                f"{len(given) / studies / len(question.deltas):.0%}",
+                f"{len(given) / studies / len(scenario.deltas):.0%}",
                 f"{len(wrong) / len(given):.1%}",
                 f"{len({answer.study for answer in wrong}) / studies:.1%}",
                 f"{fmean(answer.excess for answer in wrong):.2f}" if wrong else "-",
             )
 
 
-QUESTIONS = (
-    SearchProblem("observed"),
-    SearchProblem("certified"),
-    SearchProblem("certified", (1.0,), tried=1),
-    SearchProblem("certified", (1.0,), tried=5),
+SCENARIOS = (
+    Scenario("observed"),
+    Scenario("certified"),
+    Scenario("certified", (1.0,), tried=1),
+    Scenario("certified", (1.0,), tried=5),
 )
-HEADERS = ("studies", "rule", "smaller models", "of them wrong", "studies with a wrong one", "points too many")
+HEADERS = ("studies", "rule", "smaller answers", "wrong answers", "studies with a wrong answer", "mean excess")
 
 
 def main() -> None:
@@ -223,11 +224,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    found: list[tuple[object, ...]] = []
-    for question in QUESTIONS:
-        played = Parallel(arguments.workers)(delayed(play)(number, question) for number in range(arguments.studies))
-        found += rows(question, [answer for study in played for answer in study], arguments.studies)
-    print(tabulate(found, headers=HEADERS))
+    table: list[tuple[object, ...]] = []
+    for scenario in SCENARIOS:
+        played = Parallel(arguments.workers)(delayed(play)(number, scenario) for number in range(arguments.studies))
+        table += rows(scenario, [answer for answers in played for answer in answers], arguments.studies)
+    print(tabulate(table, headers=HEADERS))
 
 
 if __name__ == "__main__":

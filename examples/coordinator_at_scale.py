@@ -1,9 +1,9 @@
-"""What deciding costs when there is much to decide on: 10,000 evaluations of a 96-layer model, answered from a table.
+"""Time and memory of the search itself: 10,000 evaluations of a 96-layer model, with scores from a table.
 
     python examples/coordinator_at_scale.py
 
-A search that measures named layer sets with three seeds each, and greedy elimination from 96 layers down to one, both
-through `replay`; the table makes up its records from the effects of the layers. Prints seconds and resident memory.
+Runs a search that measures given layer sets with three seeds each, and greedy elimination from 96 layers down to one.
+The records of the table are generated from layer effects. Prints seconds and resident memory.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ DELTA = 10.0
 EFFECTS = np.random.default_rng(0).exponential(0.05, TOTAL)
 
 
-class Effects(dict[TrialKey, Trial]):
-    """Records that are made when they are asked for."""
+class GeneratedRecords(dict[TrialKey, Trial]):
+    """Records that are generated on access."""
 
     def __missing__(self, key: TrialKey) -> Trial:
         noise = np.random.default_rng([key.seed, *key.layers.kept]).normal(0, 0.1)
-        lost = float(EFFECTS[list(key.layers.dropped)].sum())
-        return Trial(key, "selection", "complete", 90.0 - lost + noise, train_tokens=1000, train_seconds=1.0)
+        degradation = float(EFFECTS[list(key.layers.dropped)].sum())
+        return Trial(key, "selection", "complete", 90.0 - degradation + noise, train_tokens=1000, train_seconds=1.0)
 
     def __contains__(self, key: object) -> bool:
         return True
@@ -44,8 +44,8 @@ class Effects(dict[TrialKey, Trial]):
         return self[key]
 
 
-class Told(NullObserver):
-    """Remembers how it stands at every thousandth evaluation."""
+class MemoryLog(NullObserver):
+    """Records seconds and memory at every thousandth evaluation."""
 
     def __init__(self) -> None:
         self._began, self._count = time.monotonic(), 0
@@ -58,34 +58,34 @@ class Told(NullObserver):
 
 
 def resident() -> float:
-    """MiB."""
+    """Peak resident memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    table = Table("made up", TOTAL, "accuracy", frozenset(), Effects())
+    table = Table("generated", TOTAL, "accuracy", frozenset(), GeneratedRecords())
     draw = np.random.default_rng(1)
     sets: set[LayerSet] = set()
     while len(sets) < NAMED:
         sets.add(LayerSet.dropping(draw.choice(TOTAL, draw.integers(1, 60), replace=False).tolist(), TOTAL))
     settings = SearchSettings(TOTAL, (DELTA,), "auto", SEEDS, 7, 0.5, 40, named=tuple(sorted(sets)))
-    memory, told = InMemoryHistory(), Told()
+    history, log = InMemoryHistory(), MemoryLog()
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(layers)
-        return Judgement(sum(lost) / len(lost), 0.01, 0.01, 100, len(lost), 1000, confidence)
+        values = state.confirmations.degradations(layers)
+        return Judgement(sum(values) / len(values), 0.01, 0.01, 100, len(values), 1000, confidence)
 
-    state = SearchState(settings, memory, judge)
-    search = Search(state, table.run_jobs, told)
+    state = SearchState(settings, history, judge)
+    search = Search(state, table.run_jobs, log)
     began = time.monotonic()
     answer = search.run()[DELTA]
     seconds = time.monotonic() - began
-    print(tabulate(told.lines, headers=("evaluations", "seconds", "MiB resident"), floatfmt=".1f"))
+    print(tabulate(log.lines, headers=("evaluations", "seconds", "MiB resident"), floatfmt=".1f"))
     print(
-        f"\nnamed sets: {len(memory.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold"
+        f"\nnamed sets: {len(history.history):,} evaluations in {seconds:.1f} s; {answer.depth} of {TOTAL} layers hold"
     )
     began = time.monotonic()
-    played = play("greedy", Table("made up", TOTAL, "accuracy", frozenset(), Effects()), 100.0)
+    played = play("greedy", Table("generated", TOTAL, "accuracy", frozenset(), GeneratedRecords()), 100.0)
     print(
         f"greedy: {len(played.trials):,} evaluations in {time.monotonic() - began:.1f} s, {resident():.0f} MiB resident"
     )

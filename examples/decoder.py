@@ -1,8 +1,8 @@
-"""A decoder as a classifier: how few layers of a Llama-like model does the task need?
+"""Searches a decoder (a Llama-like model) with a classification head.
 
     python examples/decoder.py sst2 HuggingFaceTB/SmolLM2-135M
 
-The head reads the last token; a tokenizer without a padding token pads with its end token.
+The head reads the last token. If the tokenizer has no padding token, its end token is used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""What the demo's pre-training is worth, and what dropping layers from the top costs: the figures of studies/LOG.md.
+"""Measures the benefit of the demo model's pre-training and the effect of dropping its top layers.
 
     python examples/demo_evidence.py
 
-Fine-tunes by the demo's own recipe, three seeds each, scored on certification; then a linear model on words and pairs
-of words, for comparison. About five minutes on two cores.
+Fine-tunes with the demo's recipe and three seeds each, scored on certification. For comparison, the accuracy of a
+linear model on words and pairs of words. These are the figures in studies/LOG.md. Takes about five minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ DROPPED_FROM_THE_TOP = (1, 2, 3, 4, 6, 8, 11)
 
 
 def random_weights(folder: Path) -> Path:
-    """The same shape without pre-training."""
+    """The demo model with random weights."""
     torch.manual_seed(0)
     BertForPreTraining(AutoConfig.from_pretrained(MODEL_DIR)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(folder)
@@ -45,11 +46,13 @@ def random_weights(folder: Path) -> Path:
 
 
 def scores(model: str, sets: list[LayerSet], studies: Path) -> dict[LayerSet, list[float]]:
-    """Points on certification, by layer set, one for each seed."""
-    found = resolve_request(Request(task="demo", model=model, studies_dir=str(studies)))
+    """Scores on certification in points, by layer set, one per seed."""
+    resolved = resolve_request(Request(task="demo", model=model, studies_dir=str(studies)))
     device = resolve_device("auto", "auto")
-    create(found, device, Console(quiet=True))
-    context = EvaluationContext(found.folder, found.parent.folder, found.parent.name, found.config.recipe, device)
+    create(resolved, device, Console(quiet=True))
+    context = EvaluationContext(
+        resolved.folder, resolved.pretrained.folder, resolved.pretrained.name, resolved.config.recipe, device
+    )
     jobs = [Job(TrialKey(layers, FULL_RUNG, seed), "certification") for layers in sets for seed in SEEDS]
     result: dict[LayerSet, list[float]] = {layers: [] for layers in sets}
     for trial in Workers(context, 2).run(jobs):
@@ -58,7 +61,7 @@ def scores(model: str, sets: list[LayerSet], studies: Path) -> dict[LayerSet, li
 
 
 def linear_score() -> float:
-    """Accuracy of logistic regression on the words of each text and on the pairs of words across the two."""
+    """Accuracy of a logistic regression on the words of both texts and on all pairs of a word from each."""
     rows = {split: demo.examples(split) for split in ("train", "validation")}
     vectorizer = CountVectorizer(binary=True).fit([row["premise"] for row in rows["train"]])
 

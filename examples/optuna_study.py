@@ -1,4 +1,4 @@
-"""A study's trials with Optuna's own tools: a tidy table, and which layers matter to the score.
+"""Analyses the trials of a study with Optuna and pandas: a table of trials, and the effect of each layer.
 
     python examples/optuna_study.py studies/sst2__bert-base-uncased__0123456789
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 
 def main(folder: str) -> pd.DataFrame:
-    """One row per evaluation: a column per layer (kept or not), score, depth, rung, seed and what it took."""
+    """One row per evaluation, with a column per layer (kept or not), score, depth, rung, seed and duration."""
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{Path(folder).resolve() / 'study.db'}")
     trials = study.trials_dataframe(attrs=("number", "values", "params", "user_attrs", "state"))
     trials.columns = trials.columns.str.removeprefix("values_").str.removeprefix("user_attrs_")
@@ -25,10 +25,10 @@ def main(folder: str) -> pd.DataFrame:
 
     screens = trials[(trials["split"] == "selection") & trials["score"].notna()]
     kept = {name: screens.loc[screens[name].astype(bool), "score"].mean() for name in layers}
-    gone = {name: screens.loc[~screens[name].astype(bool), "score"].mean() for name in layers}
-    worth = pd.Series(kept) - pd.Series(gone)
-    print("\nmean score of the screens that keep a layer, less that of those that drop it:")
-    print(worth.round(2).to_string())
+    dropped = {name: screens.loc[~screens[name].astype(bool), "score"].mean() for name in layers}
+    effects = pd.Series(kept) - pd.Series(dropped)
+    print("\nmean score of the screens that keep a layer minus the mean score of those that drop it:")
+    print(effects.round(2).to_string())
     return trials
 
 

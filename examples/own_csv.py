@@ -1,8 +1,8 @@
-"""Your own table: search from Python, look at the result as a data frame, export the smaller model.
+"""Searches on a CSV file from Python, shows the answers as a data frame, and exports the smaller model.
 
     python examples/own_csv.py reviews.csv distilbert-base-uncased
 
-The file has the columns ``text`` and ``stars``; whatever they hold as labels is fine.
+The file has the columns ``text`` and ``stars``; any strings or whole numbers can be labels.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Your own measure: search by a metric that is built in, then ask what you care about of the exported model.
+"""Searches with a built-in metric, then evaluates the exported model with a metric of its own.
 
     python examples/own_metric.py reviews.csv validation.csv distilbert-base-uncased
 
-The search needs a metric it can bound (accuracy f1 matthews pearson spearman pearson_spearman); here it is F1 of the
-second label. What counts at the end is anything that can be computed from predictions; here the worst class's recall.
+A search needs a metric with a confidence bound (accuracy f1 matthews pearson spearman pearson_spearman), here the F1 of
+the second label. The exported model can be evaluated with any metric, here the lowest recall of a class.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def main(table: str, validation: str, model: str, output: str = "smaller-by-f1",
     )  # fmt: skip
     report.export(output)
     rows = pd.read_csv(validation, dtype=str)
-    told = [answer["label"] for answer in pipeline("text-classification", output)(rows["text"].tolist())]
-    worst: float = recall_score(rows["stars"], told, average=None, zero_division=0.0).min()
-    print(f"{report.answer_sentence(report.results[0])} Recall of its worst class: {100 * worst:.2f}.")
+    predicted = [answer["label"] for answer in pipeline("text-classification", output)(rows["text"].tolist())]
+    worst: float = recall_score(rows["stars"], predicted, average=None, zero_division=0.0).min()
+    print(f"{report.answer_sentence(report.results[0])} Lowest recall of a class: {100 * worst:.2f}.")
     return worst
 
 

@@ -1,9 +1,9 @@
-"""Does the timed probe of `plan` tell how long evaluations take? Both in turn, on a real task and model.
+"""Compares the times that `plan` predicts with the times of real evaluations, on a real task and model.
 
     python examples/plan_check.py --cpu-seconds --task sst2 --data-dir sst2 --model MODEL --recipe quick
 
-Prints, per depth and rung, the seconds told beforehand and the seconds of a real evaluation (training and scoring).
---cpu-seconds counts what the one calculating thread worked rather than what went by, for a machine that others use too.
+Prints the predicted and the measured seconds of an evaluation (training and scoring) for several depths and rungs.
+--cpu-seconds measures the CPU time of the process instead of wall-clock time, for a machine with other load.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--cpu-seconds", action="store_true")
     own, options = parser.parse_known_args()
     if own.cpu_seconds:
-        # Before anything else takes the clock's name.
+        # Before any module imports perf_counter.
         time.perf_counter = time.process_time
     request = request_from(parse(["plan", *options]))
 
@@ -44,25 +44,29 @@ def main() -> None:
     from budget_search.engine.speed import measure_speed, probed_depths
     from budget_search.storage.study_folder import StudyFolder, stored_config
 
-    found = resolve_request(request)
-    device = resolve_device(found.config.device, found.config.precision)
-    with tempfile.TemporaryDirectory() as place:
-        draft = StudyFolder(Path(place) / "study")
-        create(dataclasses.replace(found, folder=draft), device, Console())
+    resolved = resolve_request(request)
+    device = resolve_device(resolved.config.device, resolved.config.precision)
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = StudyFolder(Path(scratch) / "study")
+        create(dataclasses.replace(resolved, folder=draft), device, Console())
         facts, task = stored_config(draft)["facts"], EncodedTask.load(draft.examples)
-        context = EvaluationContext(draft, found.parent.folder, found.parent.name, found.config.recipe, device)
-        settings = search_settings(found, facts, task, Limits(), 1)
+        context = EvaluationContext(
+            draft, resolved.pretrained.folder, resolved.pretrained.name, resolved.config.recipe, device
+        )
+        settings = search_settings(resolved, facts, task, Limits(), 1)
         rows = []
         for depth in reversed(probed_depths(settings.total)):
-            prices = EvaluationCosts.of(settings, measure_speed(context, settings.total), task, context)
+            costs = EvaluationCosts.of(settings, measure_speed(context, settings.total), task, context)
             layers = LayerSet(tuple(range(depth)), settings.total)
             for rung, split in ((settings.screen_rung, "selection"), (1.0, "certification")):
                 trial = run_job(context, Job(TrialKey(layers, rung, 42), split))  # type: ignore[arg-type]
-                told = prices.training_seconds(rung, depth) + prices.evaluation_seconds(split, depth)
-                took = trial.train_seconds + trial.evaluation_seconds
-                rows.append((depth, f"{rung:.3g}", f"{told:.1f}", f"{took:.1f}", f"{told / took:.2f}"))
+                predicted = costs.training_seconds(rung, depth) + costs.evaluation_seconds(split, depth)
+                measured = trial.train_seconds + trial.evaluation_seconds
+                rows.append(
+                    (depth, f"{rung:.3g}", f"{predicted:.1f}", f"{measured:.1f}", f"{predicted / measured:.2f}")
+                )
                 print(*rows[-1], file=sys.stderr, flush=True)
-    print(tabulate(rows, headers=("layers", "rung", "told", "took", "told / took")))
+    print(tabulate(rows, headers=("layers", "rung", "predicted", "measured", "ratio")))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Do 9 of 10 searches stay within the range that `plan` gives? On made-up models that it was not rehearsed on.
+"""Checks the range of costs that `plan` gives for 9 of 10 searches, on further generated models.
 
     python examples/plan_range.py --layers 6 --models 60
 
-Prints the ranges of evaluations and training equivalents from the rehearsals, and the shares of further searches
-inside, below and above them.
+Prints the ranges of evaluations and training equivalents from simulated searches, and the shares of further simulated
+searches inside, below and above them.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def main() -> None:
     settings = SearchSettings(
         own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers)
     )
-    told = simulate_searches(settings, own.workers)
+    planned = simulate_searches(settings, own.workers)
     fresh = simulate_searches(settings, own.workers, first=SIMULATIONS, count=own.models)
     rows = []
     for name, amount in (("evaluations", evaluations), ("equivalents", equivalents)):
-        low, high = min(map(amount, told)), max(map(amount, told))
+        low, high = min(map(amount, planned)), max(map(amount, planned))
         values = [amount(each) for each in fresh]
         below, above = (sum(value < low for value in values), sum(value > high for value in values))
         inside = len(values) - below - above
         shares = (f"{count / len(values):.0%}" for count in (inside, below, above))
         rows.append((name, f"{low:.1f} to {high:.1f}", *shares))
-    print(tabulate(rows, headers=("", "told", "inside", "below", "above")))
+    print(tabulate(rows, headers=("", "planned", "inside", "below", "above")))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Pre-train a small BERT or XLNet on any text, on the CPU; without text, the BERT of the demo.
+"""Pre-trains a small BERT or XLNet on a CPU, on any text or (by default) on the demo language.
 
-    python examples/pretrain.py --output FOLDER                          the language of the demo task, made on the way
+    python examples/pretrain.py --output FOLDER                          the language of the demo task, generated
     python examples/pretrain.py --output FOLDER --text a.txt b.parquet   any text
     python examples/pretrain.py --output FOLDER --text a.txt --architecture xlnet
 
-A line of a text file is a passage; a tab parts its two segments, if it has two. Of a Parquet file the column `text` is
-read, and neighbouring sentences make the two segments. The objectives are those of the papers: for BERT masked words
-and, for passages of two segments, whether the second one belongs to the first or was exchanged with a neighbour's; for
-XLNet the words in an order drawn anew for each passage. Runs for `--minutes` and saves a checkpoint every few minutes
-on the way, so it may be killed at any time. The result is a stock `BertForPreTraining` (in half precision) or
-`XLNetLMHeadModel` with its tokenizer and `pretraining.json`, the record of the run and its curve.
+A line of a text file is a passage; a tab separates its two segments, if it has two. Of a Parquet file the column `text`
+is read, and neighbouring sentences are the two segments. The objectives are those of the papers: for BERT masked words
+and next-sentence prediction (the second segment may be exchanged with a neighbour's), for XLNet permutation language
+modelling. Runs for `--minutes` and saves a checkpoint every few minutes, so it may be killed at any time. The result is
+a stock `BertForPreTraining` (in half precision) or `XLNetLMHeadModel` with its tokenizer and `pretraining.json`, the
+record of the run and its learning curve.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from pretrain_objectives import ARCHITECTURES, IGNORED, Architecture, Batch, Bert, Guesses, Passage, Words
+from pretrain_objectives import ARCHITECTURES, IGNORED, Architecture, Batch, Bert, Passage, Predictions, Words
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from budget_search.data import demo_task as demo
 
-SENTENCE_CHARACTERS = range(31, 220)  # of a Parquet text: neither a heading nor a list without full stops
+SENTENCE_CHARACTERS = range(31, 220)  # of sentences in Parquet files; others are headings or lists
 
 
 def read_passages(files: list[Path]) -> tuple[list[Passage], list[Passage]]:
-    """The passages of text and Parquet files, every hundredth one set aside to measure the loss on."""
+    """The passages of text and Parquet files, every hundredth one held out for evaluation."""
     passages = [passage for file in files for passage in (parquet if file.suffix == ".parquet" else lines)(file)]
     held_out = passages[::100]
     return [passage for number, passage in enumerate(passages) if number % 100], held_out
 
 
 def lines(file: Path) -> Iterator[Passage]:
-    """Every line that is not blank, parted at its first tab."""
+    """Every line that is not blank, split at its first tab."""
     for line in file.open(encoding="utf-8"):
         if line.strip():
             first, _, second = line.rstrip("\n").partition("\t")
@@ -52,7 +52,7 @@ def lines(file: Path) -> Iterator[Passage]:
 
 
 def parquet(file: Path) -> Iterator[Passage]:
-    """The sentences of each line of the column `text`, two and two."""
+    """Pairs of neighbouring sentences of each line of the column `text`."""
     for text in pq.read_table(file, columns=["text"])["text"].to_pylist():
         for line in text.split("\n"):
             sentences = [sentence.strip() for sentence in re.split(r"(?<=[.!?]) +(?=[A-Z\"])", line)]
@@ -61,13 +61,13 @@ def parquet(file: Path) -> Iterator[Passage]:
 
 
 def endless(passages: list[Passage], rng: Random) -> Iterator[Passage]:
-    """The passages again and again, each time in another order."""
+    """The passages repeatedly, shuffled for every epoch."""
     while True:
         yield from rng.sample(passages, len(passages))
 
 
 def exchange(stream: Iterator[Passage], share: float, rng: Random) -> Iterator[tuple[Passage, int]]:
-    """Passages, and whether their second segment is another's: a share of the neighbours exchange theirs."""
+    """Passages, and whether their second segment was exchanged with a neighbour's, which happens to this share."""
     for (first, second), (other_first, other_second) in zip(stream, stream, strict=False):
         exchanged = second != other_second and rng.random() < share
         if exchanged:
@@ -86,7 +86,7 @@ class Batches:
     rng: Random
 
     def __call__(self, passages: Iterator[Passage], exchanged: float) -> Iterator[Batch]:
-        """Batches of passages of similar length, so that hardly any padding is computed."""
+        """Batches of passages of similar length, to reduce padding."""
         rows = exchange(passages, exchanged, self.rng)
         while pool := list(islice(rows, 50 * self.size)):
             pool.sort(key=lambda row: sum(map(len, row[0])) + self.rng.random())
@@ -95,32 +95,32 @@ class Batches:
                 yield self.batch(pool[start : start + self.size])
 
     def batch(self, rows: list[tuple[Passage, int]]) -> Batch:
-        """Words are chosen and hidden."""
+        """Tokenise, choose the words to predict, and mask them."""
         passages, exchanged = [passage for passage, _ in rows], torch.tensor([label for _, label in rows])
         inputs = self.words.encode(passages, return_tensors="pt")
         ids, segments = inputs["input_ids"], inputs["token_type_ids"]
         chosen = self.words.choose(ids, segments)
-        # There is no telling the words of a second segment that belongs elsewhere.
+        # Words of an exchanged segment are not predicted: the context does not determine them.
         elsewhere = (exchanged == 1)[:, None] & (segments == 1)
         labels = ids.masked_fill(~chosen | elsewhere, IGNORED)
         return Batch(self.architecture.hide(inputs, chosen, self.words), labels, exchanged)
 
 
-def guess(architecture: Any, model: PreTrainedModel, batch: Batch) -> dict[str, Guesses]:
-    """The guesses of each objective, computed in bfloat16."""
+def guess(architecture: Any, model: PreTrainedModel, batch: Batch) -> dict[str, Predictions]:
+    """The predictions of each objective, computed in bfloat16."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         return architecture.guess(model, batch)
 
 
 @torch.no_grad()
 def evaluate(architecture: Architecture, model: PreTrainedModel, held_out: list[Batch]) -> dict[str, float]:
-    """Losses and shares of right guesses on passages kept aside."""
+    """Losses and accuracies on held-out passages."""
     model.eval()
     results = [guess(architecture, model, batch) for batch in held_out]
     model.train()
     values = {}
     for objective in results[0]:
-        guesses = Guesses(
+        guesses = Predictions(
             torch.cat([result[objective].logits for result in results]),
             torch.cat([result[objective].labels for result in results]),
         )
@@ -135,7 +135,7 @@ def learning_rate(peak: float, step: int, elapsed: float) -> float:
 
 
 def save(model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Model and tokenizer; the model in memory stays as it is."""
+    """Save model and tokenizer; the model in memory is not changed."""
     saved = type(model)(model.config)
     saved.load_state_dict(model.state_dict())
     saved.to(dtype).save_pretrained(folder)
@@ -143,7 +143,7 @@ def save(model: PreTrainedModel, dtype: torch.dtype, tokenizer: PreTrainedTokeni
 
 
 def stacked(model: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """With its layers again and again, up to so many: progressive stacking (Gong et al., 2019)."""
+    """A deeper model that repeats the layers of this one: progressive stacking (Gong et al., 2019)."""
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = layers
     deep, weights = type(model)(config), model.state_dict()
@@ -156,7 +156,7 @@ def stacked(model: PreTrainedModel, layers: int) -> PreTrainedModel:
 
 
 def pretrain(args: argparse.Namespace) -> None:
-    """Everything from text to a saved model."""
+    """Pre-train a model as the arguments say, and save it."""
     architecture = ARCHITECTURES[args.architecture]
     rng = Random(args.seed)
     torch.manual_seed(args.seed)
@@ -174,12 +174,12 @@ def pretrain(args: argparse.Namespace) -> None:
         texts = (segment for passage in sample for segment in passage)
         tokenizer = architecture.train_tokenizer(texts, args.vocab_size, args.max_length)
         model = architecture.fresh(tokenizer, args.layers, args.width)
-    if architecture is Bert:  # for short sequences on a CPU faster than the fused kernel
+    if architecture is Bert:  # faster than the fused kernel for short sequences on a CPU
         model.set_attn_implementation("eager")
     words = Words(tokenizer, sample, args.mask_share, torch.Generator().manual_seed(args.seed))
     batches = Batches(architecture, words, args.batch_size, rng)
     held_out = list(batches(iter(aside), architecture.exchanged))
-    unigram = words.unigram_loss(held_out)  # of all of them: few words would seem easier to guess than they are
+    unigram = words.unigram_loss(held_out)  # of all batches: few words would bias it downwards
     held_out = held_out[: args.held_out]
     words_only, all_objectives = batches(stream, 0.0), batches(stream, architecture.exchanged)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.01, fused=True)
@@ -216,7 +216,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line and start."""
+    """Parse the command line and start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="files of text instead of the demo language")
@@ -229,10 +229,10 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=64, help="tokens of a passage")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--start-from", type=Path, help="go on from a saved model, stacked if it is shallower")
+    parser.add_argument("--start-from", type=Path, help="continue from a saved model, stacked if it has fewer layers")
     parser.add_argument("--words-first", type=float, default=0.3, help="share of the time with words only")
-    parser.add_argument("--mask-share", type=float, default=0.2, help="share of the words to guess")
-    parser.add_argument("--held-out", type=int, default=60, help="batches to measure the loss on, at most")
+    parser.add_argument("--mask-share", type=float, default=0.2, help="share of the words to predict")
+    parser.add_argument("--held-out", type=int, default=60, help="maximum number of held-out batches")
     parser.add_argument("--report-every", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

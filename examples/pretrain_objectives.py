@@ -1,4 +1,4 @@
-"""What `pretrain.py` teaches: the objectives of BERT and of XLNet, on batches of any text."""
+"""The pre-training objectives of BERT and XLNet, for `pretrain.py`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from transformers import (
     XLNetTokenizer,
 )
 
-IGNORED = -100  # the label of a position that is not guessed
+IGNORED = -100  # the label of a position that is not predicted
 HEAD_SIZE = 64
-# In a fresh BERT: radians from one place to the next in the fastest and the slowest pair of dimensions,
-# the size of these waves in the table of places, how strongly heads match them.
-PHASES, PLACES_SCALE, MATCHING = (1.5, 0.03), 0.04, 1.2
+# Initialisation of a new BERT: radians per position in the fastest and the slowest pair of dimensions, the amplitude of
+# these waves in the position embeddings, and how strongly attention heads match them.
+PHASES, POSITION_SCALE, MATCHING = (1.5, 0.03), 0.04, 1.2
 Passage = tuple[str, str]
 
 
 @dataclass
 class Batch:
-    """What the model is given, and what it shall guess."""
+    """The inputs of the model and its targets."""
 
     inputs: dict[str, torch.Tensor]
-    labels: torch.Tensor  # (rows, length): the token to guess, or IGNORED
+    labels: torch.Tensor  # (rows, length): the token to predict, or IGNORED
     exchanged: torch.Tensor  # (rows,): 0: the second segment belongs to the first, 1: it does not (as BERT counts)
 
     @property
@@ -42,8 +42,8 @@ class Batch:
 
 
 @dataclass
-class Guesses:
-    """One objective on one batch: logits (guesses, classes) and what they should have been (guesses,)."""
+class Predictions:
+    """The predictions of one objective on one batch: logits (positions, classes) and labels (positions,)."""
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -58,11 +58,11 @@ class Guesses:
 
 
 class Words:
-    """The words of a language, and which of them are chosen to be guessed: rare ones more often than frequent ones.
+    """The vocabulary, and the choice of the words to predict: rare words more often than frequent ones.
 
-    A short text is mostly made of words like "the" and of full stops, which say little about who did what. The chance
-    of a token is proportional to its frequency to the power -1/2, and twice as high in the second segment as in the
-    first, so that there usually is enough left to work out what is missing.
+    A short text consists mostly of words such as "the", which carry little meaning. The probability of a token is
+    proportional to its frequency to the power -1/2, and twice as high in the second segment as in the first, so that
+    enough context is left.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Words:
         return dict(self.tokenizer(first, pairs, truncation=True, padding=bool(options), **options))
 
     def choose(self, ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """Which positions to guess, as booleans like `ids`."""
+        """The positions to predict, as a boolean tensor of the shape of `ids`."""
         chance = self.chance[ids] * torch.where(segments == 1, 4 / 3, 2 / 3)
         return self.uniform(ids.shape) < chance.clamp(max=0.5)
 
@@ -91,19 +91,19 @@ class Words:
         return torch.rand(shape, generator=self.generator)
 
     def draw(self, shape: torch.Size) -> torch.Tensor:
-        """Random tokens, by their frequency."""
+        """Random tokens, sampled by frequency."""
         drawn = torch.multinomial(self.frequency, shape.numel(), replacement=True, generator=self.generator)
         return drawn.view(shape)
 
     def unigram_loss(self, batches: list[Batch]) -> float:
-        """Cross entropy, at the chosen positions, of guessing by word frequency alone: the loss to beat."""
+        """Cross entropy of predicting by word frequency alone: the loss to beat."""
         labels = torch.cat([batch.labels[batch.labels != IGNORED] for batch in batches])
         frequency = torch.bincount(labels, minlength=len(self.frequency)) / len(labels)
         return float(-(frequency[labels]).log().mean())
 
 
 class Bert:
-    """Masked words, and which of two segments belong together."""
+    """Masked language modelling and next-sentence prediction."""
 
     exchanged = 0.5
     model_class: ClassVar = BertForPreTraining
@@ -119,7 +119,7 @@ class Bert:
 
     @staticmethod
     def fresh(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> BertForPreTraining:
-        """Random weights, but for a first idea of what stands beside what. No dropout, for no text is read often."""
+        """A model with random weights and initialised position embeddings. No dropout, because texts rarely repeat."""
         config = BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -131,29 +131,29 @@ class Bert:
             attention_probs_dropout_prob=0.0,
         )
         model = BertForPreTraining(config)
-        Bert.look_beside(model)
+        Bert.initialise_positions(model)
         return model
 
     @staticmethod
     @torch.no_grad()
-    def look_beside(model: BertForPreTraining) -> None:
-        """Every head begins by looking at a neighbour: the first one back, the second one ahead, then two, and so on.
+    def initialise_positions(model: BertForPreTraining) -> None:
+        """Make every head attend to a neighbour at first: one position back, one ahead, two back, two ahead, and so on.
 
-        BERT learns its places from nothing, and in a short training hardly gets beyond how frequent words are before it
-        has found out which places are neighbours. So the places begin as waves, as in the first transformer (Vaswani et
-        al., 2017), and what a head asks for matches the waves of a place so far away (an idea akin to the mimetic
-        initialisation of Trockman and Kolter, 2023). All of it is trained on.
+        BERT learns its position embeddings from scratch. In a short training it learns little more than word
+        frequencies before it knows which positions are neighbours. So the embeddings start as sine waves (Vaswani et
+        al., 2017), and queries match the keys of a position at a fixed offset, similar to mimetic initialisation
+        (Trockman and Kolter, 2023). All of these weights are trained further.
         """
-        places = model.bert.embeddings.position_embeddings.weight
-        count, width = places.shape
+        positions = model.bert.embeddings.position_embeddings.weight
+        count, width = positions.shape
         phases = torch.linspace(*PHASES, width // 2)
         angles = torch.arange(count)[:, None] * phases
-        places.copy_(PLACES_SCALE * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
+        positions.copy_(POSITION_SCALE * torch.stack([angles.sin(), angles.cos()], -1).flatten(1))
         heads = model.config.num_attention_heads
         # (heads, HEAD_SIZE, width): the dimensions, in pairs, that each head looks at.
         seen = torch.eye(width).view(-1, heads, 2, width).transpose(0, 1).reshape(heads, -1, width)
         offsets = [(1 + head // 2) * (1 if head % 2 else -1) for head in range(heads)]
-        shifted = torch.cat([part @ _turned(phases * offset) for part, offset in zip(seen, offsets, strict=True)])
+        shifted = torch.cat([part @ _rotation(phases * offset) for part, offset in zip(seen, offsets, strict=True)])
         for layer in model.bert.encoder.layer:
             layer.attention.self.query.weight += MATCHING * seen.reshape(-1, width)
             layer.attention.self.key.weight += MATCHING * shifted
@@ -167,26 +167,29 @@ class Bert:
         return {**inputs, "input_ids": torch.where(chosen & (fate >= 0.9), random, ids)}
 
     @staticmethod
-    def guess(model: BertForPreTraining, batch: Batch) -> dict[str, Guesses]:
+    def guess(model: BertForPreTraining, batch: Batch) -> dict[str, Predictions]:
         """Logits of words are computed at the masked positions only."""
         encoded = model.bert(**batch.inputs)
         masked = batch.labels != IGNORED
         words, following = model.cls(encoded.last_hidden_state[masked], encoded.pooler_output)
-        return {"word": Guesses(words, batch.labels[masked]), "next_segment": Guesses(following, batch.exchanged)}
+        return {
+            "word": Predictions(words, batch.labels[masked]),
+            "next_segment": Predictions(following, batch.exchanged),
+        }
 
 
-def _turned(angles: torch.Tensor) -> torch.Tensor:
-    """The matrix that turns each pair (sine, cosine) of dimensions back by its angle."""
+def _rotation(angles: torch.Tensor) -> torch.Tensor:
+    """The matrix that rotates each pair (sine, cosine) of dimensions back by its angle."""
     sines, cosines = angles.sin(), angles.cos()
     blocks = torch.stack([torch.stack([cosines, -sines], -1), torch.stack([sines, cosines], -1)], -2)
     return torch.block_diag(*blocks)
 
 
 class XLNet:
-    """Some words of each passage, each given all the others and those of the some that come before it in a drawn order.
+    """Permutation language modelling with partial prediction (Yang et al., 2019, section 2.3).
 
-    Yang et al. 2019, section 2.3: the last words of a permutation are predicted, by the stream that knows the place of
-    a word but not the word.
+    The last words in a random order are predicted, each from all words before it in that order, by the query stream,
+    which sees the position of a word but not the word.
     """
 
     exchanged = 0.0
@@ -197,13 +200,13 @@ class XLNet:
     @staticmethod
     def train_tokenizer(texts: Iterator[str], size: int, max_length: int) -> XLNetTokenizer:
         """An uncased unigram vocabulary of at most `size` entries."""
-        names = BertTokenizer.model_input_names  # the segments too
+        names = BertTokenizer.model_input_names  # includes token_type_ids
         empty = XLNetTokenizer(do_lower_case=True, model_max_length=max_length, model_input_names=names)
         return empty.train_new_from_iterator(texts, size, show_progress=False)
 
     @staticmethod
     def fresh(tokenizer: PreTrainedTokenizerBase, layers: int, width: int) -> XLNetLMHeadModel:
-        """Random weights; what stands beside what is in its attention. No dropout, for no text is read often."""
+        """A model with random weights; its attention has relative positions. No dropout: texts rarely repeat."""
         config = XLNetConfig(
             vocab_size=len(tokenizer),
             d_model=width,
@@ -218,8 +221,8 @@ class XLNet:
 
     @staticmethod
     def hide(inputs: dict[str, torch.Tensor], chosen: torch.Tensor, words: Words) -> dict[str, torch.Tensor]:
-        """Adds who may not see whom (rows, length, length) and the places to guess (rows, guesses, length)."""
-        order = words.uniform(chosen.shape).masked_fill(~chosen, -1.0)  # what is not guessed comes first
+        """Add `perm_mask` (rows, length, length) and `target_mapping` (rows, predictions, length)."""
+        order = words.uniform(chosen.shape).masked_fill(~chosen, -1.0)  # words that are not predicted come first
         hidden = chosen[:, None, :] & (order[:, :, None] <= order[:, None, :])
         places = torch.zeros(len(chosen), int(chosen.sum(1).max()), chosen.shape[1])
         row, place = chosen.nonzero(as_tuple=True)
@@ -227,11 +230,11 @@ class XLNet:
         return {**inputs, "perm_mask": hidden.float(), "target_mapping": places}
 
     @staticmethod
-    def guess(model: XLNetLMHeadModel, batch: Batch) -> dict[str, Guesses]:
-        """A passage with fewer words to guess than another has places left over, which are not guessed."""
+    def guess(model: XLNetLMHeadModel, batch: Batch) -> dict[str, Predictions]:
+        """Rows of `target_mapping` that a passage does not use are left out."""
         encoded = model.transformer(**batch.inputs, use_mems=False).last_hidden_state
         used = batch.inputs["target_mapping"].any(-1)
-        return {"word": Guesses(model.lm_loss(encoded[used]), batch.labels[batch.labels != IGNORED])}
+        return {"word": Predictions(model.lm_loss(encoded[used]), batch.labels[batch.labels != IGNORED])}
 
 
 Architecture = type[Bert] | type[XLNet]

@@ -1,11 +1,11 @@
-"""The papers' ways of searching and this tool's, on one task and model: what each costs and what it answers.
+"""Compares the search methods of two papers with ``auto`` on one task and model: cost and answers.
 
     python examples/protocols.py --task demo --model demo
 
-Takes the options of a search and makes three studies: `top` looks at every depth from the top (Poor Man's BERT),
-`greedy` drops one layer after the other (greedy-layer pruning), `auto` is this tool's own. All three screen with short
-fine-tunes and confirm with the same seeds, so that their answers compare. Beside them stands what the papers' own
-protocols would cost: the full recipe for every set, one seed, nothing confirmed. Run it again to go on where it was.
+Takes the options of a search and creates three studies: `top` drops layers from the top at every depth (Poor Man's
+BERT), `greedy` drops one layer after another (Greedy-layer pruning), `auto` is the default strategy. All three screen
+with short fine-tunes and confirm with the same seeds, so their answers can be compared. The table also shows the cost
+of the papers' own protocols: the full recipe for every set, one seed, no confirmation. Repeat the command to resume.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def searched(request: Request) -> Iterator[tuple[str, Report]]:
 
 
 def row(strategy: str, report: Report) -> tuple[str, ...]:
-    """The paper's own price and the measured one, in full fine-tunes of the full model; every answer and its loss."""
+    """Cost of the paper's protocol and of the search, in full fine-tune equivalents, and the answers."""
     scan, greedy, _ = protocols(report)
     papers = {"top": scan, "greedy": greedy}.get(strategy)
     answers = (
@@ -44,15 +44,15 @@ def row(strategy: str, report: Report) -> tuple[str, ...]:
         f"at most {points(result.degradation_upper)}"
         for result in report.results
     )
-    price = f"{papers.equivalents:.1f}" if papers else "-"
-    return strategy, price, f"{report.cost.full_fine_tune_equivalents:.1f}", *answers
+    paper_cost = f"{papers.equivalents:.1f}" if papers else "-"
+    return strategy, paper_cost, f"{report.cost.full_fine_tune_equivalents:.1f}", *answers
 
 
 def main(*options: str) -> None:
     request = request_from(parse(["run", *options]))
     rows = [row(strategy, report) for strategy, report in searched(request)]
     deltas = (f"within {100 * delta:g}" for delta in request.deltas)
-    print(tabulate(rows, ("strategy", "the paper's price", "price here", *deltas), disable_numparse=True))
+    print(tabulate(rows, ("strategy", "cost in the paper", "cost here", *deltas), disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Strategies played on recorded tables of scores: what each would have found, and for how many fine-tunes.
+"""Runs strategies on recorded tables of scores: the quality of their answers, and the number of evaluations.
 
     python examples/replay.py --table minilm-l6-sst2.json                          # the fewest layers, the whole search
     python examples/replay.py --table glp-*.json --depth 10 --evaluations 23       # the best set of ten layers
 
-With --delta the tool's own loop is played: a baseline, screens and confirmations with all recorded seeds. With --depth
-a strategy looks for the best set of that many layers in single runs; its regret is what the set it chose scores less
-than the best that the table holds. Every repeat draws anew what chance decided: ties, which seed's runs are looked at
-and, where the table holds what the models said of every example, the examples.
+With --delta the whole search is run: baseline, screens and confirmations with all recorded seeds. With --depth a
+strategy looks for the best set of that many layers in single runs; its regret is the score of the best set in the table
+minus the score of its choice. Every repeat has random tie-breaks, a random seed whose runs are used and, if the table
+contains predictions, a bootstrap sample of the examples.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SCREEN_SEED = 10**6
 
 @dataclass(frozen=True)
 class Outcome:
-    """One repeat: table entries read, full fine-tune equivalents of training, and how good the answer was.
+    """One repeat: number of evaluations, full fine-tune equivalents of training, and the quality of the answer.
 
-    ``regrets`` has one number: points below the best set of that depth. ``excess`` has one for each delta: layers more
-    than the fewest that hold by the table's mean scores.
+    ``regrets`` has one number, the points below the best set of that depth. ``excess`` has one number per delta: the
+    layers beyond the smallest set that holds by the table's mean scores.
     """
 
     evaluations: int
@@ -83,8 +83,8 @@ def within_deltas(
         return (answer(seen, job, screened_seed) for job in jobs if job)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(layers)
-        return Judgement(fmean(lost), None, 0.0, 0, len(lost), 0, confidence)
+        values = state.confirmations.degradations(layers)
+        return Judgement(fmean(values), None, 0.0, 0, len(values), 0, confidence)
 
     state = SearchState(settings, memory, judge)
     search = Search(state, run_jobs, NullObserver())
@@ -99,19 +99,19 @@ def within_deltas(
 
 
 def answer(table: Table, job: Job, screened_seed: int) -> Trial:
-    """The record of a job. A screen is the shortest recorded run of the drawn seed that is long enough."""
+    """The record of a job. For a screen, the shortest recorded run of this seed that is long enough."""
     key = job.key
     if job.split == "selection":
         key = replace(key, seed=screened_seed)
         recorded = {**table.prefixes, **table.trials}
         rungs = [each.rung for each in recorded if (each.layers, each.seed) == (key.layers, key.seed)]
         key = replace(key, rung=min((rung for rung in rungs if rung >= key.rung), default=FULL_RUNG))
-        found = recorded.get(key)
+        trial = recorded.get(key)
     else:
-        found = table.trials.get(key)
-    if found is None:
+        trial = table.trials.get(key)
+    if trial is None:
         return Trial(job.key, job.split, "failed", error=UNRECORDED)
-    return replace(found, key=job.key, split=job.split)
+    return replace(trial, key=job.key, split=job.split)
 
 
 def fewest(table: Table, delta: float) -> int:
@@ -120,7 +120,7 @@ def fewest(table: Table, delta: float) -> int:
     return min(layers.depth for layers in table.layer_sets() if baseline - table.mean_score(layers) <= delta)
 
 
-def summarised(task: str, strategy: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def summarise(task: str, strategy: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """One strategy on one table, over the repeats."""
     row: dict[str, Any] = {"task": task, "strategy": strategy, "evaluations": _mean(o.evaluations for o in outcomes)}
     regrets = [regret for outcome in outcomes for regret in outcome.regrets]
@@ -140,7 +140,7 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def repeated(table: Table, strategy: str, arguments: argparse.Namespace) -> list[Outcome]:
-    """Nothing where the strategy cannot be played on this table."""
+    """All repeats; empty if the strategy cannot be run on this table."""
     try:
         if arguments.depth is not None:
             count = arguments.evaluations or len(table.layer_sets())
@@ -161,7 +161,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--delta", type=float, nargs="+", default=[0.01, 0.02, 0.03], help="fractions: 0.01 is one point"
     )
     asked.add_argument("--depth", type=int, help="layers kept")
-    parser.add_argument("--evaluations", type=int, metavar="N", help="table entries that may be read, at the most")
+    parser.add_argument("--evaluations", type=int, metavar="N", help="maximum number of evaluations")
     parser.add_argument("--strategy", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), metavar="NAME")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--format", choices=("table", "json"), default="table")
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BudgetSearchError as error:
         raise SystemExit(str(error)) from error
     rows = [
-        summarised(table.name, strategy, repeated(table, strategy, arguments))
+        summarise(table.name, strategy, repeated(table, strategy, arguments))
         for table in tables
         for strategy in arguments.strategy
     ]
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def over_tables(strategy: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of a strategy over the tables; the spread is that of the tables' means."""
+    """The mean of a strategy over the tables, and the standard deviation of the tables' means."""
     own = [row for row in rows if row["strategy"] == strategy]
     known = {name: [row[name] for row in own if row.get(name) is not None] for name in own[0]}
     means = {name: _mean(values) for name, values in known.items() if name not in ("task", "strategy")}

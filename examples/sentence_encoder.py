@@ -1,8 +1,8 @@
-"""A sentence-transformers encoder with fewer layers, before it is trained further.
+"""Makes a sentence-transformers encoder smaller, to be trained further.
 
     python examples/sentence_encoder.py sentence-transformers/all-MiniLM-L6-v2 0-2,4
 
-Shows how much the sentences' similarities move; a smaller encoder is meant to be fine-tuned, as here none was.
+Prints how much the cosine similarities of sentences change without further training.
 Needs ``pip install sentence-transformers``.
 """
 
@@ -32,9 +32,9 @@ def main(name: str, layers: str, output: str = "smaller-encoder") -> float:
     encoder.save_pretrained(output)
 
     after = SentenceTransformer(output, device="cpu").encode(SENTENCES, normalize_embeddings=True)
-    moved = float(np.abs(before @ before.T - after @ after.T).mean())
-    print(f"layers {kept}: similarities moved by {moved:.3f} on average, before any training")
-    return moved
+    change = float(np.abs(before @ before.T - after @ after.T).mean())
+    print(f"layers {kept}: similarities change by {change:.3f} on average, before any training")
+    return change
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What does a strategy cost, and how good are its answers, on made-up models whose best answers are known?
+"""Measures the cost of strategies and the quality of their answers on generated models with known best answers.
 
     python examples/simulate.py --models 100 --strategy auto optuna top
 
-Every search answers 1, 2 and 3 points with three seeds. Prints, per strategy: full fine-tune equivalents spent on
-training (mean; 10 and 90 % quantiles; share of searches with 12 at the most), how many full fine-tunes long they took
-with so many evaluations at a time, answers as deep as the truth (exactly; or less deep), at most one layer deeper, mean
-layers too many, and the share of answers that truly lose more than delta.
+Every search answers deltas of 1, 2 and 3 points with three seeds. Prints per strategy: full fine-tune equivalents of
+training (mean, 10 % and 90 % quantiles, share of searches with at most 12), the duration in full fine-tunes with the
+given number of parallel evaluations, the shares of answers with exactly, at most, and at most one more than the true
+smallest depth, the mean number of excess layers, and the share of answers whose true degradation exceeds delta.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ DELTAS = (1.0, 2.0, 3.0)
 
 @dataclass(frozen=True)
 class Outcome:
-    """One search: equivalents spent, the time that took in full fine-tunes of one after the other, and per delta how
-    many layers too many and the points truly lost."""
+    """One search: equivalents, duration in full fine-tunes, excess layers and true degradation per delta."""
 
     equivalents: float
     time: float
     excess: tuple[int, ...]
-    lost: tuple[float, ...]
+    degradations: tuple[float, ...]
     screens: int
     confirmations: int
 
@@ -49,8 +48,8 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, wi
     workers = VirtualWorkers(width, layers_trained, model.measure)
 
     def judge(candidate: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(candidate)
-        return Judgement(float(np.mean(lost)), noise.seed_sd**2, 0.0, 2, len(lost), 5000, confidence)
+        values = state.confirmations.degradations(candidate)
+        return Judgement(float(np.mean(values)), noise.seed_sd**2, 0.0, 2, len(values), 5000, confidence)
 
     state = SearchState(settings, memory, judge)
     search = Search(state, workers.run, NullObserver())
@@ -59,7 +58,7 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, wi
         equivalents=sum(trial.rung * trial.layers.depth / layers for trial in memory.history),
         time=workers.clock / layers,
         excess=tuple(answers[delta].depth - model.smallest_depth(delta) for delta in DELTAS),
-        lost=tuple(model.degradation(answers[delta]) for delta in DELTAS),
+        degradations=tuple(model.degradation(answers[delta]) for delta in DELTAS),
         screens=sum(trial.split == "selection" for trial in memory.history),
         confirmations=sum(trial.split == "certification" for trial in memory.history),
     )
@@ -68,7 +67,7 @@ def play(strategy: str, number: int, screens: int, rung: float, noise: Noise, wi
 def summary(strategy: str, outcomes: list[Outcome]) -> dict[str, object]:
     spent = np.array([outcome.equivalents for outcome in outcomes])
     excess = np.array([outcome.excess for outcome in outcomes])
-    lost = np.array([outcome.lost for outcome in outcomes])
+    degradations = np.array([outcome.degradations for outcome in outcomes])
     return {
         "strategy": strategy,
         "equivalents": round(float(spent.mean()), 2),
@@ -80,21 +79,21 @@ def summary(strategy: str, outcomes: list[Outcome]) -> dict[str, object]:
         "equal or less": round(float((excess <= 0).mean()), 3),
         "one more at most": round(float((excess <= 1).mean()), 3),
         "layers too many": round(float(excess.mean()), 2),
-        "breaks delta": round(float((lost > np.array(DELTAS)).mean()), 3),
+        "breaks delta": round(float((degradations > np.array(DELTAS)).mean()), 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=100, help="how many made-up models (default 100)")
+    parser.add_argument("--models", type=int, default=100, help="number of generated models (default 100)")
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default 0)")
     parser.add_argument("--strategy", nargs="+", default=["auto"])
-    parser.add_argument("--screens", type=int, default=60, help="layer sets screened at the most (default 60)")
+    parser.add_argument("--screens", type=int, default=60, help="screened layer sets (default 60)")
     parser.add_argument("--rung", type=float, default=1 / 24, help="length of a screen (default 1/24 of a fine-tune)")
-    parser.add_argument("--seed-sd", type=float, default=0.6, help="spread of a score between seeds, in points")
-    parser.add_argument("--bias", type=float, default=Noise.bias, help="how screens mislead (default 0.6)")
-    parser.add_argument("--at-a-time", type=int, default=1, help="evaluations at a time in each search (default 1)")
-    parser.add_argument("--workers", type=int, default=2, help="searches at a time")
+    parser.add_argument("--seed-sd", type=float, default=0.6, help="sd of a score between seeds, in points")
+    parser.add_argument("--bias", type=float, default=Noise.bias, help="bias of screens (default 0.6)")
+    parser.add_argument("--at-a-time", type=int, default=1, help="parallel evaluations in each search (default 1)")
+    parser.add_argument("--workers", type=int, default=2, help="parallel searches")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     arguments = parser.parse_args()
     noise = Noise(seed_sd=arguments.seed_sd, bias=arguments.bias)

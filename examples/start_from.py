@@ -1,17 +1,16 @@
-"""Does it help to begin with what another study found, and does it hurt where the other has nothing to do with it?
+"""Measures whether a search benefits from starting with the layer sets of another study (`--start-from`).
 
     python examples/start_from.py --models 20
 
-Searches on made-up models, each alone and each begun with the good layer sets of an earlier search: of a model whose
-losses are for this share its own and for the rest another's (0: nothing in common). Prints for the three ways the
-training equivalents spent, layers too many, the share of answers that are as deep as the truth, and the share that was
-handed over.
+Searches generated models from scratch and with the best layer sets of an earlier search on another model, which shares
+a given fraction of its degradations (0: nothing in common). Prints training equivalents, excess layers, the share of
+answers that are no deeper than the true smallest set, and the share of answers that came from the earlier search.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from joblib import Parallel, delayed
@@ -19,7 +18,6 @@ from tabulate import tabulate
 
 from budget_search.app.warm_start import MOST_SETS
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import Job, Trial
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
@@ -32,7 +30,7 @@ OTHERS = 100_000
 
 
 class Relative(GeneratedModel):
-    """A model that shares part of its losses with the model of another number."""
+    """A model that shares a fraction of its degradations with the model of another number."""
 
     def __init__(self, number: int, other: int, share: float) -> None:
         super().__init__(number, TOTAL)
@@ -43,35 +41,34 @@ def searched(model: GeneratedModel, start: Sequence[LayerSet] = ()) -> tuple[Sea
     memory = InMemoryHistory()
     settings = SearchSettings(TOTAL, DELTAS, "auto", SEEDS, 7, 1 / 6, 21, start=tuple(start))
 
-    def run_jobs(jobs: Sequence[Job]) -> Iterator[Trial]:
-        return model.run_jobs(jobs)
-
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(layers)
-        return Judgement(fmean(lost), 2 * model.noise.seed_sd**2 / len(lost), 0.0, 10, len(lost), 5_000, confidence)
+        values = state.confirmations.degradations(layers)
+        variance = 2 * model.noise.seed_sd**2 / len(values)
+        return Judgement(fmean(values), variance, 0.0, 10, len(values), 5_000, confidence)
 
     state = SearchState(settings, memory, judge)
-    Search(state, run_jobs, NullObserver()).run()
+    Search(state, model.run_jobs, NullObserver()).run()
     return state, memory
 
 
-def handed_over(state: SearchState) -> list[LayerSet]:
-    """As ``warm_start.good_sets`` picks them from a report: the answers, then the best screens near their depths."""
+def best_sets(state: SearchState) -> list[LayerSet]:
+    """The answers, then the best screens near their depths, as ``warm_start.good_sets`` selects them from a report."""
     answers = [layers for layers in state.answers().values() if not layers.is_full]
     depths = [layers.depth for layers in answers] or [TOTAL]
     screens = state.screens
-    lost = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.trials}
-    best = {layers.depth: layers for layers in sorted(lost, key=lost.__getitem__, reverse=True) if not layers.is_full}
+    degradations = {trial.layers: screens.tolerance(0.0).degradation(trial) for trial in screens.trials}
+    ranked = sorted(degradations, key=degradations.__getitem__, reverse=True)
+    best = {layers.depth: layers for layers in ranked if not layers.is_full}
     frontier = sorted(best.values(), key=lambda layers: min(abs(layers.depth - depth) for depth in depths))
     return list(dict.fromkeys([*answers, *frontier]))[:MOST_SETS]
 
 
 def outcome(number: int, share: float | None) -> tuple[float, float, float, float]:
-    """Equivalents, layers too many, share of answers as deep as the truth, share of them that was handed over."""
+    """Equivalents, excess layers, share of answers with the true smallest depth, share of answers from the start."""
     model = GeneratedModel(number, TOTAL)
     start: list[LayerSet] = []
     if share is not None:
-        start = handed_over(searched(Relative(OTHERS + number, number, share))[0])
+        start = best_sets(searched(Relative(OTHERS + number, number, share))[0])
     state, memory = searched(model, start)
     answers = state.answers()
     excess = [layers.depth - model.smallest_depth(delta) for delta, layers in answers.items()]
@@ -92,9 +89,9 @@ def main() -> None:
             numbers = range(arguments.first, arguments.first + arguments.models)
             found = parallel(delayed(outcome)(number, share) for number in numbers)
             spent, excess, equal, taken = (fmean(column) for column in zip(*found, strict=True))
-            begun = "alone" if share is None else f"from a model with {share:.0%} in common"
-            rows.append((begun, f"{spent:.1f}", f"{excess:.2f}", f"{equal:.0%}", f"{taken:.0%}"))
-    print(tabulate(rows, headers=("begun", "equivalents", "layers too many", "as deep as the truth", "handed over")))
+            start = "from scratch" if share is None else f"from a model with {share:.0%} in common"
+            rows.append((start, f"{spent:.1f}", f"{excess:.2f}", f"{equal:.0%}", f"{taken:.0%}"))
+    print(tabulate(rows, headers=("start", "equivalents", "excess layers", "smallest depth", "from the start")))
 
 
 if __name__ == "__main__":

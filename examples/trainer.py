@@ -1,4 +1,4 @@
-"""Only fewer layers, with the Trainer you have: ``keep_layers`` before training, nothing else changes.
+"""Fine-tunes a model with fewer layers with Hugging Face's Trainer: ``keep_layers`` before training.
 
     python examples/trainer.py reviews.csv bert-base-uncased 0-4,7
 

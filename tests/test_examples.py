@@ -110,7 +110,7 @@ def test_protocols(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFix
     command = [*tiny.search_options("sst2"), "--delta", "0.05", "--seeds", "1", "--max-trials", "6"]
     example("protocols").main(*command)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["strategy", "the", "paper's", "price", "price", "here", "within", "5"]
+    assert lines[0].split() == ["strategy", "cost", "in", "the", "paper", "cost", "here", "within", "5"]
     top, greedy, auto = (line.split() for line in lines if line.startswith(("top", "greedy", "auto")))
     # Of four layers: (4 + 3 + 2 + 1) / 4 and its scoring, and what greedy-layer pruning takes down to its answer.
     assert 2.5 < float(top[1]) < 4

@@ -103,6 +103,6 @@ def test_earlier_maturity(table2: ModuleType, depth: int, word: str) -> None:
 def test_an_answer_that_was_not_asked_is_missing_and_an_interruption_is_said(table2: ModuleType) -> None:
     report = study("bert", "sst2", {"0-4": 0.5})
     part = dataclasses.replace(report, results=report.results[1:2], finished=None)
-    (row,) = table2.certainty_and_price([part]).grid.rows
+    (row,) = table2.verdicts_and_costs([part]).grid.rows
     assert row[3] == f"{report.results[1].verdict}, -, -"
     assert row[-1].endswith("interrupted")

@@ -22,9 +22,9 @@ STUDIES = 600
 LIMIT = 0.072
 
 # Every set loses a trace more than allowed, so that every certified answer is wrong.
-ONE_SET = certainty.SearchProblem("certified", (1.0,), tried=1, seeds=2, examples=1500, seed_sd=1.0)
-FEW_EXAMPLES = certainty.SearchProblem("certified", (1.0,), tried=1, seeds=3, examples=277, seed_sd=0.1)
-FIVE_SETS = certainty.SearchProblem("certified", (1.0,), tried=5, seeds=3, examples=400, seed_sd=0.3)
+ONE_SET = certainty.Scenario("certified", (1.0,), tried=1, seeds=2, examples=1500, seed_sd=1.0)
+FEW_EXAMPLES = certainty.Scenario("certified", (1.0,), tried=1, seeds=3, examples=277, seed_sd=0.1)
+FIVE_SETS = certainty.Scenario("certified", (1.0,), tried=5, seeds=3, examples=400, seed_sd=0.3)
 
 
 def changed(change: Callable[[Judgement, np.ndarray], Judgement]) -> Callable[..., Judgements]:
@@ -64,10 +64,10 @@ RULES = {
 }
 
 
-def error_rates(question: object, *names: str) -> list[float]:
+def error_rates(scenario: object, *names: str) -> list[float]:
     """How often a wrong answer is certified: by the verdict as it is, then by the named changes of it."""
     rules = (judge, *(RULES[name] for name in names))
-    worlds = (certainty.World(number, question) for number in range(STUDIES))
+    worlds = (certainty.Study(number, scenario) for number in range(STUDIES))
     studies = [[certified(world, rule) for rule in rules] for world in worlds]
     return [float(rate) for rate in np.mean(studies, axis=0)]
 
@@ -77,7 +77,7 @@ def certified(world: object, rule: Callable[..., Judgements]) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("question", "worse"),
+    ("scenario", "worse"),
     [
         (ONE_SET, ("by_the_normal_distribution", "by_examples_alone")),
         (FEW_EXAMPLES, ("by_seeds_alone",)),
@@ -85,16 +85,16 @@ def certified(world: object, rule: Callable[..., Judgements]) -> bool:
     ],
     ids=str,
 )
-def test_certified_answers_break_delta_in_at_most_one_study_of_twenty(question, worse) -> None:
-    right, *wrong = error_rates(question, *worse)
+def test_certified_answers_break_delta_in_at_most_one_study_of_twenty(scenario, worse) -> None:
+    right, *wrong = error_rates(scenario, *worse)
     assert right <= LIMIT
     assert min(wrong) > LIMIT, dict(zip(worse, wrong, strict=True))
 
 
 def test_what_is_observed_and_what_one_seed_says_is_wrong_far_more_often() -> None:
-    question = certainty.SearchProblem("observed", (1.0, 2.0, 3.0))
-    answers = [answer for number in range(25) for answer in certainty.play(number, question)]
-    rows = {row[1]: row for row in certainty.rows(question, answers, studies=25)}
+    scenario = certainty.Scenario("observed", (1.0, 2.0, 3.0))
+    answers = [answer for number in range(25) for answer in certainty.play(number, scenario)]
+    rows = {row[1]: row for row in certainty.rows(scenario, answers, studies=25)}
     wrong = {name: float(row[3].rstrip("%")) for name, row in rows.items()}
     assert wrong["one seed"] > wrong["observed"] > 5.0 >= wrong["certified"]
 
