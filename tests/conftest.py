@@ -1,4 +1,4 @@
-"""What several test files share: tiny models and tasks, made once per session."""
+"""Fixtures of several test files: tiny models, tasks and a finished study, created once per session."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def qqp(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sst2_study(tmp_path_factory: pytest.TempPathFactory, bert: Path, sst2: Path) -> Path:
-    """A finished study of a search that ran beside ``sst2`` and ``bert``, two folders up."""
+    """A finished study; ``sst2`` and ``bert`` are two folders above it."""
     folder = tiny.context(tmp_path_factory.mktemp("finished"), sst2=sst2, bert=bert)
     before = Path.cwd()
     os.chdir(folder)

@@ -1,4 +1,4 @@
-"""The programs in examples/, which are no package, as modules."""
+"""Import the scripts in examples/, which is not a package, as modules."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "examples"
 
 
 def example(name: str) -> ModuleType:
-    """Raises FileNotFoundError when there is none of this name."""
+    """The script of this name as a module. Raises FileNotFoundError if there is none."""
     spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None

@@ -1,10 +1,10 @@
-"""Kill a search anywhere, go on with it, and look: nothing lost, nothing done twice, the same answer.
+"""Kill a search repeatedly, resume it, and check: no trial is lost or repeated, and the answer is the same.
 
     python -m tests.kills --kills 200
 
-Evaluations are made up (tests/worlds.py); the study, its database, its files and its lock are real. A search is killed
-by SIGKILL after some records, at random moments, or inside a write, and started again until it ends. A journal outside
-the study, written at once, says what was begun and what was recorded.
+Evaluations are simulated (tests/worlds.py); the study, its database, its files and its lock are real. A search is
+killed by SIGKILL after some records, at random moments, or inside a write, and started again until it finishes. A
+journal outside the study records every evaluation that started and every trial that was recorded.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from tests import tiny
 from tests.worlds import World, search, settings
 
 EFFECTS = (2.4, 1.6, 0.1, 0.3, 0.7, 0.2)
-# An undisturbed search takes about 1,500 steps of writes, opening the study about 130.
+# An uninterrupted search takes about 1,500 write steps, opening the study about 130.
 WRITE_STEPS = 400
 KINDS = ("after records", "at random", "inside writes")
-Fate = Callable[[], None]
+Sabotage = Callable[[], None]
 
 
 @dataclass
 class Tally:
-    """What was counted over all searches that were killed; every figure but the first two must be 0."""
+    """Counts over all killed searches; all but the first two must be 0."""
 
     kills: int = 0
     evaluations: int = 0
@@ -61,7 +61,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Scene:
-    """Where one search happens: its study, and the journal that no kill can undo."""
+    """The folder of one search: its study, and the journal."""
 
     place: Path
     study: StudyFolder = field(init=False)
@@ -71,22 +71,22 @@ class Scene:
         self.place.mkdir(parents=True)
         self.study.path.mkdir()
 
-    def note(self, what: str, key: TrialKey) -> None:
+    def note(self, event: str, key: TrialKey) -> None:
         journal = os.open(self.place / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(journal, f"{what} {key}\n".encode())
+        os.write(journal, f"{event} {key}\n".encode())
         os.close(journal)
 
-    def noted(self) -> list[tuple[str, str]]:
+    def events(self) -> list[tuple[str, str]]:
         lines = (self.place / "journal").read_text().splitlines() if (self.place / "journal").exists() else []
-        return [(what, key) for what, _, key in (line.partition(" ") for line in lines)]
+        return [(event, key) for event, _, key in (line.partition(" ") for line in lines)]
 
     def recorded(self) -> list[str]:
-        """The rows of the database, duplicates too, read from outside."""
+        """The rows of the database, with duplicates, read without the program."""
         return [f"{kept} {rung:.4g} {seed}" for kept, rung, seed in tiny.recorded(self.study.path)]
 
 
 def run_search(scene: Scene) -> None:
-    """A search from where it was to its report, with files and weights as a real one writes them."""
+    """Resume the search and write its report, with files and weights like those of a real search."""
     world = World(effects=EFFECTS, seed_sd=0.2, screen_sd=0.2)
 
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
@@ -116,15 +116,15 @@ def run_search(scene: Scene) -> None:
         write_json(scene.study.report, {"answers": {d: s.compact for d, s in answers.items()}, "trials": trials})
 
 
-# -- ways to die ----------------------------------------------------------------------------------------------------
+# -- kinds of kills ----------------------------------------------------------------------------------------------------
 
 
-def die() -> None:
+def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def after_records(count: int) -> Fate:
-    def fate() -> None:
+def after_records(count: int) -> Sabotage:
+    def sabotage() -> None:
         append = StudyStore.append
         left = [count]
 
@@ -132,27 +132,29 @@ def after_records(count: int) -> Fate:
             append(store, trial)
             left[0] -= 1
             if not left[0]:
-                die()
+                kill_self()
 
         StudyStore.append = counted  # type: ignore[method-assign]
 
-    return fate
+    return sabotage
 
 
-def at_write(number: int) -> Fate:
-    return lambda: count_writes(lambda count: die() if count == number else None)
+def at_write(number: int) -> Sabotage:
+    return lambda: count_writes(lambda count: kill_self() if count == number else None)
 
 
-def count_writes(told: Callable[[int], object]) -> None:
-    """Have every step of every write in this process counted from 1: opening, renaming and removing files, and each
-    statement and commit of a database."""
+def count_writes(on_step: Callable[[int], object]) -> None:
+    """Call ``on_step`` with the number, from 1, of every write step in this process.
+
+    Steps are opening, renaming and removing files, and the statements and commits of a database.
+    """
     import sqlalchemy
 
     count = [0]
 
     def step(*_: object) -> None:
         count[0] += 1
-        told(count[0])
+        on_step(count[0])
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -164,57 +166,57 @@ def count_writes(told: Callable[[int], object]) -> None:
         sqlalchemy.event.listen(sqlalchemy.engine.Engine, event, step)
 
 
-# -- killing and looking --------------------------------------------------------------------------------------------
+# -- kills and checks --------------------------------------------------------------------------------------------
 
 
-def in_child(scene: Scene, fate: Fate | None, patience: float | None = None) -> int:
-    """Run the search in a process of its own, killed after ``patience`` seconds; gives its exit code."""
+def in_child(scene: Scene, sabotage: Sabotage | None, timeout: float | None = None) -> int:
+    """Run the search in a subprocess, killed after ``timeout`` seconds; returns its exit code."""
 
-    def live() -> None:
-        if fate is not None:
-            fate()
+    def target() -> None:
+        if sabotage is not None:
+            sabotage()
         run_search(scene)
 
-    child = multiprocessing.get_context("fork").Process(target=live)
+    child = multiprocessing.get_context("fork").Process(target=target)
     child.start()
-    child.join(patience)
+    child.join(timeout)
     child.kill()
     child.join()
     assert child.exitcode is not None
     return child.exitcode
 
 
-def killed_again_and_again(scene: Scene, kind: str, draw: random.Random, seconds: float, tally: Tally) -> None:
-    """One search, killed in one way until it ends by itself."""
+def kill_until_finished(scene: Scene, kind: str, draw: random.Random, seconds: float, tally: Tally) -> None:
+    """Run one search, killed in one way, until it finishes."""
     for attempt in range(100):
-        fate, patience = None, None
+        sabotage, timeout = None, None
         if kind == "after records":
-            fate = after_records(draw.randint(1, 4))
+            sabotage = after_records(draw.randint(1, 4))
         elif kind == "inside writes":
-            fate = at_write(draw.randint(1, WRITE_STEPS))
+            sabotage = at_write(draw.randint(1, WRITE_STEPS))
         else:
-            # Longer each time, or a busy machine would never let it get anywhere.
-            patience = draw.uniform(0, seconds / 3 * 1.1**attempt)
-        code = in_child(scene, fate, patience)
-        look(scene, tally)
+            # The limit grows, so that the search makes progress on a busy machine.
+            timeout = draw.uniform(0, seconds / 3 * 1.1**attempt)
+        code = in_child(scene, sabotage, timeout)
+        check(scene, tally)
         if code == 0:
             return
         assert code == -signal.SIGKILL, f"the search failed: {code}"
         tally.kills += 1
-    raise AssertionError("a search that is killed again and again makes no headway")
+    raise AssertionError("the search makes no progress between kills")
 
 
-def look(scene: Scene, tally: Tally) -> None:
-    """What must hold after every kill."""
-    noted = scene.noted()
+def check(scene: Scene, tally: Tally) -> None:
+    """Check the study after a kill."""
+    events = scene.events()
     rows = scene.recorded()
-    done = [key for what, key in noted if what == "recorded"]
+    done = [key for event, key in events if event == "recorded"]
     tally.lost += max(0, len(set(done)) - len(set(rows)))
     tally.recorded_twice += len(rows) - len(set(rows))
     finished: set[str] = set()
-    for what, key in noted:
-        tally.run_twice += what == "began" and key in finished
-        if what == "recorded":
+    for event, key in events:
+        tally.run_twice += event == "began" and key in finished
+        if event == "recorded":
             finished.add(key)
     try:
         with scene.study.locked():
@@ -223,28 +225,28 @@ def look(scene: Scene, tally: Tally) -> None:
         tally.locks_left += 1
 
 
-def compare(scene: Scene, undisturbed: Scene, tally: Tally) -> None:
-    """What must hold in the end."""
+def compare(scene: Scene, uninterrupted: Scene, tally: Tally) -> None:
+    """Compare the finished study with an uninterrupted one."""
     tally.evaluations += len(scene.recorded())
-    tally.lost += len(set(undisturbed.recorded()) - set(scene.recorded()))
-    tally.other_answers += scene.study.report.read_bytes() != undisturbed.study.report.read_bytes()
+    tally.lost += len(set(uninterrupted.recorded()) - set(scene.recorded()))
+    tally.other_answers += scene.study.report.read_bytes() != uninterrupted.study.report.read_bytes()
     tally.files_left += len(list(scene.study.path.rglob(".*")))
     kinds = ("outputs", "weights")
-    missing = Counter({kind: len(contents(undisturbed, kind) - contents(scene, kind)) for kind in kinds})
+    missing = Counter({kind: len(contents(uninterrupted, kind) - contents(scene, kind)) for kind in kinds})
     tally.lost += missing.total()
 
 
-def contents(scene: Scene, what: str) -> set[str]:
-    """The names of the files that hold these very bytes."""
+def contents(scene: Scene, content: str) -> set[str]:
+    """The names of the files with exactly this content."""
     files = (path for path in scene.study.path.rglob("*") if path.is_file() and not path.name.startswith("study"))
-    return {str(path.relative_to(scene.study.path)) for path in files if path.read_bytes() == what.encode()}
+    return {str(path.relative_to(scene.study.path)) for path in files if path.read_bytes() == content.encode()}
 
 
 def play(kills: int, seed: int, place: Path) -> dict[str, Tally]:
-    """Kill until every kind has its share of the kills; gives what was counted, by kind."""
-    undisturbed = Scene(place / "undisturbed")
+    """Kill searches until every kind has its share of the kills; returns the counts by kind."""
+    uninterrupted = Scene(place / "uninterrupted")
     began = time.monotonic()
-    assert in_child(undisturbed, None) == 0
+    assert in_child(uninterrupted, None) == 0
     seconds = time.monotonic() - began
     tallies = {kind: Tally() for kind in KINDS}
     for position, (kind, tally) in enumerate(tallies.items()):
@@ -252,8 +254,8 @@ def play(kills: int, seed: int, place: Path) -> dict[str, Tally]:
         share = kills // len(KINDS) + (position < kills % len(KINDS))
         while tally.kills < share:
             scene = Scene(place / f"{kind} {tally.kills}")
-            killed_again_and_again(scene, kind, draw, seconds, tally)
-            compare(scene, undisturbed, tally)
+            kill_until_finished(scene, kind, draw, seconds, tally)
+            compare(scene, uninterrupted, tally)
             shutil.rmtree(scene.place)
     return tallies
 
@@ -262,7 +264,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="figures for a program")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         tallies = play(arguments.kills, arguments.seed, Path(place))

@@ -1,4 +1,4 @@
-"""A small stand-in of the Hugging Face hub: real files behind the few paths that its client asks for."""
+"""A fake Hugging Face hub on this machine: real files behind the few paths that huggingface_hub requests."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_thisTokenMayWriteToTheRepositoriesOfMe"
-"""May write to the repositories of ``me``."""
+"""A token with write access to the repositories of ``me``."""
 Files = Mapping[str, Path]
 
 
 @dataclass
 class Hub:
-    """Repositories by name, data sets as ``datasets/org/name``; what was asked for so far; what was uploaded, as files
-    by repository, and which repositories are private."""
+    """Repositories by name (data sets as ``datasets/org/name``), and a record of requests and uploads.
+
+    ``uploaded`` maps a repository to its files, ``private`` a created repository to its visibility.
+    """
 
     repositories: Mapping[str, Files]
     url: str = ""
@@ -33,7 +35,7 @@ class Hub:
 
 @contextmanager
 def serving(repositories: Mapping[str, Files]) -> Iterator[Hub]:
-    """A hub on a free port of this machine, for as long as the block runs."""
+    """A hub on a free port of this machine, until the block ends."""
     hub = Hub(repositories)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -60,7 +62,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             content = self.rfile.read(int(self.headers["Content-Length"]))
             known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
-            status, answer = _written(hub, self.path, content) if known else (401, {"error": "who are you?"})
+            status, answer = _written(hub, self.path, content) if known else (401, {"error": "invalid token"})
             hub.requests.append(f"{self.command} {self.path}")
             self._send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"}, with_body=True)
 
@@ -78,13 +80,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Silent: ``hub.requests`` has it all."""
+            """Log nothing; ``hub.requests`` records the requests."""
 
     return Handler
 
 
 def _answer(hub: Hub, path: str) -> tuple[bytes | None, dict[str, str]]:
-    """The body, None for what is not there, and headers."""
+    """The body (None for 404) and the headers."""
     if (match := re.fullmatch(r"/api/models/([^/]+/[^/]+)", path)) and match[1] in hub.private:
         found = {"id": match[1], "private": hub.private[match[1]], "tags": [], "siblings": []}
         return json.dumps(found).encode(), {"Content-Type": "application/json"}
@@ -111,14 +113,14 @@ def _answer(hub: Hub, path: str) -> tuple[bytes | None, dict[str, str]]:
 
 
 def _written(hub: Hub, path: str, content: bytes) -> tuple[int, dict[str, object]]:
-    """The status and the answer to a request that changes something, or that comes before one that does."""
+    """The status and the body for a POST request."""
     lines = [json.loads(line) for line in content.decode().splitlines()]
     if path == "/api/repos/create":
         name = f"{lines[0]['organization']}/{lines[0]['name']}"
         if not name.startswith("me/"):
-            return 403, {"error": "not yours"}
+            return 403, {"error": "no write access"}
         if name in hub.private:
-            return 409, {"error": "there already", "url": f"{hub.url}/{name}"}
+            return 409, {"error": "exists", "url": f"{hub.url}/{name}"}
         hub.private[name] = lines[0].get("visibility") == "private"
         return 200, {"url": f"{hub.url}/{name}"}
     if path == "/api/validate-yaml":
@@ -130,4 +132,4 @@ def _written(hub: Hub, path: str, content: bytes) -> tuple[int, dict[str, object
         files = [line["value"] for line in lines if line["key"] == "file"]
         hub.uploaded[match[1]] = {file["path"]: base64.b64decode(file["content"]) for file in files}
         return 200, {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{match[1]}/commit/{COMMIT}"}
-    return 404, {"error": f"nobody asks for {path}"}
+    return 404, {"error": f"unexpected path {path}"}

@@ -19,7 +19,7 @@ QUICK: dict[str, Any] = {
     "epochs": 3.0, "train_examples": 200, "batch_size": 16, "lr": 3e-3, "max_length": 32, "seeds": 2, "workers": 1,
     "device": "cpu", "precision": "fp32", "quiet": True, "max_trials": 8,
 }  # fmt: skip
-# What takes minutes and is looked at by hand: the makers of the demo and of what the log says of speed and cost.
+# These take minutes and are run by hand; they produce figures of the log.
 BY_HAND = {"benchmark_engine", "coordinator_at_scale", "demo_evidence", "plan_check", "plan_range", "start_from"}
 
 

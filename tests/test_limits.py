@@ -91,7 +91,7 @@ def test_answers_satisfy_delta_and_limits(strategy: str) -> None:
     world, limits = World(), Limits(keep=frozenset({11}), drop=frozenset({4}), max_layers=9)
     answers = search(world, InMemoryHistory(), settings(strategy=strategy, limits=limits)).run()
     for delta, layers in answers.items():
-        assert layers.is_full or (limits.allow(layers) and 90 - world.worth(layers) <= delta)
+        assert layers.is_full or (limits.allow(layers) and 90 - world.true_score(layers) <= delta)
     if strategy != "top":
         assert not answers[3.0].is_full
     confirmed = {job.key.layers for job in world.asked if job.split == "certification"} - {FULL}
@@ -104,7 +104,7 @@ def test_the_fewest_layers_within_the_limits_or_one_more(kind: str) -> None:
     answers = search(world, InMemoryHistory(), settings(limits=limits)).run()
     allowed = [layers for layers in candidate_sets(12, (), ()) if limits.allow(layers)]
     for delta, layers in answers.items():
-        fewest = min((each.depth for each in allowed if 90 - world.worth(each) <= delta), default=12)
+        fewest = min((each.depth for each in allowed if 90 - world.true_score(each) <= delta), default=12)
         assert layers.depth <= fewest + 1
 
 

@@ -22,7 +22,7 @@ def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
     world, memory = World(), InMemoryHistory()
     answers = search(world, memory).run()
     for delta, layers in answers.items():
-        assert 90 - world.worth(layers) <= delta
+        assert 90 - world.true_score(layers) <= delta
         assert layers.depth <= fewest_layers(world, delta) + 1
         confirmed = [t for t in memory.trials if t.layers == layers and t.split == "certification"]
         assert {trial.key.seed for trial in confirmed} == {42, 43, 44}
@@ -164,7 +164,7 @@ def test_a_set_that_diverges_is_no_answer() -> None:
     first = search(World(), memory, settings(deltas=(2.0,))).run()[2.0]
     answers = search(World(diverging=frozenset({first})), InMemoryHistory(), settings(deltas=(2.0,))).run()
     assert answers[2.0] != first
-    assert 90 - World().worth(answers[2.0]) <= 2.0
+    assert 90 - World().true_score(answers[2.0]) <= 2.0
 
 
 def test_a_collapsed_confirmation_counts_with_its_score() -> None:
@@ -210,7 +210,7 @@ def test_the_limit_of_fine_tunes_is_kept(limit: int, width: int) -> None:
     answers = search(world, memory, settings(budget=SearchBudget(max_trials=limit), width=width)).run()
     assert len(memory.trials) <= limit
     for delta, layers in answers.items():
-        assert layers == FULL or 90 - world.worth(layers) <= delta + 0.5
+        assert layers == FULL or 90 - world.true_score(layers) <= delta + 0.5
     if limit >= 15:
         # What is held back for a confirmation is spent on one.
         assert search(world, memory).state.confirmations.started
@@ -280,7 +280,7 @@ def test_named_sets_are_measured_in_full_and_nothing_else() -> None:
     answers = search(world, InMemoryHistory(), settings(named=named)).run()
     assert {job.key.layers for job in world.asked} == {FULL, *named}
     assert {job.split for job in world.asked} == {"certification"}
-    lost = {layers: 90 - world.worth(layers) for layers in named}
+    lost = {layers: 90 - world.true_score(layers) for layers in named}
     assert answers == {d: min([s for s in named if lost[s] <= d], key=lambda s: s.depth, default=FULL) for d in answers}
 
 
@@ -290,7 +290,7 @@ def test_certified_answers_need_the_bound_within_delta() -> None:
         World(), InMemoryHistory(), settings(deltas=(1.0,), criterion="certified"), half_width=0.5
     ).run()[1.0]
     assert certified.depth > observed.depth
-    assert 90 - World().worth(certified) <= 0.5
+    assert 90 - World().true_score(certified) <= 0.5
 
 
 def test_candidates_are_written_down_before_the_first_is_confirmed() -> None:

@@ -1,4 +1,4 @@
-"""Tiny real models, tokenizers and tasks: a whole search with them takes seconds."""
+"""Tiny real models, tokenizers and tasks, with which a whole search takes seconds, and helpers to run commands."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ RECIPE = (
     "--epochs", "3", "--train-examples", "200", "--batch-size", "16", "--lr", "3e-3", "--max-length", "32",
     "--seeds", "2", "--workers", "1", "--device", "cpu", "--precision", "fp32",
 )  # fmt: skip
-"""Options that make a search on these models take seconds, and two runs of it give the same numbers."""
+"""Options with which a search on these models takes seconds and is reproducible."""
 
 
 # -- tasks --------------------------------------------------------------------------------------------------------
 
 
 def reviews(count: int, seed: int) -> list[Row]:
-    """Texts of nine words, three of which tell the label."""
+    """Texts of nine words, three of which determine the label."""
     draw = random.Random(seed)
     rows: list[Row] = []
     for number in range(count):
@@ -47,7 +47,7 @@ def reviews(count: int, seed: int) -> list[Row]:
 
 
 def questions(count: int, seed: int) -> list[Row]:
-    """Pairs in the columns of QQP; words of the second text tell the label."""
+    """Pairs of texts with the columns of QQP; words of the second one determine the label."""
     draw = random.Random(seed)
     rows: list[Row] = []
     for row in reviews(count, seed):
@@ -92,7 +92,7 @@ def make_bert(folder: Path, layers: int = 4) -> Path:
 
 
 def make_xlnet(folder: Path, layers: int = 3) -> Path:
-    """An XLNet with the files of the hub's ``xlnet-base-cased``: its class alone says that it pads on the left."""
+    """An XLNet with the files of ``xlnet-base-cased``: only the class of its tokenizer sets left padding."""
     import torch
     from transformers import XLNetConfig, XLNetLMHeadModel, XLNetTokenizer
 
@@ -111,7 +111,7 @@ def make_xlnet(folder: Path, layers: int = 3) -> Path:
 
 
 def make_llama(folder: Path, layers: int = 3) -> Path:
-    """A decoder with a tokenizer that has no token to pad with, as Llama's has none."""
+    """A decoder whose tokenizer, like Llama's, has no padding token."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -131,7 +131,7 @@ def make_llama(folder: Path, layers: int = 3) -> Path:
 
 
 def into_hub_cache(model: Path, hub: Path, name: str, commit: str) -> Path:
-    """Lay a model folder out as the hub's cache does: blobs, a snapshot of links to them, and the main reference."""
+    """Copy a model folder into the layout of the hub's cache: blobs, a snapshot of links, and the main reference."""
     repository = hub / f"models--{name.replace('/', '--')}"
     snapshot = repository / "snapshots" / commit
     snapshot.mkdir(parents=True)
@@ -149,7 +149,7 @@ def into_hub_cache(model: Path, hub: Path, name: str, commit: str) -> Path:
 
 
 def command(*arguments: str) -> int:
-    """Run a command in this process; the signal handlers it installs are put back."""
+    """Run a command in this process and restore the signal handlers; returns the exit code."""
     from budget_search.cli.main import main
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -163,14 +163,14 @@ def command(*arguments: str) -> int:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """A process's environment without anything of ours but what is given; its caches lie below ``home``."""
+    """The environment of a subprocess: no settings of this program except ``more``; caches are below ``home``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BUDGET_SEARCH_", "HF_"))}
     ours = {"HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
     return {**kept, **ours, "TOKENIZERS_PARALLELISM": "false", **more}
 
 
 def start(arguments: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start the program in a process of its own."""
+    """Start the program in a subprocess."""
     return subprocess.Popen(
         [sys.executable, "-m", "budget_search", *arguments],
         cwd=folder, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -178,19 +178,19 @@ def start(arguments: Sequence[str], folder: Path, env: Mapping[str, str]) -> sub
 
 
 def run(arguments: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run the program in a process of its own, to its end."""
+    """Run the program in a subprocess until it ends."""
     with start(arguments, folder, env) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder: relative path to content, None for folders."""
+    """All files and folders below a folder: relative path to content, None for folders."""
     return {str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")}
 
 
 def context(folder: Path, **links: Path) -> Path:
-    """A folder to work in, with links to tasks and models under these names."""
+    """A working folder with links to tasks and models under these names."""
     for name, target in links.items():
         (folder / name).symlink_to(target)
     return folder
@@ -203,9 +203,9 @@ def only_study(studies: Path) -> Path:
 
 
 def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
-    """Every trial row in a study's database, read from outside the program: (kept, rung, seed), duplicates too.
+    """All trial rows of a study's database, read without the program: (kept, rung, seed), with duplicates.
 
-    A database that is still being set up holds none.
+    Empty while the database is being created.
     """
     try:
         return _trial_rows(study / "study.db")
@@ -216,16 +216,16 @@ def recorded(study: Path) -> list[tuple[tuple[int, ...], float, int]]:
 
 
 def _trial_rows(path: Path) -> list[tuple[tuple[int, ...], float, int]]:
-    # Not read-only: whoever reads after a kill in the middle of a transaction must undo it first.
+    # Not read-only: after a kill inside a transaction, the next reader must roll it back.
     with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, isolation_level=None)) as database:
-        # One transaction: a trial that is recorded meanwhile is in all of the answers or in none.
+        # One transaction, so that all queries see the same trials.
         database.execute("begin")
         trials = [row[0] for row in database.execute("select trial_id from trials order by trial_id")]
         attributes: dict[int, dict[str, float]] = {trial: {} for trial in trials}
         for trial, key, value in database.execute("select trial_id, key, value_json from trial_user_attributes"):
             attributes[trial][key] = json.loads(value)
         kept: dict[int, list[int]] = {trial: [] for trial in trials}
-        # The first choice of every flag is True: the layer stays.
+        # 0 is the index of the first choice, True: the layer is kept.
         for trial, name, value in database.execute("select trial_id, param_name, param_value from trial_params"):
             if value == 0:
                 kept[trial].append(int(name.removeprefix("layer_")))
@@ -233,14 +233,14 @@ def _trial_rows(path: Path) -> list[tuple[tuple[int, ...], float, int]]:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Until the condition holds; fails when the process ends before."""
+    """Wait until the condition holds; fails if the process ends first."""
     while not condition():
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         time.sleep(0.01)
 
 
 def pause(process: subprocess.Popen[str], study: Path) -> None:
-    """Stop the process between two writes: one that is stopped inside a write keeps everybody out of its database."""
+    """Stop the process between two writes; inside a write it would keep its database locked."""
     while True:
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
@@ -254,7 +254,7 @@ def pause(process: subprocess.Popen[str], study: Path) -> None:
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds before that long has passed."""
+    """Whether the condition holds within this time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -265,7 +265,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 @contextmanager
 def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process is gone after this block, whatever happens in it."""
+    """Kill the process at the end of the block."""
     try:
         yield process
     finally:
@@ -274,12 +274,12 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def search_options(task: str) -> list[str]:
-    """A quick search on ``task`` with the model in ``bert``, both folders here."""
+    """Options of a quick search on the folder ``task`` with the model in the folder ``bert``."""
     return ["--task", task, "--data-dir", task, "--model", "bert", *RECIPE]
 
 
 def run_script(script: str, folder: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a process of its own."""
+    """Run Python code in a subprocess."""
     return subprocess.run(
         [sys.executable, "-c", script], cwd=folder, env=dict(env), capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""A made-up world to search in: every layer is worth some points, screens see them through noise and bias."""
+"""Simulated evaluations for tests of the search: every layer has a known effect; noise, failures and collapses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EFFECTS = (3.1, 2.2, 0.6, 0.3, 0.05, 0.9, 0.12, 0.4, 0.02, 0.7, 0.25, 0.08)
 
 @dataclass
 class World:
-    """Stands where fine-tunes are: answers jobs from the effects of the layers. Counts what it is asked."""
+    """Runs jobs without fine-tuning: scores follow from the effects of the layers. ``asked`` records the jobs."""
 
     effects: Sequence[float] = EFFECTS
     seed_sd: float = 0.0
@@ -38,12 +38,12 @@ class World:
     def total(self) -> int:
         return len(self.effects)
 
-    def worth(self, layers: LayerSet) -> float:
+    def true_score(self, layers: LayerSet) -> float:
         return BASELINE - sum(self.effects[index] for index in layers.dropped)
 
     def run_jobs(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for job in jobs:
-            # One after the other, nothing is running when the next is asked for.
+            # Jobs run one at a time, so the next one never depends on a running one.
             assert job is not None
             if self.interrupt_after is not None and len(self.asked) >= self.interrupt_after:
                 raise KeyboardInterrupt
@@ -60,9 +60,9 @@ class World:
         if key.rung < self.collapses_below.get(key.layers, 0.0):
             return Trial(key, job.split, "collapsed", 50.0)
         if key.rung < self.misleading_below and not key.layers.is_full:
-            return Trial(key, job.split, "complete", 60 + 20 * drawn("nothing", key.layers, key.rung))
+            return Trial(key, job.split, "complete", 60 + 20 * uniform("nothing", key.layers, key.rung))
         noise = self.seed_sd if job.split == "certification" else self.screen_sd
-        score = self.worth(key.layers) + noise * normal(key.layers, key.rung, key.seed)
+        score = self.true_score(key.layers) + noise * normal(key.layers, key.rung, key.seed)
         tokens = round(1000 * key.rung)
         return Trial(key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
 
@@ -78,17 +78,17 @@ def settings(**changes: Any) -> SearchSettings:
 def search(
     world: World, memory: InMemoryHistory, wanted: SearchSettings | None = None, half_width: float = 0.3
 ) -> Search:
-    """A search in the world; bounds lie ``half_width`` points above the mean at 95 %."""
+    """A search on these evaluations; at 95 % the upper bound is ``half_width`` points above the mean."""
     wanted = wanted or settings(total=world.total)
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        lost = state.confirmations.degradations(layers)
+        values = state.confirmations.degradations(layers)
         return Judgement(
-            degradation=math.fsum(lost) / len(lost),
+            degradation=math.fsum(values) / len(values),
             seed_variance=(half_width / 1.645) ** 2,
             example_variance=0.0,
             seed_degrees_of_freedom=10**6,
-            seeds=len(lost),
+            seeds=len(values),
             examples=1000,
             confidence=confidence,
         )
@@ -98,11 +98,11 @@ def search(
 
 
 def fewest_layers(world: World, delta: float) -> int:
-    """How many layers the best set within delta keeps, by dropping the cheapest."""
-    spent, depth = 0.0, world.total
+    """The depth of the smallest set within delta: the layers with the smallest effects are dropped."""
+    degradation, depth = 0.0, world.total
     for effect in sorted(world.effects):
-        spent += effect
-        if spent > delta + 1e-9 or depth == 1:
+        degradation += effect
+        if degradation > delta + 1e-9 or depth == 1:
             return depth
         depth -= 1
     return depth
@@ -112,10 +112,11 @@ def without_interruption(world: World) -> World:
     return replace(world, interrupt_after=None, asked=[])
 
 
-def drawn(*what: object) -> float:
-    """Between 0 and 1, the same for the same arguments in every process."""
-    return (crc32(repr(what).encode()) + 0.5) / 2**32
+def uniform(*key: object) -> float:
+    """A number between 0 and 1, the same for the same key in every process."""
+    return (crc32(repr(key).encode()) + 0.5) / 2**32
 
 
-def normal(*what: object) -> float:
-    return math.sqrt(-2 * math.log(drawn("radius", *what))) * math.cos(2 * math.pi * drawn("angle", *what))
+def normal(*key: object) -> float:
+    """A standard normal number, the same for the same key in every process (Box-Muller)."""
+    return math.sqrt(-2 * math.log(uniform("radius", *key))) * math.cos(2 * math.pi * uniform("angle", *key))
