@@ -141,8 +141,8 @@ def test_importing_the_report_loads_neither_torch_nor_numpy() -> None:
 
 def test_the_answer_in_one_sentence(report: Report) -> None:
     assert answer_sentence(report, report.result(0.01)) == (
-        "qqp needs 5 of xlnet-base-cased's 12 layers (0-4) to stay within 1 point: 0.60 points lost (at most 0.93 "
-        "with 95 % confidence), 46 % of the parameters and 57 % of the inference time saved."
+        "example-task needs 5 of twelve-layers's 12 layers (0-4) to stay within 1 point: 0.60 points lost (at most "
+        "0.93 with 95 % confidence), 46 % of the parameters and 57 % of the inference time saved."
     )
 
 
@@ -157,7 +157,7 @@ def test_the_sentence_never_says_more_than_was_found(report: Report) -> None:
     assert "do not rely on this answer" in answer_sentence(report, report.result(0.03))
     assert "cannot be resolved" in answer_sentence(report, report.result(0.001))
     full = dataclasses.replace(report.result(0.001), verdict="full model")
-    assert "needs all of xlnet-base-cased's 12 layers" in answer_sentence(report, full)
+    assert "needs all of twelve-layers's 12 layers" in answer_sentence(report, full)
 
 
 def test_why_not_smaller_names_the_miss_and_what_would_settle_it() -> None:
@@ -248,7 +248,7 @@ def extremes(report: Report) -> Report:
 
 def test_the_table_fits_the_terminal_whatever_it_holds(report: Report) -> None:
     for text in (render([report], "table"), render([extremes(report)], "table")):
-        assert max(map(len, text.split("In short")[0].splitlines())) <= COLUMNS
+        assert max(map(len, text.split("Summary")[0].splitlines())) <= COLUMNS
     short = dataclasses.replace(report, results=(), finished=None)
     assert "No answer yet." in render([short], "table")
     assert "(interrupted)" in render([short], "table")
