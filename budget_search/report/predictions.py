@@ -138,12 +138,9 @@ def prediction_changes(
     """
     regression = not label_names
     before, after = (np.stack([predictions(outputs) for outputs in model]) for model in (baseline, smaller))
-    # In points, larger is better: an error as large as the range of the labels counts as much as a wrong prediction.
+    # An error as large as the range of the labels counts as much as a wrong label.
     unit = -float(np.ptp(labels)) / SCALE if regression else 1.0
-    quality_before, quality_after = (
-        np.abs(predicted - labels) / unit if regression else SCALE * (predicted == labels)
-        for predicted in (before, after)
-    )
+    quality_before, quality_after = (_quality(predicted, labels, unit) for predicted in (before, after))
     right_before, right_after = before == labels, after == labels
     changed = _differences(before, after, regression)
     pairs = [_differences(one, other, regression).mean() for one, other in combinations(before, 2)]
@@ -163,6 +160,11 @@ def prediction_changes(
         directions=() if regression else tuple(_directions(before, after, label_names)),
         flips=tuple(_flips(before, after, labels, label_names, texts)),
     )
+
+
+def _quality(predicted: np.ndarray, labels: np.ndarray, unit: float) -> np.ndarray:
+    """Per seed and example, in points, larger is better; a negative ``unit`` stands for a regression task."""
+    return np.abs(predicted - labels) / unit if unit < 0 else SCALE * (predicted == labels)
 
 
 def _differences(before: np.ndarray, after: np.ndarray, regression: bool) -> np.ndarray:
