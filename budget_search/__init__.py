@@ -1,7 +1,7 @@
 """budget-search tells how few layers of a pre-trained transformer a task needs.
 
-``search`` does what the command does, ``read_report`` reads what a study has found, ``keep_layers`` makes any
-transformers model smaller, ``LayerSet`` names the layers that stay. Importing this package imports no torch.
+``search`` does what the command does, ``read_report`` reads the report of a study, ``keep_layers`` makes a smaller
+model of any transformers model, ``LayerSet`` names the layers that are kept. Importing this package imports no torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The package as Python sees it: ``search`` and ``read_report``, and the report that they return."""
+"""The Python interface: ``search`` and ``read_report``, and the report that they return."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search.app.request import RECIPE_FIELDS, Request
 from budget_search.app.resolve import resolve_request
-from budget_search.app.search import answer
+from budget_search.app.search import search_or_read
 from budget_search.app.study_report import report_for
 from budget_search.cli.progress import Console
 from budget_search.core.errors import UsageError
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 class StudyReport(Report):
-    """A report with what one wants of it in Python: it prints, shows and exports itself."""
+    """A report for use in Python: it prints itself, shows itself in a notebook, and exports its answers."""
 
     @classmethod
     def of(cls, report: Report) -> StudyReport:
         return cls(**vars(report))
 
     def answer_sentence(self, result: Result) -> str:
-        """The answer in one sentence, for somebody who has never heard of layer dropping."""
+        """The answer in one sentence, for readers who do not know layer dropping."""
         return answer_sentence(self, result)
 
     def to_frame(self, part: Literal["results", "frontier", "trials"] = "results") -> DataFrame:
@@ -47,13 +47,15 @@ class StudyReport(Report):
         return DataFrame(to_plain(getattr(self, part)))
 
     def export(self, output: str | Path, delta: float | None = None, *, trust_remote_code: bool = False) -> Export:
-        """Write the answer for ``delta`` (the smallest asked, unless given) as a plain Hugging Face checkpoint.
+        """Write the answer for ``delta`` (by default the smallest) as a plain Hugging Face checkpoint.
 
-        The same as ``budget-search export``; see ``app.export_answer``. Raises UsageError for a delta that was not
-        asked, a destination that is taken, and a report that was not read from its study.
+        The same as ``budget-search export``. Raises UsageError for a delta that was not asked, for a destination that
+        is taken, and for a report that was not read from its study.
         """
         if self.folder is None:
-            raise UsageError("this report does not know where its study is: export one that search() returned")
+            raise UsageError(
+                "this report does not know where its study is: export a report of search() or read_report()"
+            )
         from budget_search.app.export_answer import export_answer
 
         chosen = min(result.delta for result in self.results) if delta is None else delta
@@ -64,7 +66,7 @@ class StudyReport(Report):
         return render([self], "table")
 
     def _repr_html_(self) -> str:
-        """In a notebook: where the study is, and ``report.html`` in a frame, which keeps the two styles apart."""
+        """For a notebook: the path of the study, and ``report.html`` in a frame, which keeps the two styles apart."""
         study, page = escape(str(self.folder or self.study)), escape(render([self], "html"))
         frame = f'<iframe srcdoc="{page}" sandbox="allow-scripts" style="border:0;width:100%;height:46rem"></iframe>'
         return f"<p>Study <code>{study}</code></p>{frame}"
@@ -74,8 +76,8 @@ def search(*, quiet: bool = False, **options: Any) -> StudyReport:
     """Search like the command line: ``search(task="qqp", model="xlnet-base-cased", deltas=[0.01])``.
 
     Takes the options of the command by their names, with ``deltas`` (fractions) for ``--delta``. Progress goes to
-    stderr unless ``quiet``. The report prints as the command does, shows itself in a notebook, and has ``to_frame()``
-    and ``export()``. Raises ``budget_search.errors.BudgetSearchError``.
+    stderr unless ``quiet``. The report has ``to_frame()`` and ``export()``. Raises
+    ``budget_search.errors.BudgetSearchError``.
     """
     changes = {name: options.pop(name) for name in RECIPE_FIELDS if name in options}
     fields: dict[str, Any] = {
@@ -84,10 +86,10 @@ def search(*, quiet: bool = False, **options: Any) -> StudyReport:
     request = Request(recipe_changes=changes, **fields)
     if request.output:
         refuse_foreign(Path(request.output))
-    found = resolve_request(request)
+    resolved = resolve_request(request)
     console = Console(quiet=quiet)
     try:
-        report = StudyReport.of(answer(found, console))
+        report = StudyReport.of(search_or_read(resolved, console))
     finally:
         console.close()
     if request.output:

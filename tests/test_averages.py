@@ -18,8 +18,8 @@ from budget_search.core.layers import LayerSet
 from budget_search.report.entries import TrialRow
 from budget_search.report.measured_sets import greedy_chain, strategy_sets
 from budget_search.report.paper_protocols import greedy_depths, protocols, scanned_depths
-from budget_search.report.plots import figures as plots
-from budget_search.report.renderers.strategy_averages import render_averages
+from budget_search.report.plots.strategy_plots import draw_averages
+from budget_search.report.renderers import render_averages
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
 from budget_search.report.strategy_averages import BEST, averages
@@ -94,22 +94,22 @@ def test_contribution_needs_the_similarities(report: Report) -> None:
 @pytest.fixture
 def several(report: Report) -> list[Report]:
     """Two tasks with one model: every set in full, and some in screens alone; a third task of another model."""
-    one = dataclasses.replace(studied(report, in_full=EVERY), task="qqp")
-    two = dataclasses.replace(studied(report, full=80.0, in_full=("0-2",), screens=("0-1", "1-3")), task="sst2")
+    one = dataclasses.replace(studied(report, in_full=EVERY), task="example-task")
+    two = dataclasses.replace(studied(report, full=80.0, in_full=("0-2",), screens=("0-1", "1-3")), task="second-task")
     return [one, two, dataclasses.replace(one, model="other")]
 
 
 def test_means_are_over_the_tasks_that_measured_it(several: list[Report]) -> None:
     means, other = averages(several)
-    assert (means.tasks, means.full_score) == (("qqp", "sst2"), 85.5)
+    assert (means.tasks, means.full_score) == (("example-task", "second-task"), 85.5)
     by_place = {(each.strategy, each.dropped): each for each in means.means}
     top = by_place["top", 1]
-    assert (top.tasks, top.score, top.lost, top.short) == (("qqp", "sst2"), 84.5, 1.0, False)
+    assert (top.tasks, top.score, top.lost, top.short) == (("example-task", "second-task"), 84.5, 1.0, False)
     # 3 points lost in full by the one, 6 of the other's screen.
     assert (by_place["top", 2].lost, by_place["top", 2].short) == (4.5, True)
-    assert by_place["top", 3].tasks == ("qqp",)
+    assert by_place["top", 3].tasks == ("example-task",)
     assert (by_place["greedy", 1].lost, by_place[BEST, 2].lost) == (pytest.approx(0.2), pytest.approx((1.2 + 6) / 2))
-    assert other.tasks == ("qqp",)
+    assert other.tasks == ("example-task",)
 
 
 def test_of_two_studies_of_a_task_the_longer_run_counts(report: Report) -> None:
@@ -141,7 +141,7 @@ def test_the_whole_text(several: list[Report], form: str, file: str) -> None:
 
 def test_programs_get_the_unrounded_means(several: list[Report]) -> None:
     means = json.loads(render_averages(several, "json"))
-    assert [each["model"] for each in means] == ["xlnet-base-cased", "other"]
+    assert [each["model"] for each in means] == ["twelve-layers", "other"]
     rows = list(csv.DictReader(io.StringIO(render_averages(several, "csv"))))
     assert (rows[0]["strategy"], float(rows[0]["score"])) == ("full model", 85.5)
     with pytest.raises(UsageError, match="no --format latex"):
@@ -149,13 +149,13 @@ def test_programs_get_the_unrounded_means(several: list[Report]) -> None:
 
 
 def test_the_picture_tells_models_strategies_and_units(several: list[Report]) -> None:
-    drawn = plots.draw_averages(several)
-    assert list(drawn) == ["strategies-xlnet-base-cased", "strategies-other"]
-    shown = words(drawn["strategies-xlnet-base-cased"])
+    drawn = draw_averages(several)
+    assert list(drawn) == ["strategies-twelve-layers", "strategies-other"]
+    shown = words(drawn["strategies-twelve-layers"])
     assert "mean points lost over 2 tasks" in shown
     assert "layers dropped, of 4" in shown
     assert "top, 3 dropped: 3.20 lost over 1 task" in shown
-    assert list(plots.draw_averages(several[:2])) == ["strategies"]
+    assert list(draw_averages(several[:2])) == ["strategies"]
 
 
 # -- the papers' protocols ------------------------------------------------------------------------------------------

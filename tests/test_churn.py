@@ -10,7 +10,7 @@ import pytest
 
 from budget_search.data.tokenization import EncodedTask, decoder
 from budget_search.report.entries import PredictionChanges
-from budget_search.report.prediction_churn import changes
+from budget_search.report.predictions import prediction_changes
 from budget_search.storage.study_folder import StudyFolder
 
 EXAMPLES = 400
@@ -25,7 +25,7 @@ def compared(
     *seeds: tuple[np.ndarray, np.ndarray], labels: np.ndarray, lengths: np.ndarray | None = None
 ) -> PredictionChanges:
     """Of models that say this, baseline and smaller one for every seed."""
-    return changes(
+    return prediction_changes(
         [outputs(before) for before, _ in seeds],
         [outputs(after) for _, after in seeds],
         labels,
@@ -100,7 +100,7 @@ def test_scores_are_compared_by_their_errors() -> None:
     labels = draw.uniform(0, 5, EXAMPLES).astype(np.float32)
     before = [(labels + draw.normal(0, 0.3, EXAMPLES))[:, None] for _ in range(2)]
     after = [told + np.where(labels > 4, 1.5, 0.0)[:, None] for told in before]
-    found = changes(
+    found = prediction_changes(
         before, after, labels, draw.integers(5, 9, EXAMPLES), label_names=(), split="s", texts=lambda number: ()
     )
     bands = [each for each in found.slices if each.by == "label"]

@@ -11,14 +11,20 @@ import pytest
 
 from budget_search.report.comparison import comparison
 from budget_search.report.entries import Reference, TrialRow
-from budget_search.report.measured_sets import best_by_depth, distinct_answers, families, measured_sets, readings
+from budget_search.report.measured_sets import (
+    answers_by_delta,
+    best_by_depth,
+    distinct_answers,
+    families,
+    measured_sets,
+)
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
 from tests.test_report import GOLDEN, load
 
 REFERENCE = Reference(
-    model="distilbert-base-uncased",
+    model="six-layers",
     revision="0" * 40,
     layers_total=6,
     score=88.9,
@@ -101,7 +107,7 @@ def test_families_of_the_paper_are_recognised(report: Report) -> None:
 
 
 def test_an_answer_for_every_delta_is_read_off(report: Report) -> None:
-    read = readings(report)
+    read = answers_by_delta(report)
     assert read[0].low == 0.005
     assert read[-1].high == 0.05
     for before, after in pairwise(read):
@@ -124,19 +130,19 @@ def test_an_answer_to_several_deltas_is_shown_once(report: Report) -> None:
 @pytest.fixture
 def several(report: Report) -> list[Report]:
     """Two tasks with one model, and one of them with another; beside that a third, which has no study."""
-    sst2 = dataclasses.replace(report, task="sst2", study="sst2__xlnet", results=report.results[1:3])
+    second = dataclasses.replace(report, task="second-task", study="second", results=report.results[1:3])
     other = dataclasses.replace(
-        report, model="org/a_model&more", study="qqp__other", results=report.results[2:3], references=(REFERENCE,)
+        report, model="org/a_model&more", study="third", results=report.results[2:3], references=(REFERENCE,)
     )
-    return [report, sst2, other]
+    return [report, second, other]
 
 
 def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -> None:
     dropped, saved, _ = comparison(several)
     assert dropped.grid is not None
-    assert dropped.grid.headers == ("δ", "qqp", "sst2")
+    assert dropped.grid.headers == ("δ", "example-task", "second-task")
     assert dropped.grid.rows == (
-        ("xlnet-base-cased", "", ""),
+        ("twelve-layers", "", ""),
         ("0.1%", "0", "-"),
         ("1%", "7", "7"),
         ("2%", "9", "9"),
@@ -148,7 +154,7 @@ def test_tasks_stand_beside_each_other_and_models_below(several: list[Report]) -
         ("3%", "-", "-"),
     )
     assert saved.grid is not None
-    assert ("qqp", "7", "0-4", "0.60", "63.0 M", "2.11", "57 % ↓") in saved.grid.rows
+    assert ("example-task", "7", "0-4", "0.60", "63.0 M", "2.11", "57 % ↓") in saved.grid.rows
 
 
 def test_two_studies_of_one_task_and_model_are_told_apart_by_their_recipes(report: Report) -> None:
@@ -158,10 +164,10 @@ def test_two_studies_of_one_task_and_model_are_told_apart_by_their_recipes(repor
         return [row[0] for row in dropped.grid.rows if not row[1]]
 
     longer = names(recipe={**report.recipe, "epochs": 9, "lr": 0.5})
-    assert longer == ["xlnet-base-cased (epochs 3, lr 3e-05)", "xlnet-base-cased (epochs 9, lr 0.5)"]
+    assert longer == ["twelve-layers (epochs 3, lr 3e-05)", "twelve-layers (epochs 9, lr 0.5)"]
     by_method = names(recipe={**report.recipe, "epochs": 9, "distil": 0.5})
-    assert by_method == ["xlnet-base-cased", "xlnet-base-cased, distil 0.5"]
-    assert names(study="the second") == [f"xlnet-base-cased ({report.study})", "xlnet-base-cased (the second)"]
+    assert by_method == ["twelve-layers", "twelve-layers, distil 0.5"]
+    assert names(study="the second") == [f"twelve-layers ({report.study})", "twelve-layers (the second)"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_shortened_demo_ends_with_a_report_and_a_checkpoint(
     )
     assert main(command.split()) == 0
     shown = capsys.readouterr()
-    assert "In short" in shown.out
+    assert "Summary" in shown.out
     (folder,) = Path("studies").glob("demo__demo-bert__*")
     report = json.loads((folder / "report.json").read_text())
     assert report["layers_total"] == 12

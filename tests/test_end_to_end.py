@@ -445,7 +445,7 @@ def check_interrupted(process: subprocess.Popen[str]) -> None:
     lines = err.splitlines()
     assert lines[-2].startswith("interrupted. ")
     assert "evaluations are kept" in lines[-2]
-    assert lines[-1] == f"To go on: {shlex.join(['budget-search', *OPTIONS])}"
+    assert lines[-1] == f"To resume: {shlex.join(['budget-search', *OPTIONS])}"
 
 
 def test_ctrl_c(fresh: Path) -> None:
@@ -481,15 +481,14 @@ def test_an_interruption_waits_until_the_trial_is_recorded(
 
 
 def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
-    from budget_search.app.earlier_answers import best_so_far
-    from budget_search.app.resolve import resolve_request
+    from budget_search.app.resolve import best_so_far, resolve_request
     from budget_search.cli.options import request_from
     from budget_search.cli.parser import parse
 
-    found = resolve_request(request_from(parse(OPTIONS)))
+    resolved = resolve_request(request_from(parse(OPTIONS)))
     (result, _) = read_report(tiny.only_study(here / "studies"))["results"]
     kept = LayerSet(tuple(result["kept"]), 4).compact
-    assert f"within 5 points layers {kept} of 4 hold" in best_so_far(found)
+    assert f"within 5 points layers {kept} of 4 hold" in best_so_far(resolved)
 
 
 def test_a_second_command_waits_for_nobody_and_sigterm_ends_the_first(

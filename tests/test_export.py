@@ -258,11 +258,11 @@ def test_a_tokenizer_that_does_not_fit_is_found(study: Path) -> None:
 
 
 def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> None:
-    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers")
+    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="five-layers")
     _, front, body = card.split("---\n", 2)
     (entry,) = yaml.safe_load(front)["model-index"]
     (measured,) = entry["results"]
-    assert entry["name"] == "qqp-5-layers"
+    assert entry["name"] == "five-layers"
     assert measured["metrics"] == [{"type": "accuracy", "value": pytest.approx(0.89654), "name": "accuracy"}]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in body.splitlines() if line.startswith("| ")]
     assert ["this checkpoint", "", "89.65"] in rows
@@ -275,18 +275,18 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
 @pytest.mark.parametrize(
     ("told", "shown", "sentence"),
     [
-        ({"license": "apache-2.0"}, {"license": "apache-2.0"}, "that of xlnet-base-cased, apache-2.0; the task's data"),
+        ({"license": "apache-2.0"}, {"license": "apache-2.0"}, "that of twelve-layers, apache-2.0; the data"),
         (
             {"license": "other", "license_name": "tulu", "license_link": "LICENSE.md"},
             {"license": "other", "license_name": "tulu", "license_link": "LICENSE.md"},
-            "that of xlnet-base-cased, tulu (LICENSE.md); the task's data",
+            "that of twelve-layers, tulu (LICENSE.md); the data of the task",
         ),
-        ({}, {}, "xlnet-base-cased does not say which it has; find out before you pass this model on"),
+        ({}, {}, "twelve-layers names none; find out before you publish this model"),
     ],
 )
 def test_the_parents_licence_stands_in_the_card(told: dict[str, str], shown: dict[str, str], sentence: str) -> None:
     report = dataclasses.replace(REPORT, license=told)
-    card = ModelCard(model_card(report, report.result(0.01), 89.654, name="qqp-5-layers"))
+    card = ModelCard(model_card(report, report.result(0.01), 89.654, name="five-layers"))
     fields = card.data.to_dict()
     assert {name: fields[name] for name in ("license", "license_name", "license_link") if name in fields} == shown
     assert sentence in card.text
@@ -317,7 +317,7 @@ def test_a_parent_that_is_not_on_the_hub_is_not_named_as_if_it_were() -> None:
 def test_the_whole_text_of_the_card() -> None:
     report = dataclasses.replace(REPORT, license={"license": "mit"})
     own = Judgement(0.7, 0.03, 0.01, seed_degrees_of_freedom=2, seeds=3, examples=2000)
-    text = model_card(report, report.result(0.01), 89.654, name="qqp-5-layers", own=own)
+    text = model_card(report, report.result(0.01), 89.654, name="five-layers", own_loss=own)
     path = Path(__file__).parent / "golden" / "card.md"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
@@ -326,28 +326,28 @@ def test_the_whole_text_of_the_card() -> None:
 
 def test_the_card_holds_what_this_checkpoint_loses_for_itself() -> None:
     own = Judgement(0.7, 0.03, 0.01, seed_degrees_of_freedom=2, seeds=3, examples=2000)
-    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers", own=own)
+    card = model_card(REPORT, REPORT.result(0.01), 89.654, name="five-layers", own_loss=own)
     [line] = [line for line in card.splitlines() if "by this checkpoint" in line]
     assert f"0.70, at most {own.upper:.2f} with 95 % confidence, on held_out" in line
 
 
 def test_the_cards_metadata_survives_the_hubs_own_reader(tmp_path: Path) -> None:
-    text = model_card(REPORT, REPORT.result(0.01), 89.654, name="qqp-5-layers")
+    text = model_card(REPORT, REPORT.result(0.01), 89.654, name="five-layers")
     data = ModelCard(text).data
     told = data.to_dict()
-    assert told["base_model"] == "xlnet-base-cased"
+    assert told["base_model"] == "twelve-layers"
     assert told["library_name"] == "transformers"
     assert told["pipeline_tag"] == "text-classification"
     ModelCard(text).save(tmp_path / "README.md")
     again = ModelCard.load(tmp_path / "README.md").data
     assert again.to_dict() == told
     (result,) = again.eval_results
-    assert (result.dataset_name, result.metric_type, result.metric_value) == ("qqp", "accuracy", 0.89654)
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("example-task", "accuracy", 0.89654)
 
 
 def test_provenance_tells_where_the_layers_came_from() -> None:
-    told = provenance(REPORT, REPORT.result(0.02), seed=43, config={"task": "qqp"})
-    assert (told["kept"], told["layers_total"], told["parent"]) == ((0, 1, 2), 12, "xlnet-base-cased")
+    told = provenance(REPORT, REPORT.result(0.02), seed=43, config={"task": "example-task"})
+    assert (told["kept"], told["layers_total"], told["parent"]) == ((0, 1, 2), 12, "twelve-layers")
     assert (told["revision"], told["study"], told["seed"]) == (REPORT.revision, REPORT.study, 43)
     assert told["scores"]["certification"] == REPORT.result(0.02).score
     assert told["versions"] == REPORT.versions

@@ -18,8 +18,7 @@ from budget_search.engine.layer_probes import fitted_probe
 from budget_search.engine.layer_similarity import similarity_to, similarity_to_input
 from budget_search.report.entries import TrialRow
 from budget_search.report.inspection import Inspection, LayerMeasurements, inspection, layer_costs, probed_depth
-from budget_search.report.plots import figures as plots
-from budget_search.report.plots.layer_plots import LAYER_PICTURES
+from budget_search.report.plots.layer_plots import draw_inspection
 from budget_search.report.renderers.inspection import render_inspection
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
@@ -111,7 +110,7 @@ def test_named_sets_alone_say_so(report: Report) -> None:
     assert found.costs is None
     assert "screened too few layer sets" in render_inspection(found, "table")
     assert "costs" not in found.to_json()
-    assert list(plots.drawn(LAYER_PICTURES, found)) == ["probes", "similarity"]
+    assert list(draw_inspection(found)) == ["probes", "similarity"]
 
 
 @pytest.mark.parametrize(("form", "file"), [("table", "inspection.txt"), ("markdown", "inspection.md")])
@@ -126,7 +125,7 @@ def test_the_whole_text(report: Report, form: str, file: str) -> None:
 
 
 def test_pictures_have_units(report: Report) -> None:
-    drawn = plots.drawn(LAYER_PICTURES, inspection(report, MEASURED))
+    drawn = draw_inspection(inspection(report, MEASURED))
     assert "accuracy of a probe, points" in words(drawn["probes"])
     assert "after 5 layers: 86.50, 3.00 below the last" in words(drawn["probes"])
     assert "layer 11 to the pre-trained model: 0.500" in words(drawn["similarity"])
@@ -259,8 +258,8 @@ def test_inspecting_a_study(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("sst2",), 2, "tiny-bert is not found by its name; say where it is: --model FOLDER"),
-        (("sst2", "--model", "xlnet"), 2, "is not what the study began with"),
+        (("sst2",), 2, "--model FOLDER"),
+        (("sst2", "--model", "xlnet"), 2, "--model xlnet is not the model of this study"),
         (("sst2", "--model", "nowhere/at/all"), 2, "neither an existing folder nor a hub id"),
         (("none",), 2, "there is no study 'none'"),
         (("sst2", "--format", "html"), 2, "invalid choice: 'html'"),

@@ -128,7 +128,7 @@ def test_ctrl_c_reaches_the_workers_too_and_nobody_complains(fresh: Path, marked
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert [line.split(".")[0].split(":")[0] for line in err.splitlines()] == ["interrupted", "To go on"], err
+    assert [line.split(".")[0].split(":")[0] for line in err.splitlines()] == ["interrupted", "To resume"], err
     assert ends_alone(marked)
 
 

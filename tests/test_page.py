@@ -13,7 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from budget_search.cli.main import main
-from budget_search.report.plots import figures as plots
+from budget_search.report.plots.figures import content, inline, save
+from budget_search.report.plots.study_plots import draw
 from budget_search.report.renderers.html import page
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -82,7 +83,7 @@ def test_the_whole_page_as_text(text: str) -> None:
 
 def test_the_answer_to_use_comes_first_and_all_answers_are_there(report: Report, text: str) -> None:
     lines = told(parsed(text)).replace("\u00a0", " ").splitlines()
-    first = lines.index("How few layers of xlnet-base-cased does qqp need?") + 1
+    first = lines.index("How few layers of twelve-layers does example-task need?") + 1
     assert lines[first] == answer_sentence(report, report.result(0.01))
     for result in report.results:
         assert answer_sentence(report, result) in lines
@@ -144,11 +145,11 @@ def test_a_page_of_whatever_a_report_may_hold(report: Report) -> None:
 
 def words(figure: Figure) -> str:
     """All text of a picture, tooltips included."""
-    return " ".join("".join(ElementTree.fromstring(plots.inline(figure, "p", "a picture")).itertext()).split())
+    return " ".join("".join(ElementTree.fromstring(inline(figure, "p", "a picture")).itertext()).split())
 
 
 def test_every_picture_is_drawn_with_its_units(report: Report) -> None:
-    drawn = plots.draw(report)
+    drawn = draw(report)
     assert list(drawn) == ["frontier", "layers", "depth", "savings", "evidence", "slices"]
     assert "points lost" in words(drawn["frontier"])
     assert "layers kept, of 12" in words(drawn["frontier"])
@@ -157,7 +158,7 @@ def test_every_picture_is_drawn_with_its_units(report: Report) -> None:
 
 
 def test_the_frontier_shows_every_set_that_was_scored(report: Report) -> None:
-    shown = words(plots.draw(report)["frontier"])
+    shown = words(draw(report)["frontier"])
     sets = {trial.kept for trial in report.trials if trial.score is not None and len(trial.kept) < 12}
     assert len(re.findall(r"\d+ layers? \(", shown)) == len(sets)
     # Against the baseline of the same rung: 89.0 - 86.1.
@@ -166,19 +167,19 @@ def test_the_frontier_shows_every_set_that_was_scored(report: Report) -> None:
 
 
 def test_a_page_can_choose_the_colours(report: Report) -> None:
-    drawn = plots.inline(plots.draw(report)["frontier"], "frontier", "x")
+    drawn = inline(draw(report)["frontier"], "frontier", "x")
     assert set(re.findall(r"var\(--plot-(\w+)\)", drawn)) >= {"ink", "blue", "green", "muted"}
     assert not re.search(r"#(?!000000|ffffff)[0-9a-f]{6}", re.sub(r"(href=\"|url\()#[\w-]+", "", drawn))
 
 
 def test_pictures_as_files(report: Report, tmp_path: Path) -> None:
-    written = plots.save(plots.draw(report), tmp_path / "pictures")
+    written = save(draw(report), tmp_path / "pictures")
     assert {path.suffix for path in written} == {".png", ".svg"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written if path.suffix == ".png")
     for path in written:
         if path.suffix == ".svg":
             ElementTree.parse(path)
-    again = plots.content(plots.draw(report)["frontier"], "svg")
+    again = content(draw(report)["frontier"], "svg")
     assert again == (tmp_path / "pictures" / "frontier.svg").read_bytes()
 
 
@@ -204,5 +205,5 @@ def test_pictures_have_room_whatever_was_lost(report: Report) -> None:
     for score in (90.113, 1.0):
         trials = tuple(dataclasses.replace(row, score=score) for row in report.trials if len(row.kept) < 12)
         baseline = tuple(row for row in report.trials if len(row.kept) == 12)
-        shown = words(plots.draw(dataclasses.replace(report, trials=(*baseline, *trials)))["frontier"])
+        shown = words(draw(dataclasses.replace(report, trials=(*baseline, *trials)))["frontier"])
         assert "3 points" in shown

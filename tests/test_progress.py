@@ -65,7 +65,7 @@ def test_the_bar_shows_what_is_confirmed_and_fits_the_terminal(config: SearchCon
     finally:
         shown.close()
     text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", file.getvalue())
-    assert "3 evaluations of this study, reused" in text
+    assert "3 evaluations of this study" in text
     assert "nothing confirmed yet" in text
     assert "nothing confirmed yet; 2 of 2 busy, 3 reused" in text
     assert "so far 10 of 12 layers, 0.07 lost; 0 of 2 busy, 3 reused" in text

@@ -1,5 +1,5 @@
-"""From a request to an answer: open the study, search, measure, report, export. Here the rooms meet.
+"""From a request to an answer: open the study, search, measure, report, export.
 
-Imports every room but ``cli``. Start with ``request`` and ``resolve`` (what is asked, and the study it leads to), then
-``search`` (the way from there to a report).
+Imports every room but ``cli``. Start with ``request`` and ``resolve`` (the options, and the study that they lead
+to), then ``search`` (from there to a report).
 """

@@ -1,4 +1,4 @@
-"""A new study: read and tokenise the task, look at the model, and only then make the folder."""
+"""Create a study: read and tokenise the task, check the model, and only then write the folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from budget_search.app.measured_limits import with_measured_limits
+from budget_search.app.search_settings import evaluation_context, with_measured_limits
 from budget_search.core.errors import BudgetSearchError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.versions import versions
@@ -21,7 +21,6 @@ from budget_search.data.loading import load_task
 from budget_search.data.splits import SplitTask, carve
 from budget_search.data.texts import save_texts
 from budget_search.data.tokenization import encode, max_input_length, takes_segments
-from budget_search.engine.evaluation import EvaluationContext
 from budget_search.models.keep_layers import find_layers, undroppable
 from budget_search.models.layer_training import skippable_layers
 from budget_search.models.pretrained import PretrainedSource, load_tokenizer, outline
@@ -31,35 +30,35 @@ from budget_search.storage.study_folder import StudyFolder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from budget_search.app.observer import Observer
     from budget_search.app.resolve import ResolvedRequest
     from budget_search.core.config import Recipe, SearchConfig
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
+    from budget_search.layer_search.settings import SearchObserver
 
 
 @dataclass(frozen=True)
 class ModelReader:
-    """A model as far as a new study needs it: how it reads texts, and what it is built of; no weights.
-
-    Raises UsageError and UnsupportedModelError for a model that no study can be made of.
-    """
+    """What a new study needs of a model: tokenizer, architecture without weights, and facts about the layers."""
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    shape: dict[str, Any]
+    facts: dict[str, Any]
 
     @classmethod
     def of(cls, pretrained: PretrainedSource, *, trust_remote_code: bool) -> ModelReader:
+        """Raises UsageError and UnsupportedModelError for a model that cannot be used."""
         tokenizer = load_tokenizer(pretrained, trust_remote_code=trust_remote_code)
         model = outline(pretrained, trust_remote_code=trust_remote_code)
-        return cls(tokenizer, model, _shape_of(model))
+        return cls(tokenizer, model, _layer_facts(model))
 
     def require_usable(self, recipe: Recipe) -> None:
-        """Raises UsageError and UnsupportedModelError for methods that this model does not allow."""
-        total = self.shape["layers_total"]
-        if beyond := sorted(index for index in recipe.frozen_layers if index >= total):
-            raise UsageError(f"--freeze {beyond[0]}: the model has {total} layers, 0-{total - 1}; name some of these")
+        """Raises UsageError and UnsupportedModelError if the recipe names layers or methods that this model lacks."""
+        total = self.facts["layers_total"]
+        if too_large := sorted(index for index in recipe.frozen_layers if index >= total):
+            raise UsageError(
+                f"--freeze {too_large[0]}: the model has {total} layers, 0-{total - 1}; name some of these"
+            )
         if recipe.layer_drop:
             skippable_layers(self.model)
 
@@ -73,34 +72,32 @@ class ModelReader:
         )
 
 
-def create(found: ResolvedRequest, device: Device, observer: Observer) -> None:
-    """Make the study's folder, whole: examples, tokenizer, environment, configuration.
+def create(resolved: ResolvedRequest, device: Device, observer: SearchObserver) -> None:
+    """Create the study's folder with its examples, tokenizer, environment and configuration.
 
-    Raises UsageError and UnsupportedModelError for a task or model that cannot be used; nothing is written then.
+    Raises UsageError and UnsupportedModelError for a task or model that cannot be used; then nothing is written.
     """
-    config = found.config
+    config = resolved.config
     observer.stage(f"reading {config.task} and {config.model}")
-    trust = found.request.trust_remote_code
-    reader = ModelReader.of(found.pretrained, trust_remote_code=trust)
-    total = reader.shape["layers_total"]
-    for text in found.request.layers:
+    reader = ModelReader.of(resolved.pretrained, trust_remote_code=resolved.request.trust_remote_code)
+    total = reader.facts["layers_total"]
+    for text in resolved.request.layers:
         LayerSet.parse(text, total)
     reader.require_usable(config.recipe)
-    if found.warm_start:
-        found.warm_start.require_depth(total)
-    found.request.limits.structural.require_possible(total, reader.shape["undroppable"])
-    task = carve(load_task(found.source, offline=found.request.offline), config.splits, config.split_seed)
-    task = _with_fewer_to_train(task, config.recipe.train_examples, config.split_seed)
-    with _new_study(found.folder, config, reader, task, device, wait=found.request.wait) as (draft, facts):
+    if resolved.warm_start:
+        resolved.warm_start.require_depth(total)
+    resolved.request.limits.structural.require_possible(total, reader.facts["undroppable"])
+    task = carve(load_task(resolved.source, offline=resolved.request.offline), config.splits, config.split_seed)
+    task = _subsample_train(task, config.recipe.train_examples, config.split_seed)
+    with _new_study(resolved.folder, config, reader, task, device, wait=resolved.request.wait) as (draft, facts):
         save_texts(task, draft.texts)
-        context = EvaluationContext(draft, found.pretrained.folder, found.pretrained.name, config.recipe, device, trust)
-        with_measured_limits(found.request.limits, facts, context)
+        with_measured_limits(resolved.request.limits, facts, evaluation_context(resolved, draft, device))
 
 
 def create_reference(
     folder: StudyFolder, config: SearchConfig, reader: ModelReader, task: SplitTask, device: Device
 ) -> None:
-    """Make the folder in which another model is measured on a study's own examples. Raises UsageError."""
+    """Create the folder in which a reference model is measured on a study's own examples. Raises UsageError."""
     reader.require_usable(config.recipe)
     with _new_study(folder, config, reader, task, device, wait=True):
         pass
@@ -110,20 +107,23 @@ def create_reference(
 def _new_study(
     folder: StudyFolder, config: SearchConfig, reader: ModelReader, task: SplitTask, device: Device, *, wait: bool
 ) -> Iterator[tuple[StudyFolder, dict[str, Any]]]:
-    """What every study holds, in a draft of its folder, and the facts of its configuration; what the caller adds."""
+    """A draft of the folder with the files that every study has, and the facts of its configuration.
+
+    The caller may add files before the draft gets its name.
+    """
     encoded = reader.encode(task, config.recipe)
-    facts = {**reader.shape, "device": device.describe(), "created": now()}
-    with _whole_folder(folder, wait=wait) as draft:
+    facts = {**reader.facts, "device": device.describe(), "created": now()}
+    with _complete_folder(folder, wait=wait) as draft:
         encoded.save(draft.examples)
         reader.tokenizer.save_pretrained(draft.tokenizer)
         write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
         yield draft, facts
-        # Last, because a folder with a configuration is a study.
+        # Written last: a folder with a configuration counts as a study.
         write_json(draft.config, {"config": config.to_json(), "facts": facts})
 
 
-def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:
-    """The recipe's number of train examples, drawn once: the same for every layer set and seed."""
+def _subsample_train(task: SplitTask, count: int | None, seed: int) -> SplitTask:
+    """The recipe's number of training examples, drawn once: the same for every layer set and seed."""
     train = task.splits["train"]
     if count is None or len(train) <= count:
         return task
@@ -132,14 +132,14 @@ def _with_fewer_to_train(task: SplitTask, count: int | None, seed: int) -> Split
 
 
 @contextlib.contextmanager
-def _whole_folder(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
-    """A folder to fill that gets its name when everything is in it; of two commands at once, one after the other."""
+def _complete_folder(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
+    """A locked draft, which is renamed to ``folder`` when the caller has filled it."""
     draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
     try:
         draft.path.mkdir(parents=True, exist_ok=True)
         with draft.locked(wait=wait):
             try:
-                # A killed command may have left it.
+                # A killed command may have left files.
                 shutil.rmtree(draft.tokenizer, ignore_errors=True)
                 yield draft
                 if not folder.config.exists():
@@ -153,7 +153,7 @@ def _whole_folder(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
         ) from error
 
 
-def _shape_of(model: Any) -> dict[str, Any]:
+def _layer_facts(model: Any) -> dict[str, Any]:
     layers = find_layers(model)
     return {
         "layers_total": len(layers),

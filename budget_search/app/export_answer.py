@@ -1,4 +1,4 @@
-"""From a study's answer to the exported folder: which weights, which evidence, checked on which examples."""
+"""Export an answer: choose the weights, collect the evidence, write the checkpoint and check it on held_out."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def export_answer(
     *,
     trust_remote_code: bool = False,
 ) -> Export:
-    """Export the answer for a delta (a fraction): of its confirmed models the one with the median score.
+    """Export the answer for a delta (a fraction): the confirmed model with the median score.
 
-    ``name`` is what others will load it by; the folder's own unless given.
+    ``name`` is the model's name in its card; the name of the folder unless given.
     Raises UsageError for a delta that was not asked or a destination that is taken, StudyError when the weights are
     gone or damaged.
     """
@@ -54,25 +54,28 @@ def export_answer(
     weights = confirmed_weights(folder, report, key)
     task = EncodedTask.load(folder.examples)
     recorded = folder.outputs(key, "held_out")
-    own = _own_loss(folder, task, report, key, result.confidence)
+    own_loss = _checkpoint_loss(folder, task, report, key, result.confidence)
     return export_checkpoint(
         weights,
         output,
         tokenizer_dir=folder.tokenizer,
         held_out=_held_out(task, np.load(recorded) if recorded.exists() else None),
         provenance=provenance(report, result, seed=key.seed, config=stored_config(folder)["config"]),
-        card=lambda score: model_card(report, result, score, name=name or output.name, own=own),
+        card=lambda score: model_card(report, result, score, name=name or output.name, own_loss=own_loss),
         trust_remote_code=trust_remote_code,
     )
 
 
-def _own_loss(
+def _checkpoint_loss(
     folder: StudyFolder, task: EncodedTask, report: Report, key: TrialKey, confidence: float
 ) -> Judgement | None:
-    """What this very model loses on held_out; None for the full model, or without its or the baseline's outputs."""
+    """How many points the exported model itself loses on held_out.
+
+    None for the full model, and where its outputs or the baseline's are missing.
+    """
     full = LayerSet.full(report.layers_total)
-    confirmed = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG} & {*report.seeds})
-    seeds = [seed for seed in confirmed if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
+    full_seeds = sorted({trial.seed for trial in report.trials if trial.rung == FULL_RUNG} & {*report.seeds})
+    seeds = [seed for seed in full_seeds if folder.outputs(TrialKey(full, FULL_RUNG, seed), "held_out").exists()]
     if key.layers.is_full or not seeds or not folder.outputs(key, "held_out").exists():
         return None
     paired = PairedOutputs(folder, task, report.layers_total, tuple(seeds))
@@ -80,7 +83,7 @@ def _own_loss(
 
 
 def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:
-    """Scored in fp32 on the CPU: what whoever loads the folder will get."""
+    """Scores in fp32 on the CPU, as users who load the folder will get them."""
     device = Device("cpu", "fp32")
     split = DeviceSplit.of(task, task.splits["held_out"], device.name)
     labels = task.splits["held_out"].labels

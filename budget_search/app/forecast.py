@@ -1,6 +1,6 @@
-"""What a search would run and what it would cost, before it runs: a timed probe and rehearsed searches.
+"""The forecast of a search: a timed probe on this device, and the search rehearsed on generated models.
 
-Nothing of it stays: a study that is not there yet is made in a temporary folder.
+Nothing is kept: a study that does not exist yet is created in a temporary folder.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from pathlib import Path
 from typing import Any
 
 from budget_search.app.create_study import create
-from budget_search.app.earlier_answers import finished_report, require_same_config
-from budget_search.app.measured_limits import with_measured_limits
-from budget_search.app.observer import Observer
-from budget_search.app.resolve import ResolvedRequest
-from budget_search.app.search_settings import search_settings
+from budget_search.app.resolve import ResolvedRequest, finished_report
+from budget_search.app.search_settings import (
+    evaluation_context,
+    search_settings,
+    study_device,
+    with_measured_limits,
+)
 from budget_search.core.config import Recipe
 from budget_search.core.dropping import training_depth
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.data.tokenization import EncodedTask
-from budget_search.engine.device import default_workers, resolve_device
-from budget_search.engine.evaluation import EvaluationContext
+from budget_search.engine.device import Device, default_workers
 from budget_search.engine.evaluation_cost import EvaluationCosts, EvaluationTime
 from budget_search.engine.speed import mean_speed
 from budget_search.engine.workers import Workers
 from budget_search.layer_search.confirmation import Confirmations
-from budget_search.layer_search.settings import SearchSettings
+from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.layer_search.verdict import resolution
 from budget_search.report.entries import Resolution
-from budget_search.simulation.simulated_search import simulate_searches
+from budget_search.simulation.simulated_search import SimulatedSearch, simulate_searches
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore
 
@@ -45,7 +46,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Range:
-    """What 9 of 10 rehearsed searches lie between, and their median."""
+    """The smallest and the largest value of the rehearsed searches, and their median."""
 
     low: float
     median: float
@@ -58,7 +59,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Known:
-    """What the study holds already, which is not run again; ``answered``: this very question, so that nothing is."""
+    """What the study holds already, which is not run again; ``answered`` if nothing is left to run."""
 
     evaluations: int
     equivalents: float
@@ -95,148 +96,176 @@ class Forecast:
     rehearsals: int
 
 
-def forecast(found: ResolvedRequest, observer: Observer) -> Forecast:
-    """Probe and rehearse. Raises UsageError and whatever else a search would raise before it begins."""
-    device = _device_of(found)
-    with _study_or_draft(found, device, observer) as folder:
-        stored = stored_config(folder)["facts"]
-        task, request = EncodedTask.load(folder.examples), found.request
-        context = EvaluationContext(
-            folder,
-            found.pretrained.folder,
-            found.pretrained.name,
-            found.config.recipe,
-            device,
-            request.trust_remote_code,
-        )
-        workers = Workers(context, request.workers or default_workers(device, found.config.device))
-        settings = search_settings(
-            found, stored, task, with_measured_limits(request.limits, stored, context), workers.count
-        )
-        history = _history(found, settings.total)
-        answered = finished_report(found) is not None
-        where = (
-            " here, not on the cluster: --workers says how many evaluations it will run" if request.scheduler else ""
-        )
-        observer.stage(f"timing a few steps at a few depths{where}")
-        began = time.monotonic()
-        speed = mean_speed(workers.speeds(settings.total))
-        starting_seconds = max(0.0, time.monotonic() - began - speed.spent)
-        costs = EvaluationCosts.of(settings, speed, task, context)
-        observer.stage("rehearsing the search on made-up models")
-        ahead = Ahead.of(costs, history)
-        rehearsals = (
-            [] if answered else simulate_searches(settings, default_workers(device, found.config.device), ahead.seconds)
-        )
-        seconds = [
-            starting_seconds
-            + each.deciding_seconds
-            + each.seconds
-            + costs.finishing_seconds(each.answers, len(settings.seeds), workers.count)
-            for each in rehearsals
-        ]
-        jobs = [[job for job in each.jobs if not ahead.is_known(job)] for each in rehearsals] or [[]]
-        hours = [each / 3600 for each in seconds] or [0.0]
-        limit = request.max_hours
-        certification = task.splits["certification"].examples
-        known = resolution(
-            certification, len(settings.seeds), _scores(history, settings), confidence=settings.confidence
-        )
-        smallest = known.smallest_certifiable_delta
-        return Forecast(
-            schema_version=SCHEMA_VERSION,
-            study=found.folder.path.name,
-            task=found.config.task,
-            model=found.config.model,
-            layers_total=settings.total,
-            device=stored["device"],
-            workers=workers.count,
-            recipe=found.config.recipe.to_json(),
-            question=request.question,
-            deltas=request.deltas,
-            examples={name: split.examples for name, split in task.splits.items()},
-            seconds_per_evaluation=tuple(costs.table(settings)),
-            evaluations=Range.of([len(each) for each in jobs]),
-            equivalents=Range.of([sum(map(costs.equivalents, each)) for each in jobs]),
-            training_equivalents=Range.of([sum(map(costs.training_equivalents, each)) for each in jobs]),
-            hours=Range.of([each if limit is None else min(each, limit) for each in hours]),
-            disk_bytes=max(round(sum(map(costs.disk_bytes, each))) for each in jobs) + _size(folder, found),
-            disk_free_bytes=shutil.disk_usage(_there(found.folder.path)).free,
-            known=Known(len(history), sum(_equivalents_of(trial, found.config.recipe) for trial in history), answered),
-            resolution=Resolution(None if smallest is None else smallest / 100, known.explanation),
-            rehearsals=len(rehearsals),
-        )
-
-
-def _device_of(found: ResolvedRequest) -> Any:
-    if found.folder.config.exists():
-        require_same_config(found)
-        device = stored_config(found.folder)["facts"]["device"]
-        return resolve_device(str(device["name"]), str(device["precision"]))
-    return resolve_device(found.config.device, found.config.precision)
+def forecast(resolved: ResolvedRequest, observer: SearchObserver) -> Forecast:
+    """Probe and simulate_searches. Raises UsageError and whatever else a search would raise before its first evaluation."""
+    device = study_device(resolved)
+    with _study_or_draft(resolved, device, observer) as folder:
+        study = _probe(resolved, folder, device, observer)
+        observer.stage("rehearsing the search on generated models")
+        rehearsals = []
+        if not study.answered:
+            processes = default_workers(device, resolved.config.device)
+            rehearsals = simulate_searches(study.settings, processes, study.remaining.seconds)
+        return _summary(study, rehearsals)
 
 
 @contextlib.contextmanager
-def _study_or_draft(found: ResolvedRequest, device: Any, observer: Observer) -> Iterator[StudyFolder]:
-    """The study's folder, or one like it that is gone afterwards."""
-    if found.folder.config.exists():
-        yield found.folder
+def _study_or_draft(resolved: ResolvedRequest, device: Device, observer: SearchObserver) -> Iterator[StudyFolder]:
+    """The study's folder; where there is none yet, a temporary one."""
+    if resolved.folder.config.exists():
+        yield resolved.folder
         return
-    with tempfile.TemporaryDirectory() as place:
-        draft = StudyFolder(Path(place) / found.folder.path.name)
-        create(dataclasses.replace(found, folder=draft), device, observer)
+    with tempfile.TemporaryDirectory() as temporary:
+        draft = StudyFolder(Path(temporary) / resolved.folder.path.name)
+        create(dataclasses.replace(resolved, folder=draft), device, observer)
         yield draft
 
 
-def _history(found: ResolvedRequest, total: int) -> list[Trial]:
-    """What the study holds; nothing where opening it would make it."""
-    if not found.folder.config.exists() or not (found.request.storage or found.folder.database.exists()):
-        return []
-    name = found.folder.path.name
-    return StudyStore.open(name, total, folder=found.folder, storage=found.request.storage).history
-
-
 @dataclass(frozen=True)
-class Ahead:
-    """What evaluations still take: those that the study holds already take nothing.
+class RemainingWork:
+    """What evaluations still cost: those that the study holds already cost nothing.
 
-    ``known``: layer set, rung and seed of each, the full model without its depth: a rehearsal may have another.
+    ``known`` holds the layer set, rung and seed of each. The full model stands there as None, because a rehearsal may
+    have another number of layers.
     """
 
     costs: EvaluationCosts
     known: frozenset[tuple[LayerSet | None, float, int]]
 
     @classmethod
-    def of(cls, costs: EvaluationCosts, history: Sequence[Trial]) -> Ahead:
-        return cls(costs, frozenset(map(_depthless, (trial.key for trial in history))))
+    def of(cls, costs: EvaluationCosts, history: Sequence[Trial]) -> RemainingWork:
+        return cls(costs, frozenset(_without_depth(trial.key) for trial in history))
 
     def is_known(self, job: Job) -> bool:
-        return _depthless(job.key) in self.known
+        return _without_depth(job.key) in self.known
 
     def seconds(self, job: Job) -> float:
         return 0.0 if self.is_known(job) else self.costs.seconds(job)
 
 
-def _depthless(key: TrialKey) -> tuple[LayerSet | None, float, int]:
+def _without_depth(key: TrialKey) -> tuple[LayerSet | None, float, int]:
     return (None if key.layers.is_full else key.layers), key.rung, key.seed
 
 
-def _scores(history: Sequence[Trial], settings: SearchSettings) -> list[list[float]]:
-    """Of the full model and of every set that is confirmed and never collapsed, one score per seed, in points."""
-    confirmations = Confirmations(history, settings.total, settings.seeds)
-    return [list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.uncollapsed)]
+@dataclass(frozen=True)
+class ProbedStudy:
+    """A study, what it holds already, and what evaluations cost on this device.
+
+    ``start_seconds`` is the time that worker processes take to start.
+    """
+
+    resolved: ResolvedRequest
+    folder: StudyFolder
+    task: EncodedTask
+    settings: SearchSettings
+    workers: int
+    history: tuple[Trial, ...]
+    answered: bool
+    costs: EvaluationCosts
+    start_seconds: float
+
+    @property
+    def remaining(self) -> RemainingWork:
+        return RemainingWork.of(self.costs, self.history)
 
 
-def _equivalents_of(trial: Trial, recipe: Recipe) -> float:
+def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, observer: SearchObserver) -> ProbedStudy:
+    """Time a few training and evaluation steps while all workers are busy."""
+    request, facts = resolved.request, stored_config(folder)["facts"]
+    task, context = EncodedTask.load(folder.examples), evaluation_context(resolved, folder, device)
+    workers = Workers(context, request.workers or default_workers(device, resolved.config.device))
+    limits = with_measured_limits(request.limits, facts, context)
+    settings = search_settings(resolved, facts, task, limits, workers.count)
+    history, answered = _history(resolved, settings.total), finished_report(resolved) is not None
+    where = ""
+    if request.scheduler:
+        where = " here, not on the cluster: --workers says how many evaluations it will run"
+    observer.stage(f"timing a few steps at a few depths{where}")
+    began = time.monotonic()
+    speed = mean_speed(workers.speeds(settings.total))
+    return ProbedStudy(
+        resolved=resolved,
+        folder=folder,
+        task=task,
+        settings=settings,
+        workers=workers.count,
+        history=tuple(history),
+        answered=answered,
+        costs=EvaluationCosts.of(settings, speed, task, context),
+        start_seconds=max(0.0, time.monotonic() - began - speed.spent),
+    )
+
+
+def _history(resolved: ResolvedRequest, total: int) -> list[Trial]:
+    """The study's trials; none where opening its storage would create it."""
+    folder, storage = resolved.folder, resolved.request.storage
+    if not folder.config.exists() or not (storage or folder.database.exists()):
+        return []
+    return StudyStore.open(folder.path.name, total, folder=folder, storage=storage).history
+
+
+def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forecast:
+    """The ranges over the rehearsals, beside the facts of the study."""
+    resolved, settings, costs = study.resolved, study.settings, study.costs
+    remaining = study.remaining
+    jobs = [[job for job in each.jobs if not remaining.is_known(job)] for each in rehearsals] or [[]]
+    done = sum(_equivalents(trial, resolved.config.recipe) for trial in study.history)
+    return Forecast(
+        schema_version=SCHEMA_VERSION,
+        study=resolved.folder.path.name,
+        task=resolved.config.task,
+        model=resolved.config.model,
+        layers_total=settings.total,
+        device=stored_config(study.folder)["facts"]["device"],
+        workers=study.workers,
+        recipe=resolved.config.recipe.to_json(),
+        question=resolved.request.question,
+        deltas=resolved.request.deltas,
+        examples={name: split.examples for name, split in study.task.splits.items()},
+        seconds_per_evaluation=tuple(costs.table(settings)),
+        evaluations=Range.of([len(each) for each in jobs]),
+        equivalents=Range.of([sum(map(costs.equivalents, each)) for each in jobs]),
+        training_equivalents=Range.of([sum(map(costs.training_equivalents, each)) for each in jobs]),
+        hours=Range.of([_hours(study, each) for each in rehearsals] or [0.0]),
+        disk_bytes=max(round(sum(map(costs.disk_bytes, each))) for each in jobs) + _draft_bytes(study),
+        disk_free_bytes=shutil.disk_usage(_existing_parent(resolved.folder.path)).free,
+        known=Known(len(study.history), done, study.answered),
+        resolution=_resolution(study),
+        rehearsals=len(rehearsals),
+    )
+
+
+def _hours(study: ProbedStudy, rehearsal: SimulatedSearch) -> float:
+    """Of a whole search: starting, deciding, evaluating, and measuring the answers; at most ``--max-hours``."""
+    finishing = study.costs.finishing_seconds(rehearsal.answers, len(study.settings.seeds), study.workers)
+    hours = (study.start_seconds + rehearsal.deciding_seconds + rehearsal.seconds + finishing) / 3600
+    limit = study.resolved.request.max_hours
+    return hours if limit is None else min(hours, limit)
+
+
+def _resolution(study: ProbedStudy) -> Resolution:
+    """What the certification split can tell apart, by the scores that the study holds already."""
+    settings = study.settings
+    confirmations = Confirmations(study.history, settings.total, settings.seeds)
+    scores = [
+        list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.uncollapsed)
+    ]
+    examples = study.task.splits["certification"].examples
+    expected = resolution(examples, len(settings.seeds), scores, confidence=settings.confidence)
+    smallest = expected.smallest_certifiable_delta
+    return Resolution(None if smallest is None else smallest / 100, expected.explanation)
+
+
+def _equivalents(trial: Trial, recipe: Recipe) -> float:
     return trial.rung * training_depth(recipe, trial.layers) / trial.layers.total
 
 
-def _size(folder: StudyFolder, found: ResolvedRequest) -> int:
-    """Bytes of what a study holds beside weights, where it is not on the disk yet."""
-    if folder.path == found.folder.path:
+def _draft_bytes(study: ProbedStudy) -> int:
+    """The size of a new study without weights; 0 for a study whose files are on the disk already."""
+    if study.folder.path == study.resolved.folder.path:
         return 0
-    return sum(path.stat().st_size for path in folder.path.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in study.folder.path.rglob("*") if path.is_file())
 
 
-def _there(path: Path) -> Path:
+def _existing_parent(path: Path) -> Path:
     return next(each for each in (path, *path.absolute().parents) if each.exists())

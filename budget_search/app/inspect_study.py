@@ -1,4 +1,4 @@
-"""From a finished study to its inspection: which weights, which pre-trained model, measured once and kept."""
+"""Inspect a finished study: measure the layers of its fine-tuned full model once, and compare them with its trials."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from budget_search.storage.files import write_json
 from budget_search.storage.study_folder import StudyFolder, stored_config
 
 if TYPE_CHECKING:
-    from budget_search.app.observer import Observer
+    from budget_search.layer_search.settings import SearchObserver
 
 
 def inspect_study(
-    folder: StudyFolder, observer: Observer, *, model: str | None = None, trust_remote_code: bool = False
+    folder: StudyFolder, observer: SearchObserver, *, model: str | None = None, trust_remote_code: bool = False
 ) -> Inspection:
     """Layer-wise probes and similarities of a study's fine-tuned full model, beside the study's answers.
 
-    What takes time is measured once, on up to 1,000 examples, and kept in the study's folder. ``model`` is the
-    pre-trained model where its name alone does not find it. Raises StudyError for a study that is not finished or
-    whose weights are gone, UsageError for another model than the study's.
+    The measurements take up to 1,000 examples and are kept in the study's folder. ``model`` locates the pre-trained
+    model where its name is not enough. Raises StudyError for a study that is not finished or whose weights are gone,
+    UsageError for another model than the study's.
     """
     report = read_report(folder)
-    known = _kept(folder)
-    if known is None:
+    measured = _stored_measurements(folder)
+    if measured is None:
         observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")
-        known = _measure(folder, report, model, trust_remote_code)
-        write_json(folder.layerwise, to_plain(known))
-    return inspection(report, known)
+        measured = _measure(folder, report, model, trust_remote_code)
+        write_json(folder.layerwise, to_plain(measured))
+    return inspection(report, measured)
 
 
 def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remote_code: bool) -> LayerMeasurements:
@@ -57,9 +57,9 @@ def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remot
 
 
 def _median_baseline(report: Report) -> TrialKey:
-    """Of the baseline's runs the one with the median score; of an even number, the lower middle one.
+    """The baseline's run with the median score; of an even number, the lower middle one.
 
-    Of the report's own seeds: the weights of others that the study once ran are not kept.
+    Only the report's own seeds count: weights of other seeds are not kept.
     """
     full = LayerSet.full(report.layers_total)
     runs = sorted(
@@ -73,7 +73,7 @@ def _median_baseline(report: Report) -> TrialKey:
 
 
 def _pretrained(config: dict[str, str], model: str | None) -> PretrainedSource:
-    """The study's pre-trained model, by what ``--model`` says or else by its name. Raises UsageError."""
+    """The study's pre-trained model, found by ``--model`` or else by its name. Raises UsageError."""
     name = config["model"]
     wanted = model or {"demo-bert": "demo"}.get(name, name)
     try:
@@ -82,18 +82,18 @@ def _pretrained(config: dict[str, str], model: str | None) -> PretrainedSource:
         if model is not None:
             raise
         raise UsageError(
-            f"the study's pre-trained model {name} is not found by its name; say where it is: --model FOLDER"
+            f"the study's pre-trained model {name} is not found by its name; give its folder: --model FOLDER"
         ) from error
     if pretrained.digest != config["model_digest"]:
         raise UsageError(
-            f"--model {wanted} is not what the study began with: its content differs from that of {name}; "
+            f"--model {wanted} is not the model of this study: its content differs from that of {name}; "
             "give the same files, or the same revision"
         )
     return pretrained
 
 
-def _kept(folder: StudyFolder) -> LayerMeasurements | None:
-    """What was measured before; None where nothing was, or it cannot be read any more."""
+def _stored_measurements(folder: StudyFolder) -> LayerMeasurements | None:
+    """The measurements of an earlier call; None without one, or where the file cannot be read."""
     try:
         return read_record(
             LayerMeasurements, json.loads(folder.layerwise.read_text(encoding="utf8")), folder.layerwise.name

@@ -1,4 +1,4 @@
-"""After the search: score the answers on held_out, measure what they cost to run, delete weights nobody needs."""
+"""After the search: score the answers on held_out, measure their size and speed, delete weights no answer needs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from budget_search.layer_search.state import SearchState
     from budget_search.storage.study_folder import StudyFolder
 
-READING_BATCH = 32
+THROUGHPUT_BATCH = 32
 
 
 def measure_answers(
     workers: Workers, state: SearchState, answers: Mapping[float, LayerSet]
 ) -> dict[LayerSet, ModelMeasurements]:
-    """Score the baseline and every answer on held_out; measure their size, arithmetic and speed, side by side."""
+    """Score the baseline and every answer on held_out; measure size, arithmetic and speed of one model of each."""
     quiet_transformers()
     context, full = workers.context, LayerSet.full(state.settings.total)
     sets = [full, *sorted({*answers.values()} - {full})]
@@ -52,7 +52,7 @@ def measure_answers(
     split = split_of(context, "held_out")
     batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
-    speeds = measure_throughput(models, _random_batches(split, READING_BATCH), budget_seconds=TIMED_SECONDS)
+    speeds = measure_throughput(models, _random_batches(split, THROUGHPUT_BATCH), budget_seconds=TIMED_SECONDS)
     return {
         layers: ModelMeasurements(
             parameters=parameters(models[str(layers)]),
@@ -82,7 +82,7 @@ def delete_unneeded_weights(folder: StudyFolder, state: SearchState, answers: It
         for seed in state.settings.seeds
     }
     if state.settings.builds_on_full:
-        # What smaller models were cut from or learnt from, they may be again.
+        # Smaller models of a later search are cut from these, or learn from them.
         keep |= {folder.weights(trial.key).name for trial in state.history if trial.layers.is_full}
     for path in folder.path.glob("weights/*"):
         if path.name not in keep:
@@ -90,7 +90,7 @@ def delete_unneeded_weights(folder: StudyFolder, state: SearchState, answers: It
 
 
 def _random_batches(split: DeviceSplit, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Every example once."""
+    """Every example once, in random order."""
     order = np.random.default_rng(0).permutation(split.examples)
     return (split.batch(order[start : start + size]) for start in range(0, len(order), size))
 

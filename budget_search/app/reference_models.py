@@ -1,4 +1,4 @@
-"""Another model set beside a study's answers: fine-tuned once, as the study's baseline was, and kept with the study.
+"""Reference models: fine-tuned once, as a study's baseline was, compared with it, and kept in the study's report.
 
 As DistilBERT beside BERT-6 in *Poor Man's BERT* (Sajjad et al., 2020), section 5 and Table 4.
 """
@@ -24,16 +24,16 @@ from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore
 
 if TYPE_CHECKING:
-    from budget_search.app.observer import Observer
     from budget_search.engine.device import Device
     from budget_search.engine.evaluation import EvaluationContext
     from budget_search.engine.workers import Workers
+    from budget_search.layer_search.settings import SearchObserver
     from budget_search.models.pretrained import PretrainedSource
 
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """By what a reference is measured: the options of a search that concern it."""
+    """The options of a search that say where and how a reference model is fine-tuned."""
 
     workers: int | None = None
     scheduler: str | None = None
@@ -42,7 +42,7 @@ class ExecutionOptions:
 
 
 def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOptions, recipe: Recipe) -> None:
-    """Raises UsageError and UnsupportedModelError for a model that could not be measured: before a search begins."""
+    """Raises UsageError and UnsupportedModelError, before a search, for a reference model that cannot be measured."""
     if sources:
         from budget_search.app.create_study import ModelReader
 
@@ -51,62 +51,65 @@ def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOpti
 
 
 def with_references(
-    folder: StudyFolder, sources: Sequence[PretrainedSource], options: ExecutionOptions, observer: Observer
+    folder: StudyFolder, sources: Sequence[PretrainedSource], options: ExecutionOptions, observer: SearchObserver
 ) -> Report:
-    """The study's report, written anew with these models in it, unless it has them already.
+    """The study's report with these models in it; those it lacks are fine-tuned and added to ``report.json``.
 
-    What an interrupted call has measured is not measured again. Raises StudyError without a report or the study's
-    texts, UsageError and UnsupportedModelError for a model that cannot be measured.
+    Evaluations of an interrupted call are reused. Raises StudyError if the study has no report or no texts,
+    UsageError and UnsupportedModelError for a model that cannot be measured.
     """
     report = read_report(folder)
     if _missing(report, sources):
         with folder.locked(wait=options.wait):
-            # Whoever held the study may have measured them meanwhile.
+            # The command that held the lock may have measured them meanwhile.
             report = read_report(folder)
             for pretrained in _missing(report, sources):
-                found = _measured(folder, report, pretrained, options, observer)
-                report = dataclasses.replace(report, references=(*report.references, found))
+                reference = _measure(folder, report, pretrained, options, observer)
+                report = dataclasses.replace(report, references=(*report.references, reference))
                 write_report(folder, report)
     return report
 
 
 def _missing(report: Report, sources: Sequence[PretrainedSource]) -> list[PretrainedSource]:
-    there = {(each.model, each.revision) for each in report.references}
-    return [pretrained for pretrained in sources if (pretrained.name, pretrained.digest) not in there]
+    known = {(each.model, each.revision) for each in report.references}
+    return [pretrained for pretrained in sources if (pretrained.name, pretrained.digest) not in known]
 
 
-def _measured(
-    folder: StudyFolder, report: Report, pretrained: PretrainedSource, options: ExecutionOptions, observer: Observer
+def _measure(
+    folder: StudyFolder,
+    report: Report,
+    pretrained: PretrainedSource,
+    options: ExecutionOptions,
+    observer: SearchObserver,
 ) -> Reference:
     from budget_search.engine.dask_workers import workers_for
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext
 
     stored = stored_config(folder)
-    asked = SearchConfig.from_json(stored["config"])
-    found_device = stored["facts"]["device"]
-    device = resolve_device(str(found_device["name"]), str(found_device["precision"]))
-    config = dataclasses.replace(asked, model=pretrained.name, model_digest=pretrained.digest)
-    # Worker processes may stand elsewhere.
+    study_config, study_device = SearchConfig.from_json(stored["config"]), stored["facts"]["device"]
+    device = resolve_device(str(study_device["name"]), str(study_device["precision"]))
+    config = dataclasses.replace(study_config, model=pretrained.name, model_digest=pretrained.digest)
+    # Worker processes may have another working directory.
     own = StudyFolder(folder.reference(config.study_name).path.resolve())
     if not own.config.exists():
         observer.stage(f"reading the study's examples with {pretrained.name}")
-        _make(own, folder, config, pretrained, device, options)
+        _create(own, folder, config, pretrained, device, options)
     own.remove_temporary_files()
     context = EvaluationContext(
         own, pretrained.folder, pretrained.name, config.recipe, device, options.trust_remote_code
     )
-    workers = workers_for(context, asked.device, options.workers, options.scheduler)
+    workers = workers_for(context, study_config.device, options.workers, options.scheduler)
     full = LayerSet.full(int(stored_config(own)["facts"]["layers_total"]))
     keys = [TrialKey(full, FULL_RUNG, seed) for seed in report.seeds]
     scores = _fine_tune(workers, keys, observer)
-    found = _compared(folder, report, pretrained, context, keys, scores)
-    # Nobody exports it.
+    reference = _compare(folder, report, pretrained, context, keys, scores)
+    # A reference model is never exported.
     shutil.rmtree(own.path / "weights", ignore_errors=True)
-    return found
+    return reference
 
 
-def _make(
+def _create(
     own: StudyFolder,
     folder: StudyFolder,
     config: SearchConfig,
@@ -114,7 +117,7 @@ def _make(
     device: Device,
     options: ExecutionOptions,
 ) -> None:
-    """The study's own examples, read by the other model's tokenizer."""
+    """Create the folder: the study's own examples, encoded by the reference model's tokenizer."""
     from budget_search.app.create_study import ModelReader, create_reference
     from budget_search.data.texts import load_texts
     from budget_search.data.tokenization import EncodedTask
@@ -124,8 +127,8 @@ def _make(
     create_reference(own, config, reader, task, device)
 
 
-def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: Observer) -> list[float]:
-    """The score of every seed, in points; each is recorded as it comes, and none that is there is run again."""
+def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: SearchObserver) -> list[float]:
+    """The score of every seed, in points. Each is recorded when it is finished; recorded ones are reused."""
     own, name = workers.context.folder, workers.context.pretrained_name
     store = StudyStore.open(own.path.name, keys[0].layers.total, folder=own)
     scores = {trial.key: trial.score for trial in store.history if trial.score is not None}
@@ -137,7 +140,7 @@ def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: Observer) -
         if trial.score is None:
             raise BudgetSearchError(
                 f"the reference {name} could not be fine-tuned with seed {trial.key.seed} ({trial.error}); "
-                "what is measured is kept: run the same command again, or leave --reference out"
+                "finished evaluations are kept: run the same command again, or leave --reference out"
             )
         observer.stage(f"  seed {trial.key.seed}: {points(trial.score)} on certification")
         scores[trial.key] = trial.score
@@ -145,7 +148,7 @@ def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: Observer) -
     return [scores[key] for key in keys]
 
 
-def _compared(
+def _compare(
     folder: StudyFolder,
     report: Report,
     pretrained: PretrainedSource,
@@ -153,7 +156,7 @@ def _compared(
     keys: Sequence[TrialKey],
     scores: Sequence[float],
 ) -> Reference:
-    """The finished runs beside the study's baseline."""
+    """Compare the finished runs with the study's baseline."""
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.cost import parameters
     from budget_search.engine.evaluation import loaded

@@ -1,4 +1,4 @@
-"""What a user asks for, checked as far as that is cheap: no heavy import, nothing read, nothing written."""
+"""What a user asks for, with every check that needs no heavy import and reads no file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BACKENDS = ("loky", "dask")
 RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup", *METHODS)
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
-PLACES = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
+PATH_OPTIONS = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A search as asked for; the fields are the options of the command line, ``deltas`` as fractions.
+    """The options of a search, named as on the command line; ``deltas`` are fractions.
 
-    Raises UsageError, naming everything that is wrong.
+    Raises UsageError, which names everything that is wrong.
     """
 
     task: str
@@ -105,14 +105,14 @@ class Request:
             ),
             *self._contradictions(),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
-            *(path_problem(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PLACES),
+            *(path_problem(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PATH_OPTIONS),
             *(path_problem("--reference", model) for model in self.reference),
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
 
     def _problem_with_max_trials(self) -> str | None:
-        """No answer is given without the baseline, so it has to be afforded."""
+        """Every answer needs the baseline, so the budget must cover it."""
         baseline = self.seeds + (not self.layers)
         if self.max_trials is None or self.max_trials >= baseline:
             return None
@@ -136,16 +136,16 @@ class Request:
 
     @property
     def limits(self) -> Limits:
-        """What the answer must satisfy beside delta, as asked; what has to be measured for that is not in it."""
+        """What the answer must satisfy beside delta, without the measurements that some of it needs."""
         return Limits.from_options(vars(self))
 
     def recipe_from(self, default: str | Recipe) -> Recipe:
-        """The recipe asked for, else the task's own, with single fields changed. Raises UsageError."""
+        """The recipe asked for, else the task's own, with the changed fields. Raises UsageError."""
         base = RECIPES[self.recipe] if self.recipe else default if isinstance(default, Recipe) else RECIPES[default]
         return dataclasses.replace(base, **self.recipe_changes)
 
     def splits_for(self, recipe: Recipe) -> Splits:
-        """The papers chose and reported on the official validation set; everybody else gets carved splits."""
+        """The ``paper`` recipe chooses and reports on the official validation set, every other one on carved splits."""
         return self.splits or ("official" if recipe.name == "paper" else "carved")
 
     @property
@@ -158,7 +158,7 @@ class Request:
 
     @property
     def question(self) -> dict[str, Any]:
-        """What of this decides the answer, beside what the study's configuration fixes already."""
+        """The options that decide the answer, beside those in the study's configuration."""
         return {
             "strategy": self.strategy,
             "layers": list(self.layers),
@@ -169,7 +169,7 @@ class Request:
             "base_seed": self.base_seed,
             "max_trials": self.max_trials,
             "max_hours": self.max_hours,
-            # Only where given: reports of before there were such options stay answers to the same question.
+            # Only where given, so that reports older than these options still count as the same question.
             **self.limits.given,
             **({"start_from": self.start_from} if self.start_from else {}),
         }
@@ -181,11 +181,11 @@ def parse_count(text: str) -> int:
     try:
         return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
     except ValueError:
-        raise UsageError(f"{text!r} is no number; write 66000000 or 66M") from None
+        raise UsageError(f"{text!r} is not a number; write 66000000 or 66M") from None
 
 
 def parse_delta(text: str) -> float:
-    """``0.01`` or ``1%`` as a fraction. Raises UsageError for what is no tolerance."""
+    """``0.01`` or ``1%`` as a fraction. Raises UsageError for anything else."""
     match = re.fullmatch(r"\s*([^%\s]+)\s*(%?)\s*", text)
     try:
         value = float(match[1]) if match else math.nan

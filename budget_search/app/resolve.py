@@ -1,16 +1,29 @@
-"""Where a request leads: its task and model found, and the study that they make. Nothing is written here."""
+"""Where a request leads: its task, its model and its study, and what this study has answered already.
+
+Nothing is written here.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from budget_search.app.request import Request
+from budget_search.app.study_report import read_report
 from budget_search.app.warm_start import WarmStart, warm_start_from
-from budget_search.core.config import SearchConfig
+from budget_search.core.config import SearchConfig, in_points
+from budget_search.core.errors import StudyError
+from budget_search.core.layers import LayerSet
 from budget_search.data.tasks import TaskSource, resolve_task, task_digest
+from budget_search.layer_search.confirmation import Confirmations
 from budget_search.models.pretrained import PretrainedSource, resolve_model
-from budget_search.storage.study_folder import StudyFolder, require_writable, study_path
+from budget_search.report.entries import Reference
+from budget_search.report.report import Report
+from budget_search.storage.study_folder import StudyFolder, require_writable, stored_config, study_path
+from budget_search.storage.study_store import StudyStore
 
 
 @dataclass(frozen=True)
@@ -55,11 +68,79 @@ def resolve_request(request: Request) -> ResolvedRequest:
     if not folder.config.exists():
         require_writable(folder)
     warm_start = warm_start_from(request.start_from, request.studies_dir) if request.start_from else None
-    return ResolvedRequest(
-        request, source, pretrained, config, folder, warm_start, references_of(request.reference, request.offline)
-    )
+    references = resolve_references(request.reference, request.offline)
+    return ResolvedRequest(request, source, pretrained, config, folder, warm_start, references)
 
 
-def references_of(models: Iterable[str], offline: bool) -> tuple[PretrainedSource, ...]:
-    """The models to set beside the answers, each once. Raises UsageError."""
+def resolve_references(models: Iterable[str], offline: bool) -> tuple[PretrainedSource, ...]:
+    """The reference models, each once. Raises UsageError."""
     return tuple(dict.fromkeys(resolve_model(model, offline=offline, option="--reference") for model in models))
+
+
+def require_same_config(resolved: ResolvedRequest) -> None:
+    """Raises StudyError where the study's folder belongs to another task, model or recipe."""
+    stored = stored_config(resolved.folder)
+    if stored["config"] != json.loads(json.dumps(resolved.config.to_json())):
+        raise StudyError(
+            f"the study {resolved.folder.path.name} was made with another task, model or recipe; "
+            "choose another --study name, or leave it out"
+        )
+
+
+def finished_report(resolved: ResolvedRequest) -> Report | None:
+    """The study's report if it answers the same question for every delta asked; else None. Raises StudyError."""
+    if not resolved.folder.report.is_file():
+        return None
+    require_same_config(resolved)
+    report = read_report(resolved.folder)
+    if report.finished is None or report.question != resolved.request.question:
+        return None
+    answered = {in_points(result.delta) for result in report.results}
+    return report if {in_points(delta) for delta in resolved.request.deltas} <= answered else None
+
+
+def deltas_answered(resolved: ResolvedRequest) -> tuple[float, ...]:
+    """The deltas (fractions) for which the study has answered the same question; none where no report can be read."""
+    report = _readable_report(resolved.folder)
+    if report is None or report.question != resolved.request.question:
+        return ()
+    return tuple(result.delta for result in report.results)
+
+
+def kept_references(resolved: ResolvedRequest) -> tuple[Reference, ...]:
+    """The reference models in the study's report, as long as they were compared with the same baseline."""
+    report, asked = _readable_report(resolved.folder), resolved.request.question
+    same = report and all(report.question.get(name) == asked[name] for name in ("seeds", "base_seed", "confidence"))
+    return report.references if report and same else ()
+
+
+def _readable_report(folder: StudyFolder) -> Report | None:
+    try:
+        return read_report(folder)
+    except StudyError:
+        return None
+
+
+def best_so_far(resolved: ResolvedRequest) -> str:
+    """One sentence for a user who interrupted the search: which sets are confirmed by now."""
+    if not resolved.folder.config.exists():
+        return "Nothing was measured yet."
+    request, folder = resolved.request, resolved.folder
+    total = int(stored_config(folder)["facts"]["layers_total"])
+    history = StudyStore.open(folder.path.name, total, folder=folder, storage=request.storage).history
+    confirmations = Confirmations(history, total, request.confirmation_seeds)
+    losses = {}
+    if confirmations.is_complete(confirmations.full):
+        losses = {layers: statistics.fmean(confirmations.degradations(layers)) for layers in confirmations.sets}
+    # The report checks the other limits too; they need measurements.
+    allow = request.limits.structural.allow
+    named = [LayerSet.parse(text, total) for text in request.layers] or list(losses)
+    how = "hold" if request.criterion == "observed" else "hold in the mean"
+    answers = []
+    for delta in map(in_points, request.deltas):
+        holding = [layers for layers in named if allow(layers) and losses.get(layers, math.inf) <= delta]
+        if holding:
+            best = min(holding, key=lambda layers: (layers.depth, losses[layers]))
+            answers.append(f"within {delta:g} points layers {best.compact} of {total} {how}")
+    best_answers = f"So far {', '.join(answers)}" if answers else "No answer is confirmed yet"
+    return f"{best_answers}; {len(history)} evaluations are kept."

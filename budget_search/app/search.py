@@ -1,23 +1,23 @@
-"""From a request to a report: open the study, search, measure, tell. The only place where the parts meet."""
+"""From a request to a report: open the study, search, measure the answers, write the report."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-from budget_search.app.earlier_answers import earlier_report, finished_report, kept_references, require_same_config
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
-from budget_search.app.resolve import ResolvedRequest
-from budget_search.app.search_settings import search_settings
-from budget_search.app.study_report import reduced, write_report
+from budget_search.app.resolve import ResolvedRequest, deltas_answered, finished_report, kept_references
+from budget_search.app.study_report import select_deltas, write_report
 from budget_search.app.warm_start import warm_start_note
-from budget_search.core.config import in_points
+from budget_search.core.config import SearchConfig, in_points
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import FULL_RUNG, TrialKey
+from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.core.versions import versions
+from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.models.pretrained import licence_of
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -25,173 +25,163 @@ from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore, require_storage
 
 if TYPE_CHECKING:
-    from budget_search.app.observer import Observer
-    from budget_search.core.trial import Job, Trial
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
     from budget_search.engine.evaluation import EvaluationContext
-    from budget_search.layer_search.settings import SearchSettings
+    from budget_search.engine.workers import Workers
+    from budget_search.layer_search.loop import Search
     from budget_search.layer_search.verdict import Judgement
+    from budget_search.report.predictions import PairedOutputs
 
 
-def answer(found: ResolvedRequest, observer: Observer, command: str = "") -> Report:
-    """The report for a request: at once where the study has answered it already, else after a search."""
-    report = finished_report(found) or run(found, observer, command)
-    if found.references:
-        report = with_references(found.folder, found.references, _options(found), observer)
-    return dataclasses.replace(reduced(report, found.request.deltas), folder=found.folder.path)
+class Observer(SearchObserver, Protocol):
+    """A search's observer that is also told the settings, before the first evaluation."""
+
+    def planned(
+        self,
+        settings: SearchSettings,
+        config: SearchConfig,
+        task: EncodedTask,
+        device: Device,
+        workers: int,
+        known: Sequence[Trial],
+    ) -> None: ...
 
 
-def run(found: ResolvedRequest, observer: Observer, command: str = "") -> Report:
-    """Search, or go on with an interrupted search, and write the report.
+def search_or_read(resolved: ResolvedRequest, observer: Observer, command: str = "") -> Report:
+    """The report for a request: read from the study if it has the answers already, else the result of a search.
 
-    Raises BudgetSearchError; whatever was evaluated by then is kept.
+    ``command`` is what the report names to reproduce it. Raises BudgetSearchError; finished evaluations are kept.
     """
+    report = finished_report(resolved) or _search(resolved, observer, command)
+    if resolved.references:
+        report = with_references(resolved.folder, resolved.references, _options(resolved), observer)
+    return dataclasses.replace(select_deltas(report, resolved.request.deltas), folder=resolved.folder.path)
+
+
+def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Report:
+    """Search, or resume an interrupted search, and write the report."""
     began = time.monotonic()
-    if found.request.storage:
-        require_storage(found.request.storage)
-    require_readable(found.references, _options(found), found.config.recipe)
+    if resolved.request.storage:
+        require_storage(resolved.request.storage)
+    require_readable(resolved.references, _options(resolved), resolved.config.recipe)
     from budget_search.app.create_study import create
-    from budget_search.engine.device import resolve_device
+    from budget_search.app.search_settings import study_device
 
-    if not found.folder.config.exists():
-        create(found, resolve_device(found.config.device, found.config.precision), observer)
-    require_same_config(found)
-    device = resolve_device(*_asked_device(found))
-    if found.request.wait:
+    if not resolved.folder.config.exists():
+        create(resolved, study_device(resolved), observer)
+    device = study_device(resolved)
+    if resolved.request.wait:
         observer.stage("waiting until no other command works on the study")
-    with found.folder.locked(wait=found.request.wait):
-        found.folder.remove_temporary_files()
-        # Whoever held the study may have answered the question meanwhile.
-        return finished_report(found) or _search(found, device, observer, command, began)
+    with resolved.folder.locked(wait=resolved.request.wait):
+        resolved.folder.remove_temporary_files()
+        # The command that held the lock may have found the answers meanwhile.
+        if report := finished_report(resolved):
+            return report
+        study = _open(resolved, device, began)
+        observer.planned(study.settings, resolved.config, study.task, device, study.workers.count, study.store.history)
+        search = _run(study, observer)
+        observer.stage("scoring the answers on held_out and timing them")
+        return _report(study, search, command)
 
 
-def _options(found: ResolvedRequest) -> ExecutionOptions:
-    request = found.request
+def _options(resolved: ResolvedRequest) -> ExecutionOptions:
+    request = resolved.request
     return ExecutionOptions(request.workers, request.scheduler, request.trust_remote_code, request.wait)
 
 
-def _asked_device(found: ResolvedRequest) -> tuple[str, str]:
-    """What "auto" came to when the study was made, so that its trials stay comparable."""
-    device = stored_config(found.folder)["facts"]["device"]
-    return str(device["name"]), str(device["precision"])
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study with its trials, its workers and the settings of the search.
+
+    ``seconds_before`` is the time that earlier commands spent on it, ``began`` when this one started (monotonic).
+    """
+
+    resolved: ResolvedRequest
+    task: EncodedTask
+    store: StudyStore
+    workers: Workers
+    settings: SearchSettings
+    paired: PairedOutputs
+    seconds_before: float
+    began: float
+
+    @property
+    def wall_seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
 
 
-def _search(found: ResolvedRequest, device: Device, observer: Observer, command: str, began: float) -> Report:
-    from budget_search.app.measure_answers import delete_unneeded_weights, measure_answers
+def _open(resolved: ResolvedRequest, device: Device, began: float) -> OpenStudy:
+    from budget_search.app.search_settings import evaluation_context
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.dask_workers import workers_for
-    from budget_search.engine.evaluation import EvaluationContext
-    from budget_search.layer_search.loop import Search
-    from budget_search.layer_search.state import SearchState
-    from budget_search.report.builder import ReportBuilder, build_report
     from budget_search.report.predictions import PairedOutputs
 
-    request, facts = found.request, stored_config(found.folder)["facts"]
-    task = EncodedTask.load(found.folder.examples)
-    store = _opened(found, facts)
-    # Worker processes may stand elsewhere.
-    folder = StudyFolder(found.folder.path.resolve())
-    context = EvaluationContext(
-        folder, found.pretrained.folder, found.pretrained.name, found.config.recipe, device, request.trust_remote_code
-    )
-    workers = workers_for(context, found.config.device, request.workers, request.scheduler)
-    settings = _settings(found, task, store, context, workers.count, began)
+    request = resolved.request
+    task, store = EncodedTask.load(resolved.folder.examples), _open_store(resolved)
+    # Worker processes may have another working directory.
+    context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
+    workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)
+    settings = _settings(resolved, task, store, context, workers.count, began)
     workers.context = dataclasses.replace(context, teacher=settings.teacher)
-    paired = PairedOutputs(found.folder, task, settings.total, settings.seeds)
-    earlier, before = float(store.facts.get("wall_seconds", 0.0)), earlier_report(found)
-    references = kept_references(found)
-
-    def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return paired.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
-
-    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
-        for trial in workers.run(jobs):
-            yield trial
-            store.set_facts(wall_seconds=earlier + time.monotonic() - began)
-
-    state = SearchState(settings, store, judge)
-    search = Search(state, run_jobs, observer)
-    observer.planned(settings, found.config, task, device, workers.count, store.history)
-    search.run()
-    # The report keeps the answers that were given before.
-    asked_before = [result.delta for result in before.results] if before else []
-    answers = state.answers(in_points(delta) for delta in sorted({*request.deltas, *asked_before}))
-    heritage_note = [warm_start_note(state, found.warm_start.study)] if found.warm_start else []
-    observer.stage("scoring the answers on held_out and timing them")
-    measured = measure_answers(workers, state, answers)
-    builder = ReportBuilder(state, search.fine_tuned, paired, measured, facts["layer_parameters"])
-    report = build_report(
-        builder=builder,
+    return OpenStudy(
+        resolved=resolved,
         task=task,
-        answers=answers,
-        identity={**_identity(found, facts, command), "similarities": store.facts.get("similarities")},
-        wall_seconds=earlier + time.monotonic() - began,
-        notes=[*search.notes(), *heritage_note],
-        references=references,
+        store=store,
+        workers=workers,
+        settings=settings,
+        paired=PairedOutputs(resolved.folder, task, settings.total, settings.seeds),
+        seconds_before=float(store.facts.get("wall_seconds", 0.0)),
+        began=began,
     )
-    write_report(found.folder, report)
-    store.set_facts(answer=[answer_sentence(report, result) for result in report.results])
-    delete_unneeded_weights(found.folder, state, answers.values())
-    return report
 
 
-def _opened(found: ResolvedRequest, facts: dict[str, Any]) -> StudyStore:
-    """The study's trials. Raises StudyError where the storage has others by that name."""
-    store = StudyStore.open(
-        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=found.request.storage
-    )
-    if store.facts.get("fingerprint", found.config.fingerprint) != found.config.fingerprint:
+def _open_store(resolved: ResolvedRequest) -> StudyStore:
+    """The study's trials. Raises StudyError where the storage holds another study of that name."""
+    folder, fingerprint = resolved.folder, resolved.config.fingerprint
+    total = stored_config(folder)["facts"]["layers_total"]
+    store = StudyStore.open(folder.path.name, total, folder=folder, storage=resolved.request.storage)
+    if store.facts.get("fingerprint", fingerprint) != fingerprint:
         raise StudyError(
-            f"the storage holds a study {found.folder.path.name} of another task, model or recipe; "
+            f"the storage holds a study {folder.path.name} of another task, model or recipe; "
             "choose another --study name"
         )
-    store.set_facts(fingerprint=found.config.fingerprint)
+    store.set_facts(fingerprint=fingerprint)
     return store
 
 
 def _settings(
-    found: ResolvedRequest, task: EncodedTask, store: StudyStore, context: EvaluationContext, width: int, began: float
+    resolved: ResolvedRequest,
+    task: EncodedTask,
+    store: StudyStore,
+    context: EvaluationContext,
+    width: int,
+    began: float,
 ) -> SearchSettings:
-    """The request's plan, with what must be measured of the model first and what the study has noted."""
-    from budget_search.app.measured_limits import with_measured_limits
+    """The settings by the request, by measurements of the model, and by facts that the study keeps."""
+    from budget_search.app.search_settings import search_settings, with_measured_limits
 
-    request, facts = found.request, stored_config(found.folder)["facts"]
-    settings = search_settings(found, facts, task, with_measured_limits(request.limits, facts, context), width)
+    request, facts = resolved.request, stored_config(resolved.folder)["facts"]
+    limits = with_measured_limits(request.limits, facts, context)
+    settings = search_settings(resolved, facts, task, limits, width)
     if settings.budget.max_hours is not None:
         # Reading the task and the model counts as well.
         left = max(0.0, settings.budget.max_hours - (time.monotonic() - began) / 3600)
         settings = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, max_hours=left))
     if request.strategy == "contribution" and not request.layers:
         settings = dataclasses.replace(settings, similarities=_similarities(store, context))
-    if found.config.recipe.distil:
+    if resolved.config.recipe.distil:
         settings = dataclasses.replace(settings, teacher_seed=_teacher_seed(store, settings))
     return settings
 
 
-def _identity(found: ResolvedRequest, facts: dict[str, Any], command: str) -> dict[str, Any]:
-    return {
-        "study": found.folder.path.name,
-        "task": found.config.task,
-        "model": found.config.model,
-        "revision": found.config.model_digest,
-        "created": facts["created"],
-        "command": command,
-        "versions": versions(),
-        "device": facts["device"],
-        "recipe": found.config.recipe.to_json(),
-        "question": found.request.question,
-        "license": licence_of(found.pretrained),
-    }
-
-
 def _teacher_seed(store: StudyStore, settings: SearchSettings) -> int:
-    """One for the whole study, whatever seeds are asked for later: the first that was asked for and is there."""
+    """One seed for the whole study, whatever seeds later commands ask for: the first that has a finished teacher."""
     noted: int | None = store.facts.get("teacher_seed")
     trial = None if noted is None else store.find(TrialKey(LayerSet.full(settings.total), FULL_RUNG, noted))
     if noted is not None and trial is not None and trial.state != "failed":
         return noted
-    # Nothing has learnt from it yet.
+    # No smaller model has learnt from it yet.
     store.set_facts(teacher_seed=settings.seeds[0])
     return settings.seeds[0]
 
@@ -204,3 +194,65 @@ def _similarities(store: StudyStore, context: EvaluationContext) -> tuple[float,
         known = layer_similarities(context)
         store.set_facts(similarities=list(known))
     return tuple(known)
+
+
+def _run(study: OpenStudy, observer: Observer) -> Search:
+    """Evaluate until every delta has its answer or the search budget is spent; every trial is recorded."""
+    from budget_search.layer_search.loop import Search
+    from budget_search.layer_search.state import SearchState
+
+    def judge(layers: LayerSet, confidence: float) -> Judgement:
+        return study.paired.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
+
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        for trial in study.workers.run(jobs):
+            yield trial
+            study.store.set_facts(wall_seconds=study.wall_seconds)
+
+    state = SearchState(study.settings, study.store, judge)
+    search = Search(state, run_jobs, observer)
+    search.run()
+    return search
+
+
+def _report(study: OpenStudy, search: Search, command: str) -> Report:
+    """Score and time the answers, write the report, delete weights that no answer can need."""
+    from budget_search.app.measure_answers import delete_unneeded_weights, measure_answers
+    from budget_search.report.builder import ReportBuilder, build_report
+
+    resolved, store, state = study.resolved, study.store, search.state
+    facts, warm_start = stored_config(resolved.folder)["facts"], resolved.warm_start
+    # A report keeps the answers to earlier deltas.
+    deltas = sorted({*resolved.request.deltas, *deltas_answered(resolved)})
+    answers = state.answers(map(in_points, deltas))
+    measured = measure_answers(study.workers, state, answers)
+    report = build_report(
+        builder=ReportBuilder(state, search.fine_tuned, study.paired, measured, facts["layer_parameters"]),
+        task=study.task,
+        answers=answers,
+        identity={**_identity(resolved, facts, command), "similarities": store.facts.get("similarities")},
+        wall_seconds=study.wall_seconds,
+        notes=[*search.notes(), *([warm_start_note(state, warm_start.study)] if warm_start else [])],
+        references=kept_references(resolved),
+    )
+    write_report(resolved.folder, report)
+    store.set_facts(answer=[answer_sentence(report, result) for result in report.results])
+    delete_unneeded_weights(resolved.folder, state, answers.values())
+    return report
+
+
+def _identity(resolved: ResolvedRequest, facts: dict[str, Any], command: str) -> dict[str, Any]:
+    """The fields of a report that say which study it is of, and how it was made."""
+    return {
+        "study": resolved.folder.path.name,
+        "task": resolved.config.task,
+        "model": resolved.config.model,
+        "revision": resolved.config.model_digest,
+        "created": facts["created"],
+        "command": command,
+        "versions": versions(),
+        "device": facts["device"],
+        "recipe": resolved.config.recipe.to_json(),
+        "question": resolved.request.question,
+        "license": licence_of(resolved.pretrained),
+    }

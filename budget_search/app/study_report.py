@@ -1,4 +1,4 @@
-"""What a study's folder says beside its trials: its configuration and its report, read and checked."""
+"""The report in a study's folder: read, written, and reduced to some deltas; and the weights it refers to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_report(folder: StudyFolder) -> Report:
     except (OSError, ValueError, RecursionError) as error:
         raise StudyError(
             f"report.json of the study {folder.path.name} is damaged ({error}); delete it and run the search again, "
-            "which writes it anew from the recorded trials"
+            "which rebuilds it from the recorded trials"
         ) from error
     try:
         return Report.from_json(fields)
@@ -32,8 +32,9 @@ def read_report(folder: StudyFolder) -> Report:
 
 
 def write_report(folder: StudyFolder, report: Report) -> None:
-    """``report.json`` for programs, then for people ``report.md``, ``report.html`` and two of its pictures."""
-    from budget_search.report.plots.figures import content, draw
+    """Write ``report.json``, ``report.md``, ``report.html`` and two pictures."""
+    from budget_search.report.plots.figures import content
+    from budget_search.report.plots.study_plots import draw
     from budget_search.report.renderers import render
 
     write_json(folder.report, report.to_json())
@@ -45,15 +46,15 @@ def write_report(folder: StudyFolder, report: Report) -> None:
             write_atomically(folder.path / f"{name}.png", content(pictures[name], "png"))
 
 
-def reduced(report: Report, deltas: Iterable[float]) -> Report:
-    """With the answers for these deltas alone. Raises UsageError for one that was not asked."""
+def select_deltas(report: Report, deltas: Iterable[float]) -> Report:
+    """The report with the answers for these deltas alone. Raises UsageError for a delta that was not asked."""
     return dataclasses.replace(report, results=tuple(report.result(delta) for delta in deltas))
 
 
 def report_for(folder: StudyFolder, deltas: tuple[float, ...]) -> Report:
-    """A study's report, reduced to these deltas if any are given. Raises StudyError and UsageError."""
+    """A study's report, with the answers for these deltas alone if any are given. Raises StudyError and UsageError."""
     report = dataclasses.replace(read_report(folder), folder=folder.path)
-    return reduced(report, deltas) if deltas else report
+    return select_deltas(report, deltas) if deltas else report
 
 
 def confirmed_weights(folder: StudyFolder, report: Report, key: TrialKey) -> Path:

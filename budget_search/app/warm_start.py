@@ -1,4 +1,4 @@
-"""What another study found, to begin with: its good layer sets, screened first; and whether that helped."""
+"""Warm start: a search screens the good layer sets of another study first, and its report says whether that helped."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ if TYPE_CHECKING:
     from budget_search.report.report import Report
 
 MOST_SETS = 6
-"""As many as are screened first: about a third of what a search screens in any case."""
+"""How many sets are taken over: about a third of those that every search screens."""
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The good layer sets of a finished study of a model with ``total`` layers, the most telling first."""
+    """The good layer sets of a finished study of a model with ``total`` layers, the best first."""
 
     study: str
     total: int
     sets: tuple[LayerSet, ...]
 
     def require_depth(self, total: int) -> None:
-        """Raises UsageError for a model with another number of layers: nothing says which would stand for which."""
+        """Raises UsageError for a model with another number of layers: its layers do not correspond to these."""
         if self.total != total:
             raise UsageError(
                 f"--start-from {self.study}: its model has {self.total} layers, this one has {total}; "
-                "name a study of a model as deep, or leave it out"
+                "name a study of a model with as many layers, or leave the option out"
             )
 
 
 def warm_start_from(name: str, studies_dir: str) -> WarmStart:
-    """Of a study by its name, its beginning or its path. Raises UsageError and StudyError."""
+    """From a study by its name, the beginning of its name, or its path. Raises UsageError and StudyError."""
     folder = find_study(name, studies_dir)
     report = read_report(folder)
     return WarmStart(folder.path.name, report.layers_total, good_sets(report))
 
 
 def good_sets(report: Report) -> tuple[LayerSet, ...]:
-    """The answers, then the best measured sets of the depths nearest to an answer's; of equals those run in full."""
+    """The answers, then the best measured set of every other depth: the depths nearest to an answer come first."""
     total = report.layers_total
     depths = [result.depth for result in report.results if not result.is_full] or [total]
     frontier = sorted(
         (point for point in report.frontier if point.depth < total),
         key=lambda point: (min(abs(point.depth - depth) for depth in depths), -point.rung, point.degradation or 0.0),
     )
-    found = [*(result.kept for result in report.results if not result.is_full), *(point.kept for point in frontier)]
-    return tuple(LayerSet(kept, total) for kept in dict.fromkeys(found))[:MOST_SETS]
+    sets = [*(result.kept for result in report.results if not result.is_full), *(point.kept for point in frontier)]
+    return tuple(LayerSet(kept, total) for kept in dict.fromkeys(sets))[:MOST_SETS]
 
 
 def warm_start_note(state: SearchState, study: str) -> str:
-    """A sentence for the report: which answers are among the sets that were handed over, how good the others were."""
+    """A sentence for the report: which answers are among the sets of the other study, and how good the others were."""
     sets = plural(len(state.settings.start), "layer set")
-    return f"Started from {sets} of {printable(study)}: {'; '.join(_told(state))}."
+    return f"Started from {sets} of {printable(study)}: {'; '.join(_outcomes(state))}."
 
 
-def _told(state: SearchState) -> Iterator[str]:
+def _outcomes(state: SearchState) -> Iterator[str]:
     screens = state.screens
     tolerance = screens.tolerance(0.0)
     lost = {trial.layers: tolerance.degradation(trial) for trial in screens.trials if not trial.layers.is_full}
@@ -76,8 +76,8 @@ def _told(state: SearchState) -> Iterator[str]:
             yield f"none holds {within}"
         elif ranks:
             yield (
-                f"{within} another set is the answer, and the best of them with as many layers came out number "
-                f"{ranks[0]} of {len(same_depth)} screened"
+                f"{within} another set is the answer; the best of them with as many layers ranks {ranks[0]} of "
+                f"{len(same_depth)} screened"
             )
         else:
-            yield f"{within} the answer is another, of a depth that none of them has"
+            yield f"{within} the answer has a depth that none of them has"

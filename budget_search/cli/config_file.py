@@ -1,4 +1,4 @@
-"""Options that the command line leaves out: from the environment, and from a YAML file."""
+"""Defaults for options from the environment and from a YAML file."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ OTHER_OPTIONS = ("delta", "format", "fail_if_none", "dry_run", "quiet", "verbose
 
 
 def from_environment(names: Sequence[str]) -> dict[str, Any]:
-    """Those of these options that a variable ``BUDGET_SEARCH_NAME`` sets. Raises UsageError."""
+    """The options among ``names`` that variables ``BUDGET_SEARCH_NAME`` set. Raises UsageError."""
     prefix = "BUDGET_SEARCH_"
-    found = {}
+    options = {}
     known = [prefix + name.upper() for name in (*SEARCH_FIELDS, *OTHER_OPTIONS)]
     for variable in (set(os.environ) - set(known)) & {name for name in os.environ if name.startswith(prefix)}:
         if near := difflib.get_close_matches(variable, known, n=1, cutoff=0.9):
-            raise UsageError(f"{variable} is set, which is no option; did you mean {near[0]}?")
+            raise UsageError(f"the variable {variable} names no option; did you mean {near[0]}?")
     for name in names:
         text = os.environ.get(prefix + name.upper())
         if text is not None:
-            found[name] = _typed(name, text.split() if name in _LISTS else text, f"{prefix}{name.upper()}")
-    return found
+            options[name] = _typed(name, text.split() if name in _LISTS else text, f"{prefix}{name.upper()}")
+    return options
 
 
 def from_file(path: str | None) -> dict[str, Any]:
-    """The options of a YAML file, none without one. Raises UsageError."""
+    """The options of a YAML file; none without a file. Raises UsageError."""
     if path is None:
         return {}
     import yaml
 
     require_valid_path("--config", path)
-    # A pipe or a device might never end.
+    # Not a pipe or a device, which might never end.
     if not Path(path).is_file():
         raise UsageError(f"--config {path} cannot be read: there is no such file")
     try:
@@ -47,7 +47,7 @@ def from_file(path: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {path} is not YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, Mapping):
         raise UsageError(f"--config {path} must hold `option: value` lines")
     options = {str(name).replace("-", "_"): value for name, value in settings.items()}
@@ -64,7 +64,7 @@ _DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup
 
 
 def _typed(name: str, value: Any, where: str) -> Any:
-    """A setting from a file or the environment as the command line would have it. Raises UsageError."""
+    """The value of an option in the type that the command line gives it. Raises UsageError."""
     try:
         if name in _LISTS:
             texts = [str(item) for item in (value if isinstance(value, list) else [value])]

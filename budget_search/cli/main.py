@@ -1,4 +1,4 @@
-"""The command line: arguments to a command to an exit code. Results go to stdout, everything else to stderr."""
+"""The entry point: run a command and return its exit code. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import printable
 from budget_search.storage.credentials import mask_passwords, move_password_to_environment
 
-# Data may hold a word of megabytes, and a message quotes it.
-LONGEST_WORD = 200
+# A message may quote data, which may hold a word of megabytes.
+MAX_WORD_LENGTH = 200
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = parse(received)
         verbose = bool(arguments.verbose)
-        _listen_to_signals()
+        _handle_signals()
         return COMMANDS[arguments.command].run(arguments, received)
     except BudgetSearchError as error:
         if verbose:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("budget-search: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the report has read enough.
+        # The reader of the pipe has closed it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -48,19 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(
             f"budget-search: unexpected {type(error).__name__}: {_one_line(error)}; -v shows where; "
-            "finished evaluations are kept, the same command goes on with them",
+            "finished evaluations are kept; run the same command again to resume",
             file=sys.stderr,
         )
         return 1
 
 
-def _listen_to_signals() -> None:
-    """SIGTERM like Ctrl-C; a second one of either quits at once."""
+def _handle_signals() -> None:
+    """SIGTERM acts like Ctrl-C; a second signal exits at once."""
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
         signal.signal(signal.SIGTERM, lambda *_: os._exit(INTERRUPTED))
-        # joblib would complain of the evaluations that are not finished.
+        # joblib would warn about unfinished evaluations.
         warnings.simplefilter("ignore")
         raise KeyboardInterrupt
 
@@ -70,5 +70,5 @@ def _listen_to_signals() -> None:
 
 def _one_line(error: BaseException) -> str:
     masked = mask_passwords(str(error)).split()
-    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in masked)
+    words = (word if len(word) <= MAX_WORD_LENGTH else f"{word[:MAX_WORD_LENGTH]}..." for word in masked)
     return printable(" ".join(words)) or type(error).__name__

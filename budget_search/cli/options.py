@@ -1,4 +1,4 @@
-"""Groups of options that commands share, as the contract names them."""
+"""The options that commands share, and the request that they make."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _as_argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
         try:
             return parse(text)
         except UsageError as error:
-            # argparse wants its own kind of error; the text stays.
+            # argparse expects its own type of error.
             raise argparse.ArgumentTypeError(str(error)) from error
 
     return parsed
@@ -35,8 +35,21 @@ def add_studies_dir(parser: Any) -> None:
     parser.add_argument("--studies-dir", metavar="DIR", help="where the studies are (default studies)")
 
 
+def studies_dir(arguments: argparse.Namespace) -> str:
+    """The folder of the studies. No default of argparse: the environment comes before the default."""
+    return str(arguments.studies_dir or "studies")
+
+
 def add_search_options(run: argparse.ArgumentParser) -> None:
-    """The options of ``run`` and ``plan``; None is left to the defaults of ``Request``."""
+    """The options of ``run`` and ``plan``; an option that is not given is None, and ``Request`` has the default."""
+    _add_task_and_model(run)
+    _add_strategy(run)
+    _add_limits(run)
+    _add_recipe(run)
+    _add_execution(run)
+
+
+def _add_task_and_model(run: argparse.ArgumentParser) -> None:
     what = run.add_argument_group("what to search")
     what.add_argument("--task", help="a GLUE name, demo, hub:org/name[:config], or a file or folder")
     what.add_argument("--model", help="a hub id, a local folder, or demo")
@@ -45,19 +58,24 @@ def add_search_options(run: argparse.ArgumentParser) -> None:
         type=delta_argument,
         action="append",
         metavar="D",
-        help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; several "
-        "values are answered by one study (default 0.01 0.02 0.03)",
+        help="tolerated loss, a fraction of the metric's scale: 0.01 or 1%% is one point; one study answers several "
+        "values (default 0.01 0.02 0.03)",
     )
     what.add_argument("--data-dir", metavar="DIR", help="read a GLUE task from local train.* and validation.* files")
     what.add_argument("--text-columns", nargs="+", metavar="A", help="the columns that hold the texts, one or two")
     what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
     what.add_argument("--metric", choices=METRICS, help="default: the task's own; accuracy for your files")
-    what.add_argument("--validation", metavar="FILE", help="held-out examples; else they are carved out of train")
+    what.add_argument("--validation", metavar="FILE", help="held-out examples; by default carved out of train")
+
+
+def _add_strategy(run: argparse.ArgumentParser) -> None:
     how = run.add_argument_group("how to search")
     how.add_argument("--strategy", choices=tuple(STRATEGIES), help="what proposes layer sets (default auto)")
-    how.add_argument("--start-from", metavar="STUDY", help="begin with what this study of another task or model found")
     how.add_argument(
-        "--reference", action="append", metavar="MODEL", help="another model to set beside the answers; may be repeated"
+        "--start-from", metavar="STUDY", help="screen the good layer sets of this study of another task or model first"
+    )
+    how.add_argument(
+        "--reference", action="append", metavar="MODEL", help="another model to compare with; may be repeated"
     )
     how.add_argument("--layers", action="append", metavar="SET", help="measure exactly these sets, such as 0-4,7")
     how.add_argument("--sampler", choices=SAMPLERS, help="for --strategy optuna (default tpe)")
@@ -79,36 +97,12 @@ def add_search_options(run: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
     )
-    how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this long")
-    _add_limits(run)
-    _add_recipe(run)
-    where = run.add_argument_group("where to run and what to write")
-    where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
-    where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
-    where.add_argument(
-        "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
-    )
-    where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
-    where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
-    add_studies_dir(where)
-    where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
-    where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
-    where.add_argument(
-        "--wait", action="store_true", default=None, help="wait for another command that works on the same study"
-    )
-    where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
-    where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
-    where.add_argument("--config", metavar="FILE", help="YAML with these options' names; the command line comes first")
-    where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
-    where.add_argument("--trust-remote-code", action="store_true", default=None, help="run code that a model brings")
-    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
-    where.add_argument("--dry-run", action="store_true", default=None, help="the same as the command `plan`")
-    where.add_argument("--quiet", action="store_true", default=None, help="no progress")
+    how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this many hours")
 
 
 def _add_limits(run: argparse.ArgumentParser) -> None:
     limits = run.add_argument_group("further limits on the answer")
-    limits.add_argument("--max-layers", type=int, metavar="N", help="layers that may stay")
+    limits.add_argument("--max-layers", type=int, metavar="N", help="how many layers may stay")
     limits.add_argument(
         "--max-params", type=count_argument, metavar="N", help="parameters of the whole model, 66000000 or 66M"
     )
@@ -129,8 +123,8 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--dropping",
         choices=DROPPING,
-        help="when layers go: first, then fine-tune (default); after a fine-tune, then fine-tune again; gradual, one "
-        "after every two epochs; untrained, out of the fine-tuned full model with no training after",
+        help="when layers are dropped: first, before the fine-tune (default); after a fine-tune, followed by "
+        "another; gradual, one layer every two epochs; untrained, from the fine-tuned full model, then not trained",
     )
     recipe.add_argument("--layer-drop", type=float, metavar="RATE", help="skip whole layers in training at this rate")
     recipe.add_argument(
@@ -139,6 +133,35 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--distil", type=float, metavar="W", help="weight of the full model's outputs in a smaller one's loss, 0 to 1"
     )
+
+
+def _add_execution(run: argparse.ArgumentParser) -> None:
+    where = run.add_argument_group("where to run and what to write")
+    where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
+    where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
+    where.add_argument(
+        "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
+    )
+    where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
+    where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
+    add_studies_dir(where)
+    where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
+    where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
+    where.add_argument(
+        "--wait", action="store_true", default=None, help="wait until no other command works on the same study"
+    )
+    where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
+    where.add_argument("--format", choices=FORMATS, help="of the report on standard output (default table)")
+    where.add_argument(
+        "--config", metavar="FILE", help="YAML with the names of these options; the command line takes precedence"
+    )
+    where.add_argument("--offline", action="store_true", default=None, help="use local files and caches only")
+    where.add_argument(
+        "--trust-remote-code", action="store_true", default=None, help="run code that comes with a model"
+    )
+    where.add_argument("--fail-if-none", action="store_true", default=None, help="exit 3 if only the full model holds")
+    where.add_argument("--dry-run", action="store_true", default=None, help="the same as the command `plan`")
+    where.add_argument("--quiet", action="store_true", default=None, help="no progress")
 
 
 def request_from(arguments: argparse.Namespace) -> Request:

@@ -1,4 +1,4 @@
-"""The command line as a parser; it loads the standard library only, so that ``--help`` comes at once."""
+"""The parser of the command line. It loads the standard library only, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from budget_search.cli.config_file import OTHER_OPTIONS, SEARCH_FIELDS, from_env
 from budget_search.core.errors import UsageError
 from budget_search.core.versions import VERSION
 
-# Options whose values may begin with a minus or be followed by a positional argument: each value gets its option.
-_SPREAD = {
+# Options with several values, which may begin with a minus or precede a positional argument: every value is passed
+# with its own option.
+_REPEATED = {
     "--delta": re.compile(r"[-+]?[.\d].*|[-+]?(nan|inf)%?", re.IGNORECASE),
     **dict.fromkeys(("--layers", "--keep-layers", "--drop-layers"), re.compile(r"[\d][\d,-]*")),
     "--freeze": re.compile(r"embeddings|[\d][\d,-]*"),
@@ -21,19 +22,19 @@ _SPREAD = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that reports through UsageError, so that every error looks alike."""
+    """Raises UsageError, so that all errors look alike."""
 
     def error(self, message: str) -> Any:
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Options by name; ``command`` says which. What the command line leaves out comes from the environment, then, for
-    a search, from its ``--config`` file; None is left to the defaults.
+    """The options by name, and the name of the ``command``.
 
-    Raises UsageError, for a wrong value naming where it came from; ``--help`` and ``--version`` exit.
+    An option that the command line lacks comes from the environment, then, for a search, from its ``--config`` file;
+    else it is None. Raises UsageError, which names the source of a wrong value; ``--help`` and ``--version`` exit.
     """
-    argv = _spread([_dashed(argument) for argument in argv])
+    argv = _repeat_options([_dashed(argument) for argument in argv])
     # Bare options mean a search; `budget-search --help` shows the commands.
     if argv and argv[0] not in COMMANDS and argv[0] not in ("-h", "--help", "--version"):
         argv = ["run", *argv]
@@ -54,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         "allow, and exports it as a plain Hugging Face checkpoint.",
         epilog="Without a command the options are those of `run`:\n"
         "  budget-search --task qqp --model xlnet-base-cased --delta 0.01",
-        # Its lines stay as they are: commands are there to be copied.
+        # Keeps the line breaks, so that commands can be copied.
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -79,16 +80,16 @@ def _dashed(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _spread(argv: Sequence[str]) -> list[str]:
+def _repeat_options(argv: Sequence[str]) -> list[str]:
     """``--delta a b STUDY`` becomes ``--delta=a --delta=b STUDY``."""
-    spread: list[str] = []
+    repeated: list[str] = []
     option: str | None = None
     for argument in argv:
-        if option and _SPREAD[option].fullmatch(argument):
-            if spread[-1] == option:
-                spread.pop()
-            spread.append(f"{option}={argument}")
+        if option and _REPEATED[option].fullmatch(argument):
+            if repeated[-1] == option:
+                repeated.pop()
+            repeated.append(f"{option}={argument}")
             continue
-        option = argument if argument in _SPREAD else None
-        spread.append(argument)
-    return spread
+        option = argument if argument in _REPEATED else None
+        repeated.append(argument)
+    return repeated

@@ -1,4 +1,4 @@
-"""How a search tells how it goes: a bar on a terminal, one plain line per evaluation elsewhere. Always on stderr."""
+"""The progress of a search on stderr: a bar on a terminal, and one plain line per evaluation."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ if TYPE_CHECKING:
     from budget_search.engine.device import Device
     from budget_search.layer_search.settings import SearchSettings
 
-# A screened or confirmed set keeps about this share of the layers; only for guessing how long a search will take.
+# The share of layers that a screened or confirmed set typically keeps, for an estimate of the search's length.
 TYPICAL_SHARE = 0.6
 COLUMNS = 80
-A_LONG_TIME = 30 * 24 * 3600.0
+SPEED_PERIOD = 30 * 24 * 3600.0
 
 
 class Console:
-    """Tells people: plain lines, and on a terminal a bar below them, under what is known and done right now. ``quiet``
-    says nothing.
+    """An observer that prints: plain lines, and on a terminal a status line and a bar below them.
 
-    rich leaves colours out where there is no terminal, or where ``NO_COLOR`` is set.
+    ``quiet`` prints nothing. rich omits colours without a terminal, or if ``NO_COLOR`` is set.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -46,7 +45,7 @@ class Console:
         self._settings: SearchSettings | None = None
         self._trials: list[Trial] = []
         self._running: set[TrialKey] = set()
-        self._slots = 0
+        self._workers = 0
         self._reused = 0
 
     def say(self, text: str) -> None:
@@ -62,7 +61,7 @@ class Console:
         workers: int,
         known: Sequence[Trial],
     ) -> None:
-        """Before anything long: what will be done, in a few lines."""
+        """A few lines on what will be run."""
         from budget_search.layer_search.verdict import resolution
 
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
@@ -79,20 +78,20 @@ class Console:
         certifiable = resolution(
             task.splits["certification"].examples, len(settings.seeds), confidence=settings.confidence
         )
-        self._fact("to expect", certifiable.explanation)
+        self._fact("resolution", certifiable.explanation)
         if settings.named:
-            self._fact("to do", f"{plural(len(settings.named), 'named layer set')} and the full model, {seeds} each")
+            self._fact("plan", f"{plural(len(settings.named), 'named layer set')} and the full model, {seeds} each")
         else:
             self._fact(
-                "to do",
+                "plan",
                 f"the full model with {seeds}; screens of {settings.screen_rung:.2g} of the recipe "
                 f"(up to {settings.evaluations} layer sets); then the best sets in full with {seeds}",
             )
         if known:
-            self._fact("known", f"{plural(len(known), 'evaluation')} of this study, reused")
+            self._fact("reused", f"{plural(len(known), 'evaluation')} of this study")
         self._settings, self._trials = settings, list(known)
-        self._slots, self._reused = workers, len(known)
-        self._show_bar(_expected(settings), sum(_share(trial.key) for trial in known))
+        self._workers, self._reused = workers, len(known)
+        self._show_bar(_expected_equivalents(settings), sum(_equivalents(trial.key) for trial in known))
 
     def stage(self, text: str) -> None:
         self.say(f"{_clock()} {text}")
@@ -107,9 +106,9 @@ class Console:
         self._running.discard(trial.key)
         if self._bar is not None:
             [shown] = self._bar.tasks
-            self._bar.advance(shown.id, _share(trial.key))
+            self._bar.advance(shown.id, _equivalents(trial.key))
             if shown.total is not None and shown.completed > shown.total:
-                # It takes more than expected: admit it, instead of standing at the end.
+                # The search is longer than expected: leave room, so that the bar does not stand at its end.
                 self._bar.update(shown.id, total=shown.completed * 1.1)
         self._refresh()
 
@@ -127,14 +126,14 @@ class Console:
             self._live.refresh()
 
     def _fact(self, name: str, text: str) -> None:
-        """Folded like a report: a narrower terminal folds it once more, a file keeps it."""
+        """A name and a text, wrapped at the width of a report."""
         margin = f"  {name:<11}"
         self.say(textwrap.fill(text, COLUMNS, initial_indent=margin, subsequent_indent=" " * len(margin)))
 
     def _status(self) -> str:
-        """What stands above the bar, one line."""
+        """The line above the bar."""
         reused = f", {self._reused:,} reused" if self._reused else ""
-        return f"{self._so_far()}; {len(self._running)} of {self._slots} busy{reused}"
+        return f"{self._so_far()}; {len(self._running)} of {self._workers} busy{reused}"
 
     def _so_far(self) -> str:
         """The smallest set that every seed confirmed within the largest delta."""
@@ -158,8 +157,8 @@ class Console:
             TimeRemainingColumn(compact=True),
             console=self._terminal,
             expand=True,
-            # Evaluations are far apart: all of them say how fast it goes.
-            speed_estimate_period=A_LONG_TIME,
+            # Evaluations are few, so all of them count for the estimate of the speed.
+            speed_estimate_period=SPEED_PERIOD,
         )
         task = self._bar.add_task("", total=max(total, completed))
         self._bar.advance(task, completed)
@@ -170,23 +169,23 @@ class Console:
         self._live.start()
 
 
-def _expected(settings: SearchSettings) -> float:
-    """A guess of what a search takes, in full fine-tunes of the full model."""
+def _expected_equivalents(settings: SearchSettings) -> float:
+    """A rough estimate of the cost of a search, in full fine-tunes of the full model."""
     if settings.named:
         return len(settings.seeds) * (1 + sum(layers.depth / settings.total for layers in settings.named))
     screens = settings.screen_rung * (1 + settings.evaluations * TYPICAL_SHARE)
-    # One candidate in three or so fails after a seed or two.
+    # About one candidate in three is stopped after a seed or two.
     confirmations = len(settings.deltas) * (len(settings.seeds) + 1) * TYPICAL_SHARE
     return len(settings.seeds) + screens + confirmations
 
 
-def _share(key: TrialKey) -> float:
-    """What an evaluation takes, in full fine-tunes of the full model."""
+def _equivalents(key: TrialKey) -> float:
+    """The cost of an evaluation, in full fine-tunes of the full model."""
     return key.rung * key.layers.depth / key.layers.total
 
 
 def _describe(trial: Trial) -> str:
-    # All screens share a seed.
+    # The seed is left out of screens, which all have the same.
     kind = f"full run, seed {trial.key.seed}" if trial.split == "certification" else f"screen {trial.rung:.2g}"
     outcome = trial.error or "failed" if trial.score is None else f"{points(trial.score)} on {trial.split}"
     collapsed = ", collapsed" if trial.state == "collapsed" else ""

@@ -1,4 +1,4 @@
-"""From what a study holds to its Report: pure bookkeeping over trials, verdicts and measured costs."""
+"""Build the Report of a study from its trials, its per-example outputs and the measurements of its answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelMeasurements:
-    """What was measured of one rebuilt model: its size, its arithmetic for one example, its speed."""
+    """The size of one rebuilt model, the FLOPs of one example, and its speed."""
 
     parameters: int
     flops: int | None
@@ -48,7 +48,7 @@ class ModelMeasurements:
 
 @dataclass(frozen=True)
 class ReportBuilder:
-    """Everything the numbers of a report are made of; ``fine_tuned`` evaluations were run for this report."""
+    """The sources of a report's numbers; ``fine_tuned`` is the number of evaluations that were run for this report."""
 
     state: SearchState
     fine_tuned: int
@@ -70,7 +70,7 @@ class ReportBuilder:
 
     @cached_property
     def resolution(self) -> verdict.Resolution:
-        """What these splits and seeds can tell apart, in points."""
+        """The smallest delta that these splits and seeds can certify, in points."""
         settings = self.state.settings
         sets = (self.full, *self.confirmations.uncollapsed)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
@@ -80,7 +80,7 @@ class ReportBuilder:
 
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
-        held_out = next(iter(self.paired.metrics(self.full, "held_out").values()))
+        held_out = self._held_out_scores(self.full)
         measured = self.measured[self.full]
         return Baseline(
             score=statistics.fmean(scores),
@@ -98,26 +98,12 @@ class ReportBuilder:
 
     def result(self, delta: float, layers: LayerSet) -> Result:
         """The answer for a delta, in points."""
-        settings, baseline = self.state.settings, self.measured[self.full]
+        settings = self.state.settings
         scores = list(self.confirmations.scores(layers).values())
-        held_out = next(iter(self.paired.metrics(layers, "held_out").values()))
-        certification = None if layers.is_full else self.state.judge(layers, delta)
-        on_held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
-        word = verdict_word(
-            layers,
-            delta,
-            certification,
-            criterion=settings.criterion,
-            held_out_degradation=None if on_held_out is None else on_held_out.degradation,
-            smallest_certifiable=self.resolution.smallest_certifiable_delta,
-        )
-        measured = self.measured[layers]
-        rejected = self._nearest_rejected(layers, delta)
-        bound = self.state.binding_limit(delta)
+        rejected, bound = self._nearest_rejected(layers, delta), self.state.binding_limit(delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=settings.criterion,
-            verdict=word,
             kept=layers.kept,
             dropped=layers.dropped,
             depth=layers.depth,
@@ -126,20 +112,8 @@ class ReportBuilder:
             std=_std(scores),
             seeds=len(scores),
             metrics=self.paired.means(layers),
-            degradation=0.0 if certification is None else certification.degradation,
-            degradation_upper=0.0 if certification is None else certification.upper,
             confidence=settings.confidence,
-            probability_within=1.0 if certification is None else certification.probability_within(delta),
-            certified=word == "certified",
-            held_out_score=statistics.fmean(held_out),
-            held_out_degradation=0.0 if on_held_out is None else on_held_out.degradation,
-            held_out_degradation_upper=0.0 if on_held_out is None else on_held_out.upper,
-            parameters=measured.parameters,
-            parameters_saved=1 - measured.parameters / baseline.parameters,
-            flops_saved=1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
-            inference=measured.inference if not layers.is_full else (),
-            throughput=measured.throughput if not layers.is_full else None,
-            fine_tune_speedup=self._speedup(layers),
+            held_out_score=statistics.fmean(self._held_out_scores(layers)),
             why_not_smaller=(
                 why_not_smaller(delta / 100, rejected)
                 if bound is None
@@ -150,10 +124,51 @@ class ReportBuilder:
             nearest_rejected=rejected,
             binding=bound,
             changes=None if layers.is_full else self.paired.changes(layers, "certification"),
+            **self._verdict(layers, delta),
+            **self._savings(layers),
         )
 
+    def _held_out_scores(self, layers: LayerSet) -> list[float]:
+        """The primary metric, one value per seed."""
+        return next(iter(self.paired.metrics(layers, "held_out").values()))
+
+    def _verdict(self, layers: LayerSet, delta: float) -> dict[str, Any]:
+        """The fields of a result that compare it with the baseline; the full model loses nothing."""
+        settings = self.state.settings
+        certification = None if layers.is_full else self.state.judge(layers, delta)
+        held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
+        word = verdict_word(
+            layers,
+            delta,
+            certification,
+            criterion=settings.criterion,
+            held_out_degradation=None if held_out is None else held_out.degradation,
+            smallest_certifiable=self.resolution.smallest_certifiable_delta,
+        )
+        return {
+            "verdict": word,
+            "certified": word == "certified",
+            "degradation": 0.0 if certification is None else certification.degradation,
+            "degradation_upper": 0.0 if certification is None else certification.upper,
+            "probability_within": 1.0 if certification is None else certification.probability_within(delta),
+            "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
+            "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
+        }
+
+    def _savings(self, layers: LayerSet) -> dict[str, Any]:
+        """The fields of a result that say how large and how fast its model is."""
+        baseline, measured = self.measured[self.full], self.measured[layers]
+        return {
+            "parameters": measured.parameters,
+            "parameters_saved": 1 - measured.parameters / baseline.parameters,
+            "flops_saved": 1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
+            "inference": () if layers.is_full else measured.inference,
+            "throughput": None if layers.is_full else measured.throughput,
+            "fine_tune_speedup": self._speedup(layers),
+        }
+
     def frontier(self) -> list[FrontierPoint]:
-        """The best measured set of every depth: a confirmed one where there is one, else the best screen."""
+        """The best measured set of every depth: a confirmed set if there is one, else the best screen."""
         points = []
         for depth in range(1, self.total + 1):
             point = self._confirmed_best(depth) or self._screened_best(depth)
@@ -177,7 +192,7 @@ class ReportBuilder:
         ]
 
     def cost(self, answers: Sequence[LayerSet], wall_seconds: float) -> Cost:
-        """What the study took, in arithmetic relative to one full fine-tune of the full model."""
+        """The cost of the study, in arithmetic relative to one full fine-tune of the full model."""
         baseline = self.confirmations.runs(self.full)
         unit = statistics.fmean(trial.training_work for trial in baseline)
         training = sum(trial.training_work for trial in self.state.history) / unit
@@ -197,7 +212,7 @@ class ReportBuilder:
         )
 
     def parameters(self, layers: LayerSet) -> int:
-        """Of any set, without building it."""
+        """The number of parameters of any set, without building the model."""
         return self.measured[self.full].parameters - sum(self.layer_parameters[index] for index in layers.dropped)
 
     def _confirmed_best(self, depth: int) -> FrontierPoint | None:
@@ -228,7 +243,7 @@ class ReportBuilder:
         return statistics.fmean(self.confirmations.degradations(layers))
 
     def _train_seconds(self, layers: LayerSet) -> float:
-        """Of the run that was disturbed least by whatever else the machine did."""
+        """Of the fastest run, which other processes on the machine disturbed least."""
         return min(trial.train_seconds for trial in self.confirmations.runs(layers))
 
     def _speedup(self, layers: LayerSet) -> float | None:
@@ -236,12 +251,12 @@ class ReportBuilder:
         return self._train_seconds(self.full) / seconds if seconds > 0 else None
 
     def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
-        """Of the sets with fewer layers than the answer, the one that came nearest: confirmed ones first."""
+        """The set with fewer layers than the answer that missed delta by least: a confirmed one if there is any."""
         settings = self.state.settings
         allow = settings.limits.allow
         tried = [layers for layers in self.confirmations.started if layers.depth < answer.depth and allow(layers)]
         if settings.named:
-            # The study may know of smaller sets that hold; they were not asked about.
+            # The study may hold trials of other sets; the request does not ask about them.
             tried = [layers for layers in tried if layers in settings.named]
         if tried:
             return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
@@ -259,7 +274,7 @@ class ReportBuilder:
             degradation=lost,
             degradation_upper=None,
             missed_by=None if lost is None else lost - delta,
-            would_settle=f"Measuring it in full would settle it: --layers {nearest.layers.compact}.",
+            would_settle=f"A confirmation would settle it: --layers {nearest.layers.compact}.",
         )
 
     def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
@@ -288,7 +303,7 @@ def build_report(
     notes: Sequence[str],
     references: Sequence[Reference] = (),
 ) -> Report:
-    """``identity`` holds the report's fields that say which study this is."""
+    """``identity`` holds the fields of the report that identify the study."""
     smallest = builder.resolution.smallest_certifiable_delta
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -312,7 +327,7 @@ def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> 
     if counted is None:
         return "A lower learning rate may settle it."
     if seeds_run < seeds:
-        return f"It was given up after {seeds_run} of {seeds} seeds, as the rest could hardly have made up for it."
+        return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to come within delta."
     if counted - delta < 1:
         return f"More seeds would settle it: --seeds {2 * seeds - 1}."
     return ""

@@ -15,15 +15,15 @@ from budget_search.report.sentences import largest_batch
 DELTA = "δ"
 SAVED = "↓"
 UNRELIABLE = "*"
-# Characters of a model's name on one line of a terminal.
-LONGEST_NAME = 24
-LONGEST_MODEL, LONGEST_TASK = 14, 10
+# Widths of columns in a terminal, in characters.
+NAME_WIDTH = 24
+MODEL_WIDTH, TASK_WIDTH = 14, 10
 
 
 def comparison(reports: Sequence[Report]) -> list[Section]:
-    """Table 2, how many layers can be dropped within each delta; Table 3, what that saves; Table 4, other models."""
-    others = [beside(reports)] if any(report.references for report in reports) else []
-    return [_dropped(reports), _saved(reports), *others]
+    """Layers dropped within each delta (Table 2), savings (Table 3), and reference models (Table 4)."""
+    references = [reference_section(reports)] if any(report.references for report in reports) else []
+    return [_dropped(reports), _saved(reports), *references]
 
 
 def _dropped(reports: Sequence[Report]) -> Section:
@@ -38,11 +38,10 @@ def _dropped(reports: Sequence[Report]) -> Section:
     unreliable = any(result.verdict == "held_out disagrees" for report in reports for result in report.results)
     return Section(
         "Layers dropped",
-        grid=Grid((DELTA, *tasks), tuple(rows), {DELTA: LONGEST_NAME}, tuple(tasks)),
+        grid=Grid((DELTA, *tasks), tuple(rows), {DELTA: NAME_WIDTH}, tuple(tasks)),
         legend=(
-            "Number of layers dropped from the model while the score stays within the loss of the first column, in "
-            "points.",
-            *((f"{UNRELIABLE} not on the held-out examples: do not rely on it.",) if unreliable else ()),
+            "The number of layers that can be dropped from the model within the loss in the first column, in points.",
+            *((f"{UNRELIABLE} the held-out examples disagree: do not rely on it.",) if unreliable else ()),
         ),
     )
 
@@ -56,14 +55,14 @@ def _saved(reports: Sequence[Report]) -> Section:
             rows.append((report.task, "0", "", points(0.0), count(baseline.parameters), "1.00", NO_VALUE))
             rows += [_saved_row(report, result) for result in distinct_answers(report)]
     headers = ("task", "drop", "kept", "loss", "param.", "fine-tuning speedup", "inference time")
-    widths = {"task": LONGEST_NAME, "kept": 13, "fine-tuning speedup": 11, "inference time": 9}
+    widths = {"task": NAME_WIDTH, "kept": 13, "fine-tuning speedup": 11, "inference time": 9}
     return Section(
-        "What it saves",
+        "Savings",
         grid=Grid(headers, tuple(rows), widths, headers[3:]),
         legend=(
-            "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: how many times as fast "
-            "as the full model.",
-            f"inference time: what is saved ({SAVED}) of the full model's, of the largest batch that was timed.",
+            "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: the full model's time "
+            "divided by this model's.",
+            f"inference time: the share of the full model's that is saved ({SAVED}), for the largest batch measured.",
         ),
     )
 
@@ -85,29 +84,29 @@ def _saved_row(report: Report, result: Result) -> tuple[str, ...]:
 
 
 def _by_model(reports: Sequence[Report]) -> Iterator[tuple[str, list[Report]]]:
-    """The studies of each model and method, one per task; a second study of one task stands for itself."""
+    """The studies of each model and method, one per task; further studies of a task form a group of their own."""
     groups: dict[str, list[list[Report]]] = {}
     for report in reports:
-        turns = groups.setdefault(report.treated_model, [])
-        for studies in turns:
+        model_groups = groups.setdefault(report.treated_model, [])
+        for studies in model_groups:
             if all(other.task != report.task for other in studies):
                 studies.append(report)
                 break
         else:
-            turns.append([report])
-    for model, turns in groups.items():
-        for studies, name in zip(turns, _told_apart(turns), strict=True):
+            model_groups.append([report])
+    for model, model_groups in groups.items():
+        for studies, name in zip(model_groups, _group_names(model_groups), strict=True):
             yield f"{model} ({name})" if name else model, studies
 
 
-def _told_apart(turns: Sequence[Sequence[Report]]) -> list[str]:
-    """In what the recipes of the first studies differ; the studies' own names where they do not. Nothing for one."""
-    if len(turns) == 1:
+def _group_names(groups: Sequence[Sequence[Report]]) -> list[str]:
+    """The fields in which the recipes of the first studies differ, or else the studies' names; empty for one group."""
+    if len(groups) == 1:
         return [""]
-    recipes = [studies[0].recipe for studies in turns]
+    recipes = [studies[0].recipe for studies in groups]
     differing = [name for name in recipes[0] if any(recipe.get(name) != recipes[0][name] for recipe in recipes)]
     names = [pairs({name: recipe.get(name) for name in differing}) for recipe in recipes]
-    return names if len(set(names)) == len(names) else [studies[0].study for studies in turns]
+    return names if len(set(names)) == len(names) else [studies[0].study for studies in groups]
 
 
 def _answer(report: Report, delta: float) -> Result | None:
@@ -120,19 +119,18 @@ def _dropped_cell(result: Result | None) -> str:
     return f"{len(result.dropped)}{UNRELIABLE if result.verdict == 'held_out disagrees' else ''}"
 
 
-def beside(reports: Sequence[Report]) -> Section:
-    """The baseline, the answers and the reference models of every report that has any, the best score first."""
+def reference_section(reports: Sequence[Report]) -> Section:
+    """The baseline, then answers and reference models by score, of every report that has reference models."""
     headers = ("task", "model", "layers", "param.", "saved", "score", "loss (at most)", "seeds")
     rows = tuple(row for report in reports if report.references for row in _reference_rows(report))
-    widths = {"task": LONGEST_TASK, "model": LONGEST_MODEL, "layers": 8, "score": 8, "loss (at most)": 8}
+    widths = {"task": TASK_WIDTH, "model": MODEL_WIDTH, "layers": 8, "score": 8, "loss (at most)": 8}
     return Section(
-        "Beside other models",
+        "Comparison with other models",
         grid=Grid(headers, rows, widths, ("param.", "saved", "score", "loss (at most)", "seeds")),
         legend=(
-            "Every model fine-tuned whole or with the layers named, by the same recipe, on the same examples, with the "
-            "same seeds: the full model, then the best score first. score: the mean on certification.",
-            "saved, loss: against the first model's full depth; in brackets what the loss is at most, at the study's "
-            "confidence.",
+            "All are fine-tuned by the same recipe, on the same examples, with the same seeds: the full model, then "
+            "the others by their score. score: the mean on certification.",
+            "saved, loss: against the full model. In brackets the upper bound of the loss, at the study's confidence.",
         ),
     )
 
@@ -157,7 +155,7 @@ def _reference_rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _model_and_layers(report: Report, each: Result | Reference) -> tuple[str, str]:
-    """The model and its layers."""
+    """The cells ``model`` and ``layers``."""
     if isinstance(each, Result):
         return report.model, f"{each.depth} ({compact_indices(each.kept)})"
     return each.model, str(each.layers_total)

@@ -62,7 +62,7 @@ class InferencePoint:
 
 @dataclass(frozen=True)
 class ThroughputPoint:
-    """How fast a model reads ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
+    """How fast a model predicts ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
 
     ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
     """
@@ -95,7 +95,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Rejected:
-    """The smaller layer set that came nearest to holding, and why it did not.
+    """The smaller layer set that missed delta by least, and why it did not hold.
 
     ``missed_by`` is in points: how far its degradation, or the upper bound of it, lies above delta.
     ``degradation`` is None when it could not be trained.
@@ -112,12 +112,11 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Slice:
-    """Examples that have their label or about their length in common.
+    """The examples of one label, or of about the same length.
 
-    ``baseline`` and ``score`` are means over seeds of the share that was answered rightly, in points, or for a
-    regression task of the absolute error, in units of the label. ``worse`` is by how much the smaller model does
-    worse (fewer points, a larger error), from ``low`` to ``high`` with 95 % confidence; None where one seed shows
-    no spread.
+    ``baseline`` and ``score`` are means over seeds: of the accuracy, in points, or for a regression task of the
+    absolute error, in units of the label. ``worse`` is the difference to the disadvantage of the smaller model (fewer
+    points, a larger error), with its 95 % interval from ``low`` to ``high``; None with one seed.
     """
 
     by: Literal["label", "length"]
@@ -136,7 +135,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Direction:
-    """A share of all examples: those that the baseline called ``before`` and the smaller model calls ``after``."""
+    """The share of all examples that the baseline labels ``before`` and the smaller model labels ``after``."""
 
     before: str
     after: str
@@ -145,9 +144,9 @@ class Direction:
 
 @dataclass(frozen=True)
 class Flip:
-    """An example that the baseline and the smaller model answer otherwise, whatever the seed.
+    """An example whose prediction differs between the baseline and the smaller model with every seed.
 
-    ``texts`` are shortened and as the tokenizer gives them back; ``label`` is the right answer.
+    ``texts`` are decoded tokens, shortened; ``label`` is the true label.
     """
 
     texts: tuple[str, ...]
@@ -158,10 +157,10 @@ class Flip:
 
 @dataclass(frozen=True)
 class PredictionChanges:
-    """Where a smaller model got worse, and how often it answers otherwise than the baseline with the same seed.
+    """Where a smaller model is worse, and how often its prediction differs from the baseline's with the same seed.
 
-    ``churn`` is the share of the examples whose answer differs, the mean over seeds; ``churn_between_seeds`` that of
-    two baselines that differ in their seed alone: what would change anyhow. ``lost`` of ``churn`` went from right to
+    ``churn`` is the share of examples whose prediction differs, the mean over seeds; ``churn_between_seeds`` the same
+    between two baselines that differ only in the seed. ``lost`` is the part of ``churn`` that changed from right to
     wrong, ``won`` from wrong to right. For a regression task the first two are the mean absolute difference of two
     predictions, in units of the label, and the last two None.
     """
@@ -184,9 +183,8 @@ class Result:
 
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
-    ``exported_seed`` names the confirmation that an export is made of: the one with the median score. ``binding`` says
-    which limits keep a smaller set from being the answer, where that is so. ``changes`` says where the set got worse;
-    None for the full model.
+    ``exported_seed`` is the seed of the confirmation with the median score, which is exported. ``binding`` names the
+    limits that rule out a smaller set, if any do. ``changes`` says where the set is worse; None for the full model.
     """
 
     delta: float
@@ -248,7 +246,7 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One evaluation; ``rung`` is the fraction of the full recipe it was given."""
+    """One evaluation; ``rung`` is the fraction of the full recipe that it ran."""
 
     kept: tuple[int, ...]
     rung: float
@@ -262,11 +260,11 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class Cost:
-    """What the study took. One equivalent is the arithmetic of one full fine-tune of the full-depth model.
+    """The cost of the study. One equivalent is the arithmetic of one full fine-tune of the full-depth model.
 
     ``unavoidable_equivalents``: the baseline and each distinct answer, over all seeds. ``reused`` counts evaluations
-    that were taken from an earlier search instead of being run. ``equivalents_per_fine_tune``: one full fine-tune of
-    the full model with its scoring, which is a little more than 1.
+    that an earlier search had run. ``equivalents_per_fine_tune``: one full fine-tune of
+    the full model including its scoring, a little more than 1.
     """
 
     fine_tunes: int
@@ -281,7 +279,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The smallest delta (a fraction) that this much data and this many seeds can certify, if it is known."""
+    """The smallest delta (a fraction) that these data and seeds can certify; None where none can be certified."""
 
     smallest_certifiable_delta: float | None
     explanation: str
@@ -289,11 +287,11 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Reference:
-    """Another model, fine-tuned whole by the study's recipe, on its examples, with its baseline's seeds.
+    """A reference model: all its layers, fine-tuned by the study's recipe, on its examples, with its baseline's seeds.
 
     As DistilBERT beside BERT-6 in *Poor Man's BERT*, Table 4. ``score``, ``std`` and ``degradation`` are on
-    certification. What it loses is against the study's baseline, seed by seed (negative where it scores better), and
-    so is ``parameters_saved`` (negative where it is larger).
+    certification. ``degradation`` is against the study's baseline, seed by seed (negative where the reference scores
+    better), and so is ``parameters_saved`` (negative where the reference is larger).
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What the layers of a finished study's model show by themselves, held against what the search found by trying."""
+"""Compare what is measured of single layers (probes, similarities) with what the trials of a study show."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.report import Report
 
 SCHEMA_VERSION = 1
-# Fewer screens than this say nothing about single layers.
-FEWEST_SCREENS = 6
+# With fewer screens the surrogate says nothing about single layers.
+MIN_SCREENS = 6
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """For one delta (a fraction), the depth at which the probes come within it, beside the study's answer.
+    """For one delta (a fraction), the depth that the probes suggest, beside the study's answer.
 
-    ``lost`` are the points that the lowest ``depth`` layers lost where the study measured them; ``confirmed`` whether
-    in full.
+    ``lost`` are the points that the lowest ``depth`` layers lost, None if the study did not measure them;
+    ``confirmed`` if it measured them in full.
     """
 
     delta: float
@@ -44,8 +44,10 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Spearman's rank correlation, over ``layers`` layers, of a measure with what the layers cost; ``chance`` is its
-    two-sided p-value. None where the measure is the same for all."""
+    """Spearman's rank correlation, over ``layers`` layers, between a measure and the cost of dropping the layer.
+
+    ``chance`` is its two-sided p-value. Both are None where the measure is constant or the layers are too few.
+    """
 
     measure: str
     layers: int
@@ -55,8 +57,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``costs`` are the points that the study expects the model to lose in full without each layer, None for a layer
-    that no measured set lacks; there are none where the study screened too few sets."""
+    """The layer-wise measurements of a study's full model, beside what the study found.
+
+    ``costs`` are the points that the model is expected to lose without each layer, None for a layer that every
+    measured set keeps. ``costs`` is None if the study screened too few sets.
+    """
 
     study: str
     task: str
@@ -75,7 +80,7 @@ class Inspection:
 
 
 def inspection(report: Report, layerwise: LayerMeasurements) -> Inspection:
-    """What was measured of the layers, and what the study's trials say to it."""
+    """Combine the measurements of the layers with the answers and trials of the study."""
     costs = layer_costs(report)
     return Inspection(
         study=report.study,
@@ -91,36 +96,36 @@ def inspection(report: Report, layerwise: LayerMeasurements) -> Inspection:
 
 
 def probed_depth(probes: Sequence[float], delta: float) -> int:
-    """The first layer after which a probe is within ``delta`` (points) of the last one, counted from 1."""
+    """The smallest depth whose probe is within ``delta`` (points) of the last probe."""
     return next(depth for depth in range(1, len(probes)) if probes[-1] - probes[depth] <= delta)
 
 
 def layer_costs(report: Report) -> tuple[float | None, ...] | None:
-    """Points that the model is expected to lose in full without each layer, by the search's own surrogate."""
+    """Points that the model is expected to lose in full without each layer, by the surrogate of the search."""
     total = report.layers_total
     history = [
         Trial(TrialKey(LayerSet(row.kept, total), row.rung, row.seed), row.split, row.state, row.score)  # type: ignore[arg-type]
         for row in report.trials
     ]
-    short = [trial for trial in history if trial.split == "selection"]
-    if not short:
+    screened = [trial for trial in history if trial.split == "selection"]
+    if not screened:
         return None
-    seed = Counter(trial.key.seed for trial in short).most_common(1)[0][0]
-    screens = Screens(history, total, min(trial.rung for trial in short), seed)
+    seed = Counter(trial.key.seed for trial in screened).most_common(1)[0][0]
+    screens = Screens(history, total, min(trial.rung for trial in screened), seed)
     judged = [trial for trial in screens.trials if not trial.layers.is_full and trial.state == "complete"]
-    if len(judged) < FEWEST_SCREENS:
+    if len(judged) < MIN_SCREENS:
         return None
     full = LayerSet.full(total)
     seeds = [trial.key.seed for trial in history if trial.split == "certification" and trial.layers == full]
     confirmations = Confirmations(history, total, seeds)
-    question = SearchProblem(
+    problem = SearchProblem(
         total=total,
         tolerance=screens.tolerance(0.0),
         full_runs=confirmations.full_runs,
         seed_sd=confirmations.seed_sd,
         seeds=len(seeds),
     )
-    expected, _ = question.surrogate(judged).predict([full.drop(index) for index in full.kept])
+    expected, _ = problem.surrogate(judged).predict([full.drop(index) for index in full.kept])
     dropped = {index for trial in judged for index in trial.layers.dropped}
     return tuple(float(lost) if index in dropped else None for index, lost in enumerate(expected))
 
@@ -165,5 +170,5 @@ def _agreements(layerwise: LayerMeasurements, costs: Sequence[float | None]) -> 
         if len({value for value, _ in pairs}) < 2 or len(pairs) < 3:
             yield Agreement(name, len(pairs), None, None)
         else:
-            found = stats.spearmanr(*zip(*pairs, strict=True))
-            yield Agreement(name, len(pairs), float(found.statistic), float(found.pvalue))
+            result = stats.spearmanr(*zip(*pairs, strict=True))
+            yield Agreement(name, len(pairs), float(result.statistic), float(result.pvalue))

@@ -1,4 +1,4 @@
-"""What text is laid out from: tables of cells, and sections around them that every format renders in its own way."""
+"""Sections and tables: the form in which reports reach the renderers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of cells. Columns of numbers are named in ``right``; ``widths`` limits some where the page is narrow."""
+    """A table of cells. ``right`` names the right-aligned columns; ``widths`` limits columns in a terminal."""
 
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -18,7 +18,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page, in this order: facts (name and value), paragraphs, a table, its legend, code."""
+    """One part of a report, in this order: facts (name and value), paragraphs, a table, its legend, code."""
 
     title: str
     facts: tuple[tuple[str, str], ...] = ()

@@ -1,4 +1,4 @@
-"""What the trials of a report show, set by set: what plots draw, and the answer for any delta read off it."""
+"""The measured layer sets of a report: each with its loss, the best by depth and by strategy, answers for any delta."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from budget_search.layer_search.strategies.problem import SearchProblem
 from budget_search.report.entries import Result
 from budget_search.report.report import Report
 
-READ_OFF = tuple(step / 200 for step in range(1, 11))
-"""The deltas, 0.5 to 5 points, that are read off the frontier."""
+FRONTIER_DELTAS = tuple(step / 200 for step in range(1, 11))
+"""The deltas, 0.5 to 5 points, for which ``answers_by_delta`` gives an answer."""
 
 
 @dataclass(frozen=True)
 class MeasuredSet:
-    """A layer set, its mean score and what it lost against the full model with the same recipe and seeds, in points.
+    """A layer set, its mean score and its loss against the full model with the same recipe and seeds, in points.
 
-    ``std`` is over the seeds, of the paired losses; None with one seed. ``confirmed``: the full recipe with all of
-    the baseline's seeds. ``collapsed``: some of its runs predicted one class only.
+    ``std`` is the standard deviation of the paired losses over the seeds; None with one seed. ``confirmed``: the full
+    recipe with all of the baseline's seeds. ``collapsed``: some of its runs predicted only one class.
     """
 
     kept: tuple[int, ...]
@@ -38,9 +38,9 @@ class MeasuredSet:
 
 
 def measured_sets(report: Report) -> list[MeasuredSet]:
-    """Every smaller set that has a score, by the longest fine-tune it was given; by depth, then layers.
+    """Every smaller set that has a score, by its longest fine-tune; sorted by depth, then layers.
 
-    A loss is against the baseline's scores with the same part of the recipe, on the same split.
+    A loss is against the baseline at the same rung, on the same split.
     """
     scores: dict[tuple[float, bool], dict[tuple[int, ...], dict[int, float]]] = {}
     collapsed = set()
@@ -51,7 +51,7 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
                 collapsed.add((stage, trial.kept))
             scores.setdefault(stage, {}).setdefault(trial.kept, {})[trial.seed] = trial.score
     full = tuple(range(report.layers_total))
-    found: dict[tuple[int, ...], MeasuredSet] = {}
+    measured: dict[tuple[int, ...], MeasuredSet] = {}
     for stage, by_set in sorted(scores.items()):
         rung, certification = stage
         baseline = by_set.pop(full, {})
@@ -61,64 +61,64 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
                 std = statistics.stdev(lost) if len(lost) > 1 else None
                 confirmed = certification and by_seed.keys() >= baseline.keys()
                 score = statistics.fmean(by_seed.values())
-                found[kept] = MeasuredSet(
+                measured[kept] = MeasuredSet(
                     kept, rung, score, statistics.fmean(lost), std, confirmed, (stage, kept) in collapsed
                 )
-    return sorted(found.values(), key=lambda measured: (measured.depth, measured.kept))
+    return sorted(measured.values(), key=lambda each: (each.depth, each.kept))
 
 
 def best_by_depth(sets: list[MeasuredSet]) -> list[MeasuredSet]:
-    """Of each depth the set that lost least, of confirmed ones where there are any; deepest first."""
+    """The set of each depth that lost least, among the confirmed ones if there are any; deepest first."""
     best: dict[int, MeasuredSet] = {}
-    for measured in sorted(_telling(sets), key=lambda each: (not each.confirmed, each.lost, each.kept)):
+    for measured in sorted(_informative(sets), key=lambda each: (not each.confirmed, each.lost, each.kept)):
         best.setdefault(measured.depth, measured)
     return [best[depth] for depth in sorted(best, reverse=True)]
 
 
-def _telling(sets: list[MeasuredSet]) -> list[MeasuredSet]:
-    """A collapsed run that nobody confirmed says that it was too short, not what its layers are worth."""
+def _informative(sets: list[MeasuredSet]) -> list[MeasuredSet]:
+    """Without collapsed screens: a collapse in a short fine-tune says little about the layers."""
     return [each for each in sets if each.confirmed or not each.collapsed]
 
 
 def families(report: Report, sets: list[MeasuredSet]) -> dict[str, list[MeasuredSet]]:
-    """The sets that a family of the paper would have named, by family, deepest first; a family of one is none."""
-    known = {measured.kept: measured for measured in _telling(sets)}
-    found = {}
+    """The measured sets of each of the paper's families, deepest first; families with fewer than two are left out."""
+    known = {each.kept: each for each in _informative(sets)}
+    measured = {}
     for name, family in FAMILIES.items():
         layers = (family(report.layers_total, dropped) for dropped in range(1, report.layers_total))
         members = [known[each.kept] for each in layers if each is not None and each.kept in known]
         if len(members) > 1:
-            found[name] = members
-    return found
+            measured[name] = members
+    return measured
 
 
 def strategy_sets(report: Report) -> dict[str, list[MeasuredSet]]:
-    """What every strategy would have proposed, by strategy, deepest first, as far as it was measured.
+    """The measured sets that each strategy would propose, deepest first.
 
-    The families of the paper, contribution-based dropping where the layers' similarities are known, and greedy
-    elimination as far as every step of it was measured.
+    The strategies are the paper's families, contribution-based dropping if the layers' similarities are known, and
+    greedy elimination as far as all its choices were measured.
     """
     sets = measured_sets(report)
-    known = {measured.kept: measured for measured in sets}
-    found = families(report, sets)
+    known = {each.kept: each for each in sets}
+    measured = families(report, sets)
     proposed = {"contribution": _by_contribution(report), "greedy": greedy_chain(report)}
     for name, chain in proposed.items():
         if members := [known[layers.kept] for layers in chain if layers.kept in known]:
-            found[name] = sorted(members, key=lambda measured: -measured.depth)
-    return found
+            measured[name] = sorted(members, key=lambda each: -each.depth)
+    return measured
 
 
 def _by_contribution(report: Report) -> list[LayerSet]:
     if report.similarities is None:
         return []
-    question = SearchProblem(report.layers_total, Tolerance(0.0, {}), similarities=report.similarities)
-    return contribution([], question)
+    problem = SearchProblem(report.layers_total, Tolerance(0.0, {}), similarities=report.similarities)
+    return contribution([], problem)
 
 
-def one_seed(report: Report) -> tuple[dict[LayerSet, float], dict[LayerSet, float]]:
-    """Points that sets lost in one run each: those run in full, with the baseline's first seed, and those screened.
+def single_seed_losses(report: Report) -> tuple[dict[LayerSet, float], dict[LayerSet, float]]:
+    """Points lost with one seed: by full runs with the baseline's first seed, and by screens, each by layer set.
 
-    A screened set counts by its longest screen. The full model is in neither.
+    Of a set with several screens the longest counts. The full model is in neither.
     """
     total, full = report.layers_total, tuple(range(report.layers_total))
     scores = {(row.split, row.rung, row.seed, row.kept): row.score for row in report.trials if row.score is not None}
@@ -136,14 +136,14 @@ def one_seed(report: Report) -> tuple[dict[LayerSet, float], dict[LayerSet, floa
 
 
 def greedy_chain(report: Report) -> list[LayerSet]:
-    """The sets that greedy elimination steps through, one layer less each, as far as every choice was measured.
+    """The sets that greedy elimination chooses, one layer fewer each, as far as all its choices were measured.
 
-    A step compares runs of one kind: all in full, or else all screens.
+    A step compares runs of one kind: full runs, or else screens.
     """
     chain: list[LayerSet] = []
     layers = LayerSet.full(report.layers_total)
     while children := list(layers.smaller()):
-        kind = next((lost for lost in one_seed(report) if all(child in lost for child in children)), None)
+        kind = next((lost for lost in single_seed_losses(report) if all(child in lost for child in children)), None)
         if kind is None:
             break
         layers = min(children, key=lambda child: (kind[child], child))
@@ -152,10 +152,10 @@ def greedy_chain(report: Report) -> list[LayerSet]:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What the frontier shows for a range of deltas (fractions): the smallest set that was confirmed within it.
+class DeltaRange:
+    """The smallest confirmed set within every delta (a fraction) from ``low`` to ``high``.
 
-    ``confirmed`` None is the full model. ``screened`` is a smaller set that was within it on a short fine-tune alone.
+    ``confirmed`` is None for the full model. ``screened`` is a smaller set that is within these deltas by a screen.
     """
 
     low: float
@@ -164,27 +164,27 @@ class Reading:
     screened: MeasuredSet | None
 
 
-def readings(report: Report) -> list[Reading]:
-    """For every delta of ``READ_OFF``, neighbours with the same answer as one."""
+def answers_by_delta(report: Report) -> list[DeltaRange]:
+    """The answers for ``FRONTIER_DELTAS``; neighbours with the same answer form one range."""
     best = best_by_depth(measured_sets(report))
-    merged: list[Reading] = []
-    for delta in READ_OFF:
+    merged: list[DeltaRange] = []
+    for delta in FRONTIER_DELTAS:
         within = [each for each in best if each.lost <= 100 * delta]
         confirmed = min((each for each in within if each.confirmed), key=lambda each: each.depth, default=None)
         shallower = (each for each in within if confirmed is None or each.depth < confirmed.depth)
         screened = min(shallower, key=lambda each: each.depth, default=None)
         last = merged[-1] if merged else None
         if last and (last.confirmed, last.screened) == (confirmed, screened):
-            merged[-1] = Reading(last.low, delta, confirmed, screened)
+            merged[-1] = DeltaRange(last.low, delta, confirmed, screened)
         else:
-            merged.append(Reading(delta, delta, confirmed, screened))
+            merged.append(DeltaRange(delta, delta, confirmed, screened))
     return merged
 
 
 def distinct_answers(report: Report) -> list[Result]:
-    """The smaller answers, each once, by the delta; where several deltas have one, the smallest's."""
-    found: dict[tuple[int, ...], Result] = {}
+    """The smaller answers in the order of their deltas; each layer set once, with its smallest delta."""
+    answers: dict[tuple[int, ...], Result] = {}
     for result in sorted(report.results, key=lambda result: result.delta):
         if not result.is_full:
-            found.setdefault(result.kept, result)
-    return list(found.values())
+            answers.setdefault(result.kept, result)
+    return list(answers.values())

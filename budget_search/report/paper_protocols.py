@@ -1,4 +1,4 @@
-"""What the papers' own ways of searching would cost on a study's task and model, and what they would have answered."""
+"""The search protocols of the papers on a study's task and model: their cost, and the answers they would give."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from budget_search.core.formatting import plural, points, tolerance
 from budget_search.core.layers import LayerSet, compact_indices, top
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import greedy_chain, one_seed
+from budget_search.report.measured_sets import greedy_chain, single_seed_losses
 from budget_search.report.report import Report
 
 NOT_MEASURED = "not measured"
@@ -16,7 +16,7 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class ProtocolAnswer:
-    """What a protocol answers for a delta; ``lost`` in points, ``short`` when a screen had to stand for a full run."""
+    """A protocol's answer for a delta; ``lost`` in points, ``short`` if a screen stands in for a full run."""
 
     layers: LayerSet
     lost: float
@@ -25,9 +25,9 @@ class ProtocolAnswer:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way of searching, its price in full fine-tune equivalents, and its answer per delta (a fraction).
+    """A search protocol, its cost in full fine-tune equivalents, and its answer per delta (a fraction).
 
-    An answer is None where the study did not measure all that the protocol would have looked at.
+    An answer is None where the study did not measure all sets that the protocol would compare.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Protocol:
 
 
 def protocols(report: Report) -> list[Protocol]:
-    """The scan of every depth from the top (Poor Man's BERT, 4.1), greedy-layer pruning down to the smallest answer
-    (Peer et al., 2021), both in full with one seed, and the study itself; none for a report that lacks the price of a
-    fine-tune.
+    """Two protocols of the papers and the study itself; empty for an old report without the cost of a fine-tune.
 
-    The first two are arithmetic: so many fine-tunes, each as dear as its share of the layers.
+    The scan fine-tunes every depth from the top (Poor Man's BERT, 4.1); greedy-layer pruning (Peer et al., 2021) goes
+    down to the smallest answer. Both use one seed and the full recipe. Their cost is arithmetic: a fine-tune costs its
+    share of the layers.
     """
     if report.cost.equivalents_per_fine_tune is None:
         return []
@@ -49,8 +49,8 @@ def protocols(report: Report) -> list[Protocol]:
     smallest = min((result.depth for result in report.results), default=total)
     deltas = [result.delta for result in report.results]
     return [
-        _priced(report, "every depth from the top", scanned_depths(total), _scan_answers(report, deltas)),
-        _priced(
+        _protocol(report, "every depth from the top", scanned_depths(total), _scan_answers(report, deltas)),
+        _protocol(
             report,
             f"greedy down to {plural(min(smallest, total - 1), 'layer')}",
             greedy_depths(total, min(smallest, total - 1)),
@@ -74,12 +74,12 @@ def scanned_depths(total: int) -> list[int]:
 
 
 def greedy_depths(total: int, depth: int) -> list[int]:
-    """The depth of every fine-tune of greedy elimination down to ``depth``: the full model, then in every round one
-    fine-tune for each layer that is left."""
+    """The depth of every fine-tune of greedy elimination down to ``depth``: the full model, then one fine-tune per
+    remaining layer in every round."""
     return [total, *(left for left in range(total - 1, depth - 1, -1) for _ in range(left + 1))]
 
 
-def _priced(report: Report, name: str, depths: list[int], answers: Mapping[float, ProtocolAnswer | None]) -> Protocol:
+def _protocol(report: Report, name: str, depths: list[int], answers: Mapping[float, ProtocolAnswer | None]) -> Protocol:
     assert report.cost.equivalents_per_fine_tune is not None
     equivalents = report.cost.equivalents_per_fine_tune * sum(depths) / report.layers_total
     return Protocol(name, len(depths), equivalents, answers)
@@ -97,7 +97,7 @@ def _scan_answers(report: Report, deltas: Iterable[float]) -> dict[float, Protoc
 
 
 def _greedy_answers(report: Report, deltas: Iterable[float], smallest: int) -> dict[float, ProtocolAnswer | None]:
-    """Per delta the smallest set on the way down whose loss is within it."""
+    """Per delta the smallest set of the greedy chain whose loss is within it."""
     chain = [layers for layers in greedy_chain(report) if layers.depth >= min(smallest, report.layers_total - 1)]
     if not chain or chain[-1].depth > smallest:
         return dict.fromkeys(deltas)
@@ -107,28 +107,28 @@ def _greedy_answers(report: Report, deltas: Iterable[float], smallest: int) -> d
 def _first_within(
     report: Report, deltas: Iterable[float], smallest_first: list[LayerSet]
 ) -> dict[float, ProtocolAnswer | None]:
-    in_full, screened = one_seed(report)
+    in_full, screened = single_seed_losses(report)
     answers: dict[float, ProtocolAnswer | None] = {}
     for delta in deltas:
-        looked_short = False
+        short = False
         for layers in smallest_first:
             lost = in_full.get(layers, screened.get(layers))
-            looked_short |= layers not in in_full
+            short |= layers not in in_full
             if lost is None:
                 answers[delta] = None
                 break
             if lost <= 100 * delta:
-                answers[delta] = ProtocolAnswer(layers, lost, looked_short)
+                answers[delta] = ProtocolAnswer(layers, lost, short)
                 break
         else:
-            answers[delta] = ProtocolAnswer(LayerSet.full(report.layers_total), 0.0, looked_short)
+            answers[delta] = ProtocolAnswer(LayerSet.full(report.layers_total), 0.0, short)
     return answers
 
 
-def beside_the_papers(report: Report) -> Iterator[Section]:
-    """One section of a page, or none for an old report."""
-    told = protocols(report)
-    if not told:
+def protocol_sections(report: Report) -> Iterator[Section]:
+    """One section, or none for an old report."""
+    compared = protocols(report)
+    if not compared:
         return
     deltas = [result.delta for result in report.results]
     columns = tuple(f"for {tolerance(delta)}" for delta in deltas)
@@ -139,20 +139,20 @@ def beside_the_papers(report: Report) -> Iterator[Section]:
             f"{each.equivalents:.1f}",
             *(_cell(each.answers[delta]) for delta in deltas),
         )
-        for each in told
+        for each in compared
     )
     seeds = report.baseline.seeds
     yield Section(
-        "Price beside the papers' protocols",
+        "Cost beside the papers' protocols",
         grid=Grid(("protocol", "fine-tunes", "equivalents", *columns), rows, {}, ("fine-tunes", "equivalents")),
         legend=(
-            "equivalents: the work of so many full fine-tunes of the full model. The first two rows are arithmetic, "
-            "the full recipe and one seed for every set, nothing confirmed; the last was measured, for all allowed "
-            f"losses together, with {plural(seeds, 'seed')} for the baseline and every answer.",
+            "equivalents: full fine-tunes of the full model. The first two rows are arithmetic: the full recipe and "
+            "one seed for every set, and no confirmation. The last row was measured, for all allowed losses together, "
+            f"with {plural(seeds, 'seed')} for the baseline and every answer.",
             "every depth from the top: the scan of Poor Man's BERT (Sajjad et al., 2020). greedy: greedy-layer pruning "
             "(Peer et al., 2021).",
-            "for ...: the layers it would have kept and the points they lost, with one seed in the first two rows. ~ "
-            f"by short fine-tunes. {NOT_MEASURED}: this study did not run all that the protocol looks at.",
+            "for ...: the layers that the protocol would keep and the points they lost, with one seed in the first two "
+            f"rows. ~ by short fine-tunes. {NOT_MEASURED}: this study did not run all sets that the protocol compares.",
         ),
     )
 

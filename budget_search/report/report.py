@@ -3,7 +3,7 @@
 Units everywhere: scores, degradations and standard deviations are points (0-100), ``*_saved`` and shares are
 fractions (0-1), ``delta`` is a fraction of the metric's scale as on the command line (0.01 is one point), ``*_ms``
 and ``ms`` are milliseconds, ``*_seconds`` seconds. None means not measured or not defined, such as the standard
-deviation of one seed. Nothing is rounded in here; ``render`` does that.
+deviation of one seed. Nothing is rounded here; ``renderers`` round.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a study has to tell. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
+    """The result of a study. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
     ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
-    reader of the numbers must know. ``similarities`` are the cosines between every layer's output and its input,
-    where a search by contribution measured them. ``references`` are other models, set beside the answers; ``license``
-    is the model's own, in the words of its card on the hub, empty where that says nothing. ``folder`` is where the
-    study lies, for a report that was read from there.
+    reader of the numbers must know. ``similarities`` are the cosines between every layer's output and its input, if
+    strategy ``contribution`` measured them. ``references`` are reference models; ``license`` is that of the model, as
+    in its card on the hub, empty where the card names none. ``folder`` is the study's folder, for a report that was
+    read from there.
     """
 
     schema_version: int
@@ -81,7 +81,7 @@ class Report:
 
     @property
     def seeds(self) -> range:
-        """Those of the baseline and of every confirmation. Raises StudyError for a report that does not say."""
+        """The seeds of the baseline and of every confirmation. Raises StudyError for a report without them."""
         try:
             first, count = int(self.question["base_seed"]), int(self.question["seeds"])
         except KeyError:
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def treated_model(self) -> str:
-        """The model, and by which of the papers' methods it was fine-tuned, where by any."""
+        """The model, and the methods of the papers that it was fine-tuned with, if any."""
         method = {name: self.recipe[name] for name in METHODS if name in self.recipe}
         return f"{self.model}, {pairs(method)}" if method else self.model
 
@@ -103,13 +103,13 @@ class Report:
         return Limits.from_options(self.question)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps(..., allow_nan=False)``: what is not finite becomes None."""
+        """Plain values for ``json.dumps(..., allow_nan=False)``; numbers that are not finite become None."""
         fields: dict[str, Any] = to_plain(self)
         return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Report:
-        """Read what ``to_json`` wrote; keys it does not know are skipped. Raises StudyError."""
+        """Read what ``to_json`` wrote; unknown keys are skipped. Raises StudyError."""
         version = fields.get("schema_version") if isinstance(fields, Mapping) else None
         if version != SCHEMA_VERSION:
             raise StudyError(f"this report has schema version {version!r}, this program reads {SCHEMA_VERSION}")

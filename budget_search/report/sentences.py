@@ -1,4 +1,4 @@
-"""Sentences about an answer: what it keeps, loses and saves, and why no smaller set holds."""
+"""Sentences about an answer: which layers it keeps, what it loses and saves, and why no smaller set holds."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from budget_search.report.report import Report
 
 
 def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:
-    """The measurement that stands for all where there is room for one."""
+    """The measurement to show where there is room for one."""
     return max(inference, key=lambda point: (point.batch, point.length), default=None)
 
 
 def answer_sentence(report: Report, result: Result) -> str:
-    """The answer for one delta in one sentence; a second one only where the first must not be relied on."""
+    """The answer for one delta in one sentence; a second one if the answer is not confirmed."""
     task, model, limit = printable(report.task), printable(report.model), tolerance(result.delta)
     limited = f" within {report.limits.compact}" if report.limits.given else ""
     layers = f"{result.depth} of {model}'s {report.layers_total} layers ({compact_indices(result.kept)})"
     if result.verdict == "cannot be resolved":
         smallest = report.resolution.smallest_certifiable_delta
-        about = "" if smallest is None else f" (they can tell losses from about {tolerance(smallest)} upwards)"
+        about = "" if smallest is None else f" (they can certify about {tolerance(smallest)} or more)"
         sentence = (
             f"Whether {task} needs all of {model}'s {report.layers_total} layers to stay within {limit} cannot be "
-            f"resolved with these data{about}, so all of them stay."
+            f"resolved with these data{about}, so all layers are kept."
         )
     elif result.is_full:
         sentence = (
             f"{task} needs all of {model}'s {report.layers_total} layers to stay within {limit}: "
-            f"no smaller set that was measured{limited} held."
+            f"none of the smaller sets measured{limited} held."
         )
     elif result.verdict == "held_out disagrees":
         sentence = (
@@ -63,7 +63,7 @@ def _saved(result: Result) -> str:
 
 
 def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
-    """Sentences on the nearest smaller set: what it lost, by how much it missed, what would settle it."""
+    """Sentences on the smaller set that missed delta by least: what it lost, and what would settle it."""
     if rejected is None:
         return "No smaller set was measured."
     name = f"{plural(rejected.depth, 'layer')} ({compact_indices(rejected.kept)})"
@@ -84,22 +84,23 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
 
 
 def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
-    """Sentences on what the limits allow and what holds beyond them."""
-    sentences = [f"Nothing within the limits ({limits.compact}) holds."]
+    """Sentences on the best set within the limits, and on the smallest set that holds beyond them."""
+    sentences = [f"No set within the limits ({limits.compact}) holds."]
     if (best := bound.within) is not None:
         verb = "lost" if best.source == "confirmation" else "is expected to lose"
-        lost = f"The best of it, {_layers(best)}, {verb} {points(best.degradation)} points"
+        lost = f"The best of them, {_layers(best)}, {verb} {points(best.degradation)} points"
         more = best.degradation - 100 * delta
         sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not confirmed.")
     if (beyond := bound.beyond) is None:
-        sentences.append("Without them no smaller set is expected to hold either.")
+        sentences.append("Without the limits no smaller set is expected to hold either.")
     else:
         binding = " and ".join(f"{breach.option} {breach.allowed}" for breach in bound.breaches)
-        found = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]
+        sizes = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]
         verb = "lost" if beyond.source == "confirmation" else "are expected to lose"
-        which = f", {', '.join(found)}," if found else ""
+        rule_out = "rules out" if len(bound.breaches) == 1 else "rule out"
+        which = "".join(f", {size}" for size in sizes)
         sentences.append(
-            f"What binds is {binding}: {_layers(beyond)}{which} {verb} {points(beyond.degradation)} points."
+            f"{binding} {rule_out} {_layers(beyond)}{which}, which {verb} {points(beyond.degradation)} points."
         )
     return " ".join(sentences)
 

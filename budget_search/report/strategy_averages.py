@@ -14,7 +14,7 @@ from budget_search.report.report import Report
 
 BEST = "best measured"
 STRATEGIES = (*FAMILIES, "contribution", "greedy", BEST)
-# A terminal has room for all of them side by side when they are short.
+# Short, so that all columns fit into a terminal.
 HEADINGS = {
     "odd-alternate": "odd alt.",
     "even-alternate": "even alt.",
@@ -26,10 +26,10 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Average:
-    """Over those ``tasks`` for which a strategy's set with so many layers dropped was measured.
+    """The mean over those ``tasks`` that measured a strategy's set with this many layers dropped.
 
-    ``score`` and ``lost`` are means over the tasks, in points; a loss is against all layers given the same fine-tune.
-    ``short``: some of the tasks measured it in a short fine-tune alone.
+    ``score`` and ``lost`` are in points; a loss is against all layers at the same rung. ``short``: some of the tasks
+    measured the set in screens only.
     """
 
     strategy: str
@@ -42,8 +42,8 @@ class Average:
 
 @dataclass(frozen=True)
 class Averages:
-    """Of one model: the full model's mean score over all ``tasks``, and an average per strategy and number of dropped
-    layers, by strategy, then number."""
+    """One model: the mean score of all layers over all ``tasks``, and an average per strategy and number of dropped
+    layers."""
 
     model: str
     layers_total: int
@@ -53,7 +53,7 @@ class Averages:
 
 
 def averages(reports: Sequence[Report]) -> list[Averages]:
-    """One per model and method. Of several studies of a task the one counts that measured a set longest."""
+    """One per model and method. Of several studies of a task, the longest fine-tune of a set counts."""
     by_model: dict[tuple[str, int], list[Report]] = {}
     for report in reports:
         by_model.setdefault((report.treated_model, report.layers_total), []).append(report)
@@ -67,7 +67,7 @@ def _of_one_model(model: str, total: int, studies: Sequence[Report]) -> Averages
         for name, members in {**strategy_sets(report), BEST: best_by_depth(measured_sets(report))}.items():
             for each in members:
                 by_task = measured.setdefault((name, total - each.depth), {})
-                by_task[report.task] = _longer(each, by_task.get(report.task))
+                by_task[report.task] = _longest(each, by_task.get(report.task))
     return Averages(
         model,
         total,
@@ -91,8 +91,8 @@ def _place(strategy: str, dropped: int) -> tuple[int, int]:
     return STRATEGIES.index(strategy), dropped
 
 
-def _longer(one: MeasuredSet, other: MeasuredSet | None) -> MeasuredSet:
-    """What was measured longer; of equals what lost less."""
+def _longest(one: MeasuredSet, other: MeasuredSet | None) -> MeasuredSet:
+    """The measurement with the longer fine-tune; of equals, the smaller loss."""
     if other is None:
         return one
     return max(one, other, key=lambda each: (each.confirmed, each.rung, -each.lost))
@@ -121,7 +121,7 @@ def _sections(means: Averages) -> list[Section]:
         Section(
             f"Mean score of {title}",
             grid=grid("score", means.full_score),
-            legend=("Each in its task's own metric, in points, by the number of dropped layers.", *marks),
+            legend=("Each task in its own metric, in points, by the number of dropped layers.", *marks),
         ),
         Section(f"Mean points lost of {title}", grid=grid("lost", 0.0), legend=marks),
     ]
@@ -131,11 +131,11 @@ def _marks(means: Averages, columns: Sequence[str]) -> Iterator[str]:
     if shortened := [f"{HEADINGS[name]}: {name}" for name in columns if name in HEADINGS]:
         yield f"{', '.join(shortened)}."
     if any(len(each.tasks) < len(means.tasks) for each in means.means):
-        yield f"(n): measured for so many of the {len(means.tasks)} tasks only; its mean is over these."
+        yield f"(n): measured on n of the {len(means.tasks)} tasks only; the mean is over these."
     if any(each.short for each in means.means):
         yield (
-            "~ some in short fine-tunes alone: their scores are lower for that, their losses are against all layers "
-            "given the same."
+            "~ some in short fine-tunes only, which lowers the scores; the losses are against all layers with the same "
+            "fine-tune."
         )
 
 

@@ -1,4 +1,4 @@
-"""``budget-search doctor``: what a search would find on this machine."""
+"""``budget-search doctor``: the versions, devices and caches that a search would use on this machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def doctor_table() -> str:
-    """What a search would find on this machine."""
+    """One line per version, device and cache."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from tabulate import tabulate
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from budget_search.cli.options import add_studies_dir, delta_argument
-from budget_search.cli.output import DEFAULT_STUDIES
+from budget_search.cli.options import add_studies_dir, delta_argument, studies_dir
 from budget_search.core.errors import UsageError
 from budget_search.core.paths import require_valid_path
 
@@ -28,8 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
     parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it to the hub, as name or org/name")
-    parser.add_argument("--private", action="store_true", help="for nobody else to see")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the model brings")
+    parser.add_argument("--private", action="store_true", help="make the uploaded repository private")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add_studies_dir(parser)
 
 
@@ -47,20 +46,21 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if repository is not None:
         require_pushable(repository)
     elif arguments.private:
-        raise UsageError("--private says who sees what --push-to-hub uploads; name that too")
-    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
+        raise UsageError("--private needs --push-to-hub REPO, which it makes private")
+    folder = find_study(arguments.study, studies_dir(arguments))
     report = report_for(folder, tuple(arguments.delta))
     trust = arguments.trust_remote_code
-    export_and_tell(folder, report, arguments.delta[0], Path(arguments.output), name=repository, trust=trust)
+    export_and_report(folder, report, arguments.delta[0], Path(arguments.output), name=repository, trust=trust)
     if repository is not None:
         address = push(Path(arguments.output), repository, private=arguments.private)
         print(f"uploaded to {address}", file=sys.stderr)
     return 0
 
 
-def export_and_tell(
+def export_and_report(
     folder: StudyFolder, report: Report, delta: float, output: Path, *, trust: bool, name: str | None = None
 ) -> None:
+    """Export an answer, and print to stderr how the export was checked."""
     from budget_search.app.export_answer import export_answer
 
     exported = export_answer(folder, report, delta, output, name, trust_remote_code=trust)

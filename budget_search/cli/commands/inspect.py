@@ -1,4 +1,4 @@
-"""``budget-search inspect``: what every layer of a study's model knows, and whether that predicts the answer."""
+"""``budget-search inspect``: layer-wise probes and similarities of a study's model, compared with its answers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from budget_search.cli.options import add_studies_dir
-from budget_search.cli.output import DEFAULT_STUDIES, save_plots, write_text
+from budget_search.cli.options import add_studies_dir, studies_dir
 from budget_search.core.paths import require_valid_path
 
-HELP = "what every layer of a study's fine-tuned model knows, and how far fine-tuning moved it"
+HELP = "layer-wise probes and similarities of a study's fine-tuned model"
 DESCRIPTION = (
     "Layer-wise probes and similarities of a finished study's full model, and whether they predict what its search "
     "found. STUDY is a study's name, the unique beginning of one, or a path."
@@ -20,30 +19,30 @@ FORMATS = ("table", "markdown", "json")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
-    parser.add_argument("--model", help="the pre-trained model, where the study's name for it does not find it")
+    parser.add_argument("--model", help="the pre-trained model, if the name in the study does not locate it")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--output", metavar="DIR", help="also write text, JSON and pictures (PNG, SVG) there")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that a model brings")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     add_studies_dir(parser)
 
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.app.inspect_study import inspect_study
+    from budget_search.cli.commands.report import save_plots, write_text
     from budget_search.cli.progress import Console
     from budget_search.report.renderers.inspection import render_inspection
     from budget_search.storage.study_folder import find_study
 
     require_valid_path("STUDY", arguments.study)
     require_valid_path("--output", arguments.output)
-    folder = find_study(arguments.study, arguments.studies_dir or DEFAULT_STUDIES)
-    found = inspect_study(folder, Console(), model=arguments.model, trust_remote_code=arguments.trust_remote_code)
+    folder = find_study(arguments.study, studies_dir(arguments))
+    inspection = inspect_study(folder, Console(), model=arguments.model, trust_remote_code=arguments.trust_remote_code)
     if arguments.output:
-        from budget_search.report.plots.figures import drawn
-        from budget_search.report.plots.layer_plots import LAYER_PICTURES
+        from budget_search.report.plots.layer_plots import draw_inspection
 
         output = Path(arguments.output)
-        save_plots(drawn(LAYER_PICTURES, found), output, "--output")
+        save_plots(draw_inspection(inspection), output, "--output")
         for form, name in (("markdown", "inspection.md"), ("json", "inspection.json")):
-            write_text(output / name, render_inspection(found, form), "--output")
-    print(render_inspection(found, arguments.format), flush=True)
+            write_text(output / name, render_inspection(inspection, form), "--output")
+    print(render_inspection(inspection, arguments.format), flush=True)
     return 0

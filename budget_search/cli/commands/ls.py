@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from budget_search.cli.options import add_studies_dir
-from budget_search.cli.output import DEFAULT_STUDIES
+from budget_search.cli.options import add_studies_dir, studies_dir
 from budget_search.core.config import RECIPES
 from budget_search.core.errors import StudyError
 from budget_search.core.formatting import pairs, printable, tolerance
@@ -23,32 +22,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
-    print(studies_table(arguments.studies_dir or DEFAULT_STUDIES))
+    print(studies_table(studies_dir(arguments)))
     return 0
 
 
-def studies_table(studies_dir: str) -> str:
+def studies_table(folder: str) -> str:
     """One line per study."""
     from tabulate import tabulate
 
     from budget_search.storage.study_folder import study_paths
 
-    rows = [_study_row(path) for path in study_paths(studies_dir)]
+    rows = [_study_row(path) for path in study_paths(folder)]
     if not rows:
-        return f"There are no studies in {studies_dir}. Begin one: budget-search --task demo --model demo"
+        return f"There are no studies in {folder}. Start one: budget-search --task demo --model demo"
     headers = ("study", "task", "model", "recipe", "trials", "state", "best answer")
     return tabulate(rows, headers=headers, tablefmt="simple")
 
 
 def _study_row(path: Path) -> Iterator[str]:
-    """Name, task, model, recipe, trials, state, best answer; a damaged study is shown as such."""
+    """Name, task, model, recipe, trials, state, best answer; for a damaged study, what is damaged."""
     from budget_search.app.study_report import read_report
     from budget_search.report.renderers.sections import to_export
     from budget_search.storage.study_folder import StudyFolder, stored_config
     from budget_search.storage.study_store import StudyStore
 
     folder = StudyFolder(path)
-
     yield folder.path.name
     try:
         stored = stored_config(folder)
@@ -74,10 +72,10 @@ def _study_row(path: Path) -> Iterator[str]:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    """Its name, and what is otherwise than in the recipe of that name."""
+    """The name of the recipe, and the fields that differ from it."""
     from budget_search.data.tasks import DEMO_RECIPE
 
     known = {**RECIPES, DEMO_RECIPE.name: DEMO_RECIPE}.get(recipe["name"])
-    usual = known.to_json() if known else recipe
-    changed = {name: value for name, value in recipe.items() if usual.get(name) != value}
+    original = known.to_json() if known else recipe
+    changed = {name: value for name, value in recipe.items() if original.get(name) != value}
     return ", ".join(filter(None, (recipe["name"], pairs(changed))))

@@ -1,4 +1,4 @@
-"""``budget-search plan``: what a search would run and what it would cost."""
+"""``budget-search plan``: what a search would run, and its cost."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 HELP = "what a search would run and what it would cost"
 DESCRIPTION = (
-    "Takes the options of `run`. Times a few steps on this device, rehearses the search on made-up models, and tells "
-    "how many evaluations, hours and bytes it will take. Trains nothing, keeps nothing."
+    "Takes the options of `run`. Times a few steps on this device, rehearses the search on generated models, and "
+    "prints how many evaluations, hours and bytes it will take. Trains no model, keeps no file."
 )
 # Depths of the table: all layers, three quarters, half, a quarter.
 SHOWN_SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -32,12 +32,12 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
 
-    found = resolve_request(request_from(arguments))
+    resolved = resolve_request(request_from(arguments))
     console = Console(quiet=bool(arguments.quiet))
     try:
         from budget_search.app.forecast import forecast
 
-        expected = forecast(found, console)
+        expected = forecast(resolved, console)
     finally:
         console.close()
     if arguments.format == "json":
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def forecast_text(forecast: Forecast) -> str:
-    """The forecast for people: what would run, how long it takes, what comes of it."""
+    """The forecast as text: what would run, seconds per evaluation, totals, and what can be certified."""
     deltas = ", ".join(tolerance(delta) for delta in forecast.deltas)
     asked = Limits.from_options(forecast.question)
     limits = f", with {asked.compact}" if asked.given else ""
@@ -69,7 +69,7 @@ def forecast_text(forecast: Forecast) -> str:
         "",
         _seconds_table(forecast),
         "",
-        *_amounts(forecast),
+        *_totals(forecast),
     ]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -89,18 +89,18 @@ def _seconds_table(forecast: Forecast) -> str:
     return tabulate(rows, headers=headers, disable_numparse=True, colalign=("right",) * len(headers))
 
 
-def _amounts(forecast: Forecast) -> Iterator[str]:
+def _totals(forecast: Forecast) -> Iterator[str]:
     known = forecast.known
     if known.answered:
         evaluations = plural(known.evaluations, "evaluation")
-        yield f"The study has answered this question: {evaluations} are there, nothing is left to run."
+        yield f"The study has the answers already ({evaluations}): nothing is left to run."
     else:
         if known.evaluations:
             yield (
                 f"The study holds {plural(known.evaluations, 'evaluation')}, {known.equivalents:.1f} equivalents: "
-                "they are reused, and not counted below."
+                "they are reused and not counted below."
             )
-        yield f"In 9 of 10 searches ({forecast.rehearsals} were rehearsed on made-up models of this kind):"
+        yield f"In 9 of 10 searches ({forecast.rehearsals} were rehearsed on generated models):"
         yield f"  evaluations        {_between(forecast.evaluations, '{:.0f}')}"
         yield f"  equivalents        {_between(forecast.equivalents, '{:.1f}')} full fine-tunes of the full model"
         low, median, high = (3600 * getattr(forecast.hours, name) for name in ("low", "median", "high"))

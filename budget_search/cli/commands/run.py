@@ -8,16 +8,21 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from budget_search.cli.options import add_search_options, request_from
 from budget_search.core.errors import BudgetSearchError
 from budget_search.storage.credentials import OPTION, VARIABLE, mask_passwords
 
+if TYPE_CHECKING:
+    from budget_search.app.resolve import ResolvedRequest
+    from budget_search.cli.progress import Console
+    from budget_search.report.report import Report
+
 HELP = "search (the default)"
 DESCRIPTION = (
-    "Search for the fewest layers within each delta. Run the same command again to go on with an interrupted search, "
-    "or with another --delta to reuse everything measured so far."
+    "Search for the fewest layers within each delta. Run the same command again to resume an interrupted search, "
+    "or with another --delta to reuse all its trials."
 )
 INTERRUPTED = 130
 ONLY_THE_FULL_MODEL = 3
@@ -27,10 +32,7 @@ add_options = add_search_options
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     request = request_from(arguments)
-    from budget_search.app.earlier_answers import best_so_far
     from budget_search.app.resolve import resolve_request
-    from budget_search.app.search import answer
-    from budget_search.cli.commands.export import export_and_tell
     from budget_search.cli.progress import Console
     from budget_search.models.export_folder import refuse_foreign
 
@@ -38,54 +40,72 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         from budget_search.cli.commands import plan
 
         return plan.run(arguments, received)
-    command = mask_passwords(shlex.join(["budget-search", *received]))
     if request.output:
         refuse_foreign(Path(request.output))
-    found = resolve_request(request)
+    resolved = resolve_request(request)
     console = Console(quiet=bool(arguments.quiet))
-    console.say(f"budget-search: {request.task} with {request.model}, study {found.folder.path}")
-    try:
-        report = answer(found, console, _without_places(received))
-    except KeyboardInterrupt:
-        console.close()
-        with contextlib.suppress(BudgetSearchError):
-            print(f"interrupted. {best_so_far(found)}", file=sys.stderr)
-        where = f" (with {VARIABLE} as it was)" if request.storage and OPTION not in command else ""
-        print(f"To go on{where}: {command}", file=sys.stderr)
+    console.say(f"budget-search: {request.task} with {request.model}, study {resolved.folder.path}")
+    report = _search(resolved, console, received)
+    if report is None:
         return INTERRUPTED
-    finally:
-        console.close()
-    if (page := found.folder.page).exists():
+    if (page := resolved.folder.page).exists():
         console.say(f"report with pictures: {page}")
-    trust = request.trust_remote_code
-    if request.output:
-        try:
-            export_and_tell(found.folder, report, min(request.deltas), Path(request.output), trust=trust)
-        except BudgetSearchError:
-            # The search is finished all the same.
-            _print(report, arguments.format or "table")
-            raise
-    _print(report, arguments.format or "table", exported=request.output)
+    try:
+        if request.output:
+            _export(resolved, report)
+    except BudgetSearchError:
+        # The search is finished: its report is printed before the error.
+        _print(report, arguments.format)
+        raise
+    _print(report, arguments.format, exported=request.output)
     none_found = all(result.is_full for result in report.results)
     return ONLY_THE_FULL_MODEL if none_found and arguments.fail_if_none else 0
 
 
-def _without_places(received: Sequence[str]) -> str:
-    """The command for whoever reads the report: with base names, not with where things lie on this machine."""
+def _search(resolved: ResolvedRequest, console: Console, received: Sequence[str]) -> Report | None:
+    """The report; None after Ctrl-C, with the best answer so far and the command to resume on stderr."""
+    from budget_search.app.resolve import best_so_far
+    from budget_search.app.search import search_or_read
+
+    try:
+        return search_or_read(resolved, console, _portable_command(received))
+    except KeyboardInterrupt:
+        console.close()
+        with contextlib.suppress(BudgetSearchError):
+            print(f"interrupted. {best_so_far(resolved)}", file=sys.stderr)
+        command = mask_passwords(shlex.join(["budget-search", *received]))
+        where = f" (with {VARIABLE} set as before)" if resolved.request.storage and OPTION not in command else ""
+        print(f"To resume{where}: {command}", file=sys.stderr)
+        return None
+    finally:
+        console.close()
+
+
+def _export(resolved: ResolvedRequest, report: Report) -> None:
+    """Export the answer of the smallest delta. Raises BudgetSearchError."""
+    from budget_search.cli.commands.export import export_and_report
+
+    request = resolved.request
+    output = Path(str(request.output))
+    export_and_report(resolved.folder, report, min(request.deltas), output, trust=request.trust_remote_code)
+
+
+def _portable_command(received: Sequence[str]) -> str:
+    """The command as the report shows it: base names instead of paths of this machine."""
     return shlex.join(["budget-search", *map(_base_name, received)])
 
 
 def _base_name(word: str) -> str:
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     if "://" in value:
-        # An address may hold a password.
+        # An URL may hold a password.
         value = "URL"
     elif Path(value).is_absolute() or value.startswith(".."):
         value = Path(value).name
     return option + equals + value
 
 
-def _print(report: Any, form: str, exported: str | None = None) -> None:
+def _print(report: Report, form: str | None, exported: str | None = None) -> None:
     from budget_search.report.renderers import render
 
-    print(render([report], form, exported).rstrip("\n"), flush=True)
+    print(render([report], form or "table", exported).rstrip("\n"), flush=True)

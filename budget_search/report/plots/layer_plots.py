@@ -1,8 +1,7 @@
-"""What an inspection's pictures show: how probes rise through the layers, and what fine-tuning moved."""
+"""The pictures of an inspection: probes by layer, similarities, and what single layers cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from budget_search.core.formatting import plural, points
 from budget_search.report.inspection import Inspection
-from budget_search.report.plots.style import (
+from budget_search.report.plots.figures import (
     BLUE,
     FAINT,
     GREEN,
@@ -19,18 +18,19 @@ from budget_search.report.plots.style import (
     MUTED,
     ORANGE,
     PURPLE,
+    draw_pictures,
+    figure_of,
     legend,
     mark,
     new_axes,
-    whole,
 )
 
-# What the paper shades as changed substantially (Figure 5).
+# The paper shades layers below this as changed substantially (Figure 5).
 CHANGED_BELOW = 0.7
 
 
 def _probes(inspected: Inspection) -> Figure:
-    """A probe's score after every layer, the deltas below the last one's, how many layers the study's answers keep."""
+    """The probe's score after every layer, the deltas below the last score, and the depths of the study's answers."""
     measured = inspected.layerwise
     axes = new_axes(3.6)
     last = measured.probes[-1]
@@ -54,7 +54,7 @@ def _probes(inspected: Inspection) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(f"layers below the probe, of {inspected.layers_total}")
     axes.set_ylabel(f"{inspected.metric.replace('_', ' ')} of a probe, points")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _after(place: int) -> str:
@@ -84,11 +84,11 @@ def _similarity(inspected: Inspection) -> Figure:
     axes.set_ylabel("cosine, mean over examples")
     legend(axes, names)
     _by_layer(axes, inspected)
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _costs(inspected: Inspection) -> Figure | None:
-    """What the model is expected to lose without each layer, by how much fine-tuning changed the layer."""
+    """The points that the model is expected to lose without each layer, by how much fine-tuning changed the layer."""
     if inspected.costs is None:
         return None
     axes = new_axes(3.2)
@@ -101,7 +101,7 @@ def _costs(inspected: Inspection) -> Figure | None:
     axes.margins(0.08)
     axes.set_xlabel("changed by fine-tuning: 1 - cosine to the pre-trained model")
     axes.set_ylabel("points lost without the layer")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _by_layer(axes: Axes, inspected: Inspection) -> None:
@@ -110,8 +110,6 @@ def _by_layer(axes: Axes, inspected: Inspection) -> None:
     axes.set_xlabel("layer, from 0 at the input side")
 
 
-LAYER_PICTURES: Mapping[str, Callable[[Inspection], Figure | None]] = {
-    "probes": _probes,
-    "similarity": _similarity,
-    "costs": _costs,
-}
+def draw_inspection(inspected: Inspection) -> dict[str, Figure]:
+    """Every picture that this inspection has data for, by name."""
+    return draw_pictures({"probes": _probes, "similarity": _similarity, "costs": _costs}, inspected)

@@ -1,16 +1,28 @@
-"""What strategies lose over several tasks, as a picture: Figure 2 of *Poor Man's BERT*."""
+"""The mean degradation of every strategy over several tasks, as a picture: Figure 2 of *Poor Man's BERT*."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from budget_search.core.config import slug
 from budget_search.core.formatting import plural, points
-from budget_search.report.plots.style import INK, MARKERS, MUTED, PAPER, STRATEGY_COLOURS, mark, new_axes, whole
-from budget_search.report.strategy_averages import STRATEGIES, Averages
+from budget_search.report.plots.figures import (
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    STRATEGY_COLOURS,
+    draw_pictures,
+    figure_of,
+    mark,
+    new_axes,
+)
+from budget_search.report.report import Report
+from budget_search.report.strategy_averages import STRATEGIES, Averages, averages
 
 
 def _strategies(means: Averages) -> Figure | None:
@@ -30,9 +42,9 @@ def _strategies(means: Averages) -> Figure | None:
         axes.plot([each.dropped for each in members], [each.lost for each in members], color=colour, alpha=0.7)
         axes.plot([], [], label=name, color=colour, marker=marker, markersize=5.5)
         for each in members:
-            whole_number = len(each.tasks) == len(means.tasks)
+            complete = len(each.tasks) == len(means.tasks)
             tip = f"{name}, {each.dropped} dropped: {points(each.lost)} lost over {plural(len(each.tasks), 'task')}"
-            mark(axes, each.dropped, each.lost, marker, tip, color=colour, markersize=6 if whole_number else 4,
+            mark(axes, each.dropped, each.lost, marker, tip, color=colour, markersize=6 if complete else 4,
                  markerfacecolor=PAPER if each.short else colour)  # fmt: skip
     axes.invert_yaxis()  # what loses less is higher
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -46,7 +58,14 @@ def _strategies(means: Averages) -> Figure | None:
     score.set_ylabel("full model's mean score less that, points")
     axes.plot([], [], "o", label="hollow: short fine-tunes too", color=MUTED, markerfacecolor=PAPER, markersize=5.5)
     axes.legend(loc="best")
-    return whole(axes)
+    return figure_of(axes)
 
 
-STRATEGY_PICTURES: Mapping[str, Callable[[Averages], Figure | None]] = {"strategies": _strategies}
+def draw_averages(reports: Sequence[Report]) -> dict[str, Figure]:
+    """The picture ``strategies``; of several models one each, with the model in its name."""
+    all_means = averages(reports)
+    return {
+        name if len(all_means) == 1 else f"{name}-{slug(means.model)}": figure
+        for means in all_means
+        for name, figure in draw_pictures({"strategies": _strategies}, means).items()
+    }

@@ -1,8 +1,6 @@
-"""What a report's pictures show: axes with units, every mark with a tooltip."""
+"""The pictures of a report: axes with units, and a tooltip at every marker."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +11,7 @@ from budget_search.core.formatting import plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.report.entries import InferencePoint, Result
 from budget_search.report.measured_sets import MeasuredSet, best_by_depth, distinct_answers, families, measured_sets
-from budget_search.report.plots.style import (
+from budget_search.report.plots.figures import (
     BLUE,
     FAINT,
     GREEN,
@@ -24,21 +22,35 @@ from budget_search.report.plots.style import (
     PAPER,
     PURPLE,
     STRATEGY_COLOURS,
-    TIP,
+    TOOLTIP,
     YELLOW,
+    draw_pictures,
+    figure_of,
     legend,
     mark,
     new_axes,
-    whole,
 )
 from budget_search.report.report import Report
 
-# Losses beyond this many times the largest delta are drawn at the edge.
+# Losses above this many times the largest delta are drawn at the edge.
 WINDOW = 3.5
 
 
+def draw(report: Report) -> dict[str, Figure]:
+    """Every picture that this report has data for, by name."""
+    pictures = {
+        "frontier": _frontier,
+        "layers": _layers,
+        "depth": _depth,
+        "savings": _savings,
+        "evidence": _evidence,
+        "slices": _slices,
+    }
+    return draw_pictures(pictures, report)
+
+
 def _frontier(report: Report) -> Figure | None:
-    """Points lost by depth: every measured set, the confirmed ones with their spread, the deltas."""
+    """Points lost by depth: every measured set, confirmed sets with their standard deviation, and the deltas."""
     sets = measured_sets(report)
     if not sets:
         return None
@@ -56,17 +68,7 @@ def _frontier(report: Report) -> Figure | None:
     best = [each for each in best_by_depth(sets) if each.confirmed]
     axes.plot([report.layers_total, *(each.depth for each in best)], [0, *(each.lost for each in best)],
               color=BLUE, alpha=0.6, zorder=2)  # fmt: skip
-    for each in confirmed:
-        if each.std is not None:
-            axes.plot([each.depth] * 2, [each.lost - each.std, each.lost + each.std], color=BLUE, zorder=3)
-    _marks(axes, confirmed, top, "o", color=BLUE, markersize=7.5, markeredgecolor=PAPER)
-    mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
-    answers = {result.kept for result in report.results if not result.is_full}
-    for each in confirmed:
-        if each.kept in answers:
-            axes.plot(
-                [each.depth], [each.lost], "o", color=ORANGE, markersize=13, fillstyle="none", markeredgewidth=1.8
-            )
+    _confirmed_marks(axes, report, confirmed, top)
     legend(axes, {
         "all layers": {"marker": "D", "color": INK, "linestyle": ""},
         "confirmed, +- 1 sd": {"marker": "o", "color": BLUE},
@@ -77,7 +79,21 @@ def _frontier(report: Report) -> Figure | None:
     axes.set_ylim(top * 1.04, low - 0.06 * (top - low))  # what loses less is higher
     _depths(axes, report, sets)
     axes.set_ylabel("points lost")
-    return whole(axes)
+    return figure_of(axes)
+
+
+def _confirmed_marks(axes: Axes, report: Report, confirmed: list[MeasuredSet], top: float) -> None:
+    """The confirmed sets with one standard deviation, the full model, and a ring around every answer."""
+    for each in confirmed:
+        if each.std is not None:
+            axes.plot([each.depth] * 2, [each.lost - each.std, each.lost + each.std], color=BLUE, zorder=3)
+    _marks(axes, confirmed, top, "o", color=BLUE, markersize=7.5, markeredgecolor=PAPER)
+    mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
+    answers = {result.kept for result in report.results if not result.is_full}
+    for each in confirmed:
+        if each.kept in answers:
+            axes.plot([each.depth], [each.lost], "o", color=ORANGE, markersize=13, fillstyle="none",
+                      markeredgewidth=1.8)  # fmt: skip
 
 
 def _layers(report: Report) -> Figure | None:
@@ -94,7 +110,7 @@ def _layers(report: Report) -> Figure | None:
             axes.add_patch(Rectangle(
                 (index - 0.44, row - 0.4), 0.88, 0.8, facecolor=colour if kept else "none", linewidth=1,
                 edgecolor=colour, alpha=1 if each.confirmed or not kept else 0.55,
-                gid=f"{TIP}layer {index} {'kept' if kept else 'dropped'}, of {plural(each.depth, 'layer')}",
+                gid=f"{TOOLTIP}layer {index} {'kept' if kept else 'dropped'}, of {plural(each.depth, 'layer')}",
             ))  # fmt: skip
         lost = f"{points(each.lost)} lost" if each.lost >= 0 else f"{points(-each.lost)} gained"
         axes.text(total - 0.25, row, lost, va="center", fontsize=9, color=INK if each.confirmed else MUTED)
@@ -106,31 +122,31 @@ def _layers(report: Report) -> Figure | None:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel("layer, from 0 at the input side", loc="left")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _depth(report: Report) -> Figure | None:
-    """What choosing is worth: the best and the typical set of each depth, and the paper's families."""
+    """Points lost by strategy: the best measured set of each depth beside the paper's families."""
     sets = measured_sets(report)
-    found = families(report, sets)
-    if not found:
+    measured_families = families(report, sets)
+    if not measured_families:
         return None
     axes = new_axes(3.6)
     axes.axhline(0, color=MUTED, linewidth=0.9)
     best = best_by_depth(sets)
     _line(axes, best, BLUE, "o", "best measured")
     mark(axes, report.layers_total, 0, "D", f"all {report.layers_total} layers", color=INK, markersize=7)
-    for (name, members), marker, colour in zip(found.items(), MARKERS, STRATEGY_COLOURS, strict=False):
+    for (name, members), marker, colour in zip(measured_families.items(), MARKERS, STRATEGY_COLOURS, strict=False):
         _line(axes, members, colour, marker, name)
     axes.legend(loc="best")
     axes.invert_yaxis()  # what loses less is higher
     _depths(axes, report, sets)
     axes.set_ylabel("points lost")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _savings(report: Report) -> Figure | None:
-    """Of every distinct answer, the share saved, with its interval where it was timed."""
+    """What every distinct answer saves, with the interval of the measured times."""
     answers = distinct_answers(report)
     rows = [(result, bars) for result in answers if (bars := _bars(result))]
     if not rows:
@@ -156,11 +172,11 @@ def _savings(report: Report) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("saved, in % of the full model's")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _bars(result: Result) -> list[tuple[str, str, float, float | None, float | None]]:
-    """Name, colour, value, low and high of what an answer saves."""
+    """What an answer saves: name, colour, value, low and high of each bar."""
     bars: list[tuple[str, str, float, float | None, float | None]] = []
     if result.is_full:
         return bars
@@ -179,7 +195,7 @@ def _by_batch(point: InferencePoint) -> tuple[int, int]:
 
 
 def _evidence(report: Report) -> Figure | None:
-    """Every distinct answer's loss where it was chosen and on held_out, with the upper bounds, beside its delta."""
+    """Every answer's loss on certification and on held_out, with the upper bounds, beside its delta."""
     answers = [result for result in report.results if not result.is_full]
     if not answers:
         return None
@@ -214,11 +230,11 @@ def _evidence(report: Report) -> Figure | None:
         "certification": {"marker": "o", "color": BLUE},
         "held_out": {"marker": "s", "color": ORANGE},
     })  # fmt: skip
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _slices(report: Report) -> Figure | None:
-    """Of the smallest reliable answer, how much worse it is for every label and length."""
+    """How much worse the first answer with slices is, for every label and length."""
     result = next((result for result in distinct_answers(report) if result.changes and result.changes.slices), None)
     if result is None or result.changes is None:
         return None
@@ -238,32 +254,19 @@ def _slices(report: Report) -> Figure | None:
     axes.spines["left"].set_visible(False)
     unit = "mean absolute error added" if regression else "points of accuracy lost"
     axes.set_xlabel(f"{unit}, with 95 % interval (dashed: over all examples)")
-    return whole(axes)
+    return figure_of(axes)
 
 
 def _mean_worse(result: Result) -> float:
-    """Over all examples: the slices by length part them."""
+    """Over all examples, from the slices by length, which cover all of them."""
     assert result.changes is not None
     kind = "length" if any(each.by == "length" for each in result.changes.slices) else "label"
     parts = [each for each in result.changes.slices if each.by == kind]
     return sum(each.worse * each.examples for each in parts) / sum(each.examples for each in parts)
 
 
-PICTURES: Mapping[str, Callable[[Report], Figure | None]] = {
-    "frontier": _frontier,
-    "layers": _layers,
-    "depth": _depth,
-    "savings": _savings,
-    "evidence": _evidence,
-    "slices": _slices,
-}
-
-
-# -- what they share ------------------------------------------------------------------------------------------------
-
-
 def _window(sets: list[MeasuredSet], deltas: list[float]) -> float:
-    """The largest loss to draw: so much that the deltas can still be told apart."""
+    """The largest loss to draw, so that the deltas stay apart."""
     worst = max(each.lost + (each.std or 0) for each in sets)
     largest = max(deltas, default=worst)
     return max(min(worst, WINDOW * largest), 1.1 * largest, 0.5)
@@ -272,12 +275,12 @@ def _window(sets: list[MeasuredSet], deltas: list[float]) -> float:
 def _marks(axes: Axes, sets: list[MeasuredSet], top: float, marker: str, **style: object) -> None:
     for each in sets:
         shape = "v" if each.lost > top else marker
-        mark(axes, each.depth, min(each.lost, top), shape, _told(each), **style)
+        mark(axes, each.depth, min(each.lost, top), shape, _tooltip(each), **style)
 
 
-def _told(each: MeasuredSet) -> str:
-    said = "confirmed" if each.confirmed else f"{100 * each.rung:.3g} % of the recipe"
-    return f"{plural(each.depth, 'layer')} ({compact_indices(each.kept)}): {points(each.lost)} points lost, {said}"
+def _tooltip(each: MeasuredSet) -> str:
+    how = "confirmed" if each.confirmed else f"{100 * each.rung:.3g} % of the recipe"
+    return f"{plural(each.depth, 'layer')} ({compact_indices(each.kept)}): {points(each.lost)} points lost, {how}"
 
 
 def _line(axes: Axes, sets: list[MeasuredSet], colour: str, marker: str, name: str) -> None:
@@ -285,7 +288,7 @@ def _line(axes: Axes, sets: list[MeasuredSet], colour: str, marker: str, name: s
     axes.plot([], [], label=name, color=colour, marker=marker, markersize=5.5)
     for each in sets:
         face = colour if each.confirmed else PAPER
-        mark(axes, each.depth, each.lost, marker, _told(each), color=colour, markerfacecolor=face, markersize=5.5)
+        mark(axes, each.depth, each.lost, marker, _tooltip(each), color=colour, markerfacecolor=face, markersize=5.5)
 
 
 def _depths(axes: Axes, report: Report, sets: list[MeasuredSet]) -> None:

@@ -1,22 +1,25 @@
-"""Turns reports into text: one module per format, and one row here.
+"""Reports as text: one module per format, and one row here.
 
 A renderer is a function ``render(reports, exported)`` of one or several reports and the folder of the exported
-checkpoint, if there is one. ``sections`` and ``page_sections`` say what a report tells and in which order; a renderer
+checkpoint, if there is one. ``sections`` and ``page_sections`` hold the content of a report and its order; a renderer
 only lays it out. May import ``report`` and the rooms below it; a ``Report`` knows none of its renderers.
 """
 
 from __future__ import annotations
 
+import json
 import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+from budget_search.core.errors import UsageError
 
 if TYPE_CHECKING:
     from budget_search.report.report import Report
 
     Renderer = Callable[[Sequence[Report], str | None], str]
 
-# Format to ``module:function``, loaded on first use: Jinja and matplotlib are needed for a page only.
+# Format to ``module:function``, loaded on first use: only the HTML page needs Jinja and matplotlib.
 FORMATS = {
     "table": "terminal:render",
     "markdown": "markdown:render",
@@ -34,3 +37,21 @@ def render(reports: Sequence[Report], form: str, exported: str | None = None) ->
     """
     renderer: Renderer = pkgutil.resolve_name(f"{__name__}.{FORMATS[form]}")
     return renderer(reports, exported)
+
+
+def render_averages(reports: Sequence[Report], form: str) -> str:
+    """Mean scores by strategy and number of dropped layers. Raises UsageError for latex and html."""
+    from budget_search.core.serialization import to_plain
+    from budget_search.report.renderers import markdown, plain_data, terminal
+    from budget_search.report.strategy_averages import averages, averages_sections, flat_rows
+
+    means = averages(reports)
+    if form == "json":
+        return json.dumps(to_plain(means), indent=2, allow_nan=False)
+    if form == "csv":
+        return plain_data.csv_lines([row for each in means for row in flat_rows(each)])
+    if form == "markdown":
+        return markdown.render_sections(averages_sections(means))
+    if form == "table":
+        return terminal.render_sections(averages_sections(means), titled=False)
+    raise UsageError(f"--curves has no --format {form}; allowed: table markdown json csv")

@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs no network, for a desk, a phone, paper, by day and by night."""
+"""``report.html``: one file that needs no network, for desktop, phone and print, in light and dark."""
 
 from __future__ import annotations
 
@@ -13,38 +13,36 @@ from markupsafe import Markup
 from budget_search.core.errors import UsageError
 from budget_search.core.formatting import count, percent, points, printable, tolerance
 from budget_search.core.versions import VERSION
-from budget_search.report import paper_protocols as protocols
-from budget_search.report.comparison import beside
+from budget_search.report.comparison import reference_section
 from budget_search.report.entries import Result
 from budget_search.report.measured_sets import distinct_answers
-from budget_search.report.plots import figures as plots
-from budget_search.report.plots.style import COLOURS
-from budget_search.report.renderers import page_sections as details
-from budget_search.report.renderers import sections
+from budget_search.report.paper_protocols import protocol_sections
+from budget_search.report.plots.figures import COLOURS, inline
+from budget_search.report.plots.study_plots import draw
+from budget_search.report.renderers import page_sections, sections
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence, largest_batch
 
-# What a picture shows, for those who cannot see it and below it.
+# The captions of the pictures, also read by screen readers.
 CAPTIONS = {
-    "frontier": "Points lost by the number of layers kept. Faint: every set that was tried in a short fine-tune "
-    "or given up before the last seed, against all layers given the same. Solid: sets measured in full, with one "
-    "standard deviation over the seeds. "
-    "Triangles lie beyond the edge.",
+    "frontier": "Points lost by the number of layers kept. Faint: sets measured in a short fine-tune, or stopped "
+    "before the last seed, against all layers with the same fine-tune. Solid: sets measured in full, with one standard "
+    "deviation over the seeds. Triangles lie beyond the edge.",
     "layers": "Which layers the best set of each depth keeps. Blue: measured in full. Grey: in a short fine-tune, "
-    "or given up before the last seed.",
-    "depth": "Points lost by strategy: the best set of each depth beside those that the fixed strategies of Poor Man's "
-    "BERT name, where they were measured. Hollow: a short fine-tune alone.",
+    "or stopped before the last seed.",
+    "depth": "Points lost by strategy: the best set of each depth beside the sets of the fixed strategies of Poor "
+    "Man's BERT, where they were measured. Hollow: a short fine-tune only.",
     "savings": "What each answer saves. Lines: 95 % intervals.",
-    "evidence": "What each answer lost on the examples that confirmed it (certification) and on examples that were "
-    "never used to choose (held_out). Bars end at the loss that cannot be ruled out.",
-    "slices": "Where the smallest answer got worse: by label (circles) and by length (squares).",
+    "evidence": "What each answer lost on the examples that confirmed it (certification) and on examples that no "
+    "choice used (held_out). Bars end at the upper bound of the loss.",
+    "slices": "Where an answer is worse than all layers: by label (circles) and by length (squares).",
 }
 
 UNITS = r"%|(?:M|ms|s|min|h|x|points?|layers?)\b"
 
 
 class Card(NamedTuple):
-    """A number worth a glance."""
+    """A key figure at the top of the page."""
 
     value: str
     name: str
@@ -59,28 +57,28 @@ def render(reports: Sequence[Report], exported: str | None = None) -> str:
 
 
 def page(report: Report, exported: str | None = None) -> str:
-    """The whole file. Whatever comes from data or from names is escaped."""
-    drawn = plots.draw(report)
+    """The whole file. All text from data and names is escaped."""
+    drawn = draw(report)
     return _template().render(
         report=report,
         version=VERSION,
         sentences=_sentences(report),
         headline=sections.to_export(report) if report.results else None,
         cards=_cards(report),
-        pictures={name: Markup(plots.inline(drawn[name], name, CAPTIONS[name])) for name in drawn},
+        pictures={name: Markup(inline(drawn[name], name, CAPTIONS[name])) for name in drawn},
         captions=CAPTIONS,
-        protocols=list(protocols.beside_the_papers(report)),
-        worse=[list(details.where_worse(result)) for result in distinct_answers(report)],
+        protocols=list(protocol_sections(report)),
+        worse=[list(page_sections.prediction_changes(result)) for result in distinct_answers(report)],
         loading=sections.loading(report, exported) if report.results else "",
         colours=COLOURS,
         sections=sections,
-        details=details,
-        beside=beside,
+        page_sections=page_sections,
+        reference_section=reference_section,
     )
 
 
 def _sentences(report: Report) -> list[str]:
-    """The answers, the one first that somebody would use."""
+    """The answers, the most useful one first."""
     if not report.results:
         return ["No answer yet."]
     headline = answer_sentence(report, sections.to_export(report))
@@ -127,5 +125,5 @@ def _template() -> Template:
 
 
 def _plain(text: str) -> str:
-    """Without control characters; a number stays with its unit."""
+    """Without control characters; a number and its unit stay on one line."""
     return re.sub(rf"(?<=\d) (?={UNITS})", "\u00a0", printable(text).replace(" +- ", " ± "))

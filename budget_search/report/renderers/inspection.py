@@ -1,4 +1,4 @@
-"""What an inspection tells, as sections: layer by layer, then whether that predicts what the search found."""
+"""An inspection as text: the measurements of every layer, then whether they predict what the search found."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ WIDTHS = {"layer": 16, "below the last": 14, "like pre-trained": 11, "like its i
 
 
 def layer_sections(inspected: Inspection) -> list[Section]:
-    """What is told, in this order: layer by layer, then whether it predicts what the search found."""
-    return [_layers(inspected), _predicted(inspected), _agreed(inspected)]
+    """The measurements of every layer, then whether they predict what the search found."""
+    return [_layers(inspected), _suggestions(inspected), _agreements(inspected)]
 
 
 def _layers(inspected: Inspection) -> Section:
@@ -35,7 +35,7 @@ def _layers(inspected: Inspection) -> Section:
     )
     headers = ("layer", "probe", "below the last", "like pre-trained", "like its input", "costs")
     return Section(
-        f"What the layers of {inspected.model} hold for {inspected.task}",
+        f"The layers of {inspected.model} on {inspected.task}",
         facts=(
             ("study", inspected.study),
             ("model", f"all {inspected.layers_total} layers, fine-tuned with seed {measured.seed}"),
@@ -48,12 +48,12 @@ def _layers(inspected: Inspection) -> Section:
         legend=(
             f"probe: {inspected.metric}, in points, of a linear probe on the classification token after the layer of "
             "the fine-tuned model.",
-            f"below the last: what it lacks to the last layer's {points(last)}, +- its standard error.",
+            f"below the last: its distance from the last layer's {points(last)}, +- its standard error.",
             "like pre-trained: cosine between the classification token after the layer of the fine-tuned model and of "
             "the pre-trained one; 1 is unchanged.",
-            "like its input: the same between the pre-trained layer's output and its input, what contribution-based "
-            "dropping goes by.",
-            "costs: points that the study expects to lose in full without this layer alone, by all it measured.",
+            "like its input: cosine between the pre-trained layer's output and its input, which contribution-based "
+            "dropping uses.",
+            "costs: points that the model is expected to lose in full without this layer, by the study's trials.",
         ),
     )
 
@@ -68,20 +68,20 @@ def _cosine(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _predicted(inspected: Inspection) -> Section:
+def _suggestions(inspected: Inspection) -> Section:
     rows = tuple(
         (tolerance(each.delta), str(each.depth), _lost(each), str(each.answer_depth), each.verdict)
         for each in inspected.suggestions
     )
     headers = ("allowed loss", "layers by the probes", "which lost", "layers of the answer", "verdict")
     return Section(
-        "Do the probes tell how many layers are needed?",
+        "Do the probes predict how many layers are needed?",
         grid=Grid(headers, rows, {"layers by the probes": 10, "layers of the answer": 10}, headers[1:4]),
         legend=(
-            "layers by the probes: up to the first layer whose probe is within the allowed loss of the last one's.",
-            "which lost: points that just these lowest layers lost in the study, fine-tuned; ~ in a short fine-tune "
-            f"alone, {NO_VALUE} not measured.",
-            "layers of the answer: what the search confirmed, of any layers, not only the lowest.",
+            "layers by the probes: up to the first layer whose probe is within the allowed loss of the last probe.",
+            "which lost: points that these lowest layers lost in the study; ~ in a short fine-tune only, "
+            f"{NO_VALUE} not measured.",
+            "layers of the answer: what the search confirmed, which may be other than the lowest layers.",
         ),
     )
 
@@ -90,28 +90,28 @@ def _lost(suggestion: Suggestion) -> str:
     return f"{'' if suggestion.confirmed or suggestion.lost is None else '~'}{points(suggestion.lost)}"
 
 
-def _agreed(inspected: Inspection) -> Section:
-    title = "Does a layer's change tell what it costs?"
+def _agreements(inspected: Inspection) -> Section:
+    title = "Does a layer's change predict its cost?"
     if inspected.costs is None:
         return Section(
             title,
             paragraphs=(
-                "This study screened too few layer sets to say what a single layer costs: it measured named sets, or "
-                "was cut short. A search without --layers screens enough.",
+                "This study screened too few layer sets to estimate the cost of single layers: it measured named sets, "
+                "or was interrupted. A search without --layers screens enough.",
             ),
         )
     rows = tuple(
         (each.measure, _signed(each.correlation), NO_VALUE if each.chance is None else f"{each.chance:.2g}")
         for each in inspected.agreements
     )
-    headers = ("a layer that", "rank correlation with its cost", "by chance")
+    headers = ("measure", "rank correlation with its cost", "p-value")
     layers = max(each.layers for each in inspected.agreements)
     return Section(
         title,
         grid=Grid(headers, rows, {"rank correlation with its cost": 16}, headers[1:]),
         legend=(
-            f"Spearman's, over {layers} layers: 1 if the layers with more of it are just those that cost more to drop.",
-            "by chance: how often layers that have nothing to do with it would agree or disagree as much.",
+            f"Spearman's rank correlation over {layers} layers: 1 if a layer with a larger measure always costs more.",
+            "p-value: two-sided, against no correlation.",
         ),
     )
 
@@ -124,7 +124,5 @@ def render_inspection(inspection: Inspection, form: str) -> str:
     """A study's inspection as ``table``, ``markdown`` or ``json``."""
     if form == "json":
         return json.dumps(inspection.to_json(), indent=2, allow_nan=False)
-    told = layer_sections(inspection)
-    if form == "markdown":
-        return markdown.render_sections(told)
-    return terminal.render_sections(told)
+    renderer = markdown.render_sections if form == "markdown" else terminal.render_sections
+    return renderer(layer_sections(inspection))

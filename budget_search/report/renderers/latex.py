@@ -1,4 +1,4 @@
-"""The tables of ``comparison`` for a paper; they need the package booktabs."""
+"""The tables of ``comparison`` as LaTeX; they need the package booktabs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from budget_search.report.comparison import DELTA, SAVED, comparison
 from budget_search.report.renderers.terminal import grid_alignment
 from budget_search.report.report import Report
 
-# The widest of these tables, with names of ordinary length, on a page of an article.
+# So that the widest table, with names of ordinary length, fits a page of an article.
 _NARROW = r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}"
 
 

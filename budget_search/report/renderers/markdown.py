@@ -26,11 +26,11 @@ def render_sections(sections: Iterable[Section]) -> str:
 
 
 def _one(report: Report, exported: str | None) -> str:
-    """For a file; what matters most, the answer in short, comes first."""
-    title, *rest, conclusion = sections(report, exported)
-    overview = Section("The setting", title.facts)
+    """For a file: the summary comes first."""
+    title, *rest, summary = sections(report, exported)
+    setting = Section("Setting", title.facts)
     head = f"# {markdown_text(title.title)}"
-    return "\n\n".join([head, *map(markdown_section, [conclusion, overview, *rest, *details(report)])])
+    return "\n\n".join([head, *map(markdown_section, [summary, setting, *rest, *details(report)])])
 
 
 def markdown_section(section: Section) -> str:
@@ -59,5 +59,5 @@ def _grid(grid: Grid) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """On one line, with the characters escaped that Markdown would take for structure."""
+    """On one line, with Markdown's own characters escaped."""
     return re.sub(r"([\\`*|<\[])", r"\\\1", printable(text))

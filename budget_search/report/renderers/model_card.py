@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: what it is, how to load it, and the evidence."""
+"""The model card of an exported checkpoint, and the record of where it comes from (``budget_search.json``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spear
 
 
 def provenance(report: Report, result: Result, *, seed: int, config: dict[str, Any]) -> dict[str, Any]:
-    """What ``budget_search.json`` says of the checkpoint; scores in points. ``config`` is the study's own."""
+    """The content of ``budget_search.json``; scores in points. ``config`` is the study's configuration."""
     return {
         "kept": result.kept,
         "layers_total": report.layers_total,
@@ -46,14 +46,17 @@ def provenance(report: Report, result: Result, *, seed: int, config: dict[str, A
 
 
 def model_card(
-    report: Report, result: Result, checkpoint_score: float, *, name: str, own: Judgement | None = None
+    report: Report, result: Result, checkpoint_score: float, *, name: str, own_loss: Judgement | None = None
 ) -> str:
-    """The README.md of the folder ``name``; ``checkpoint_score`` is this checkpoint's own on held_out, in points,
-    ``own`` what it loses there against the baseline's mean."""
+    """The README.md of the export. ``checkpoint_score`` is its own score on held_out, in points; ``own_loss`` compares
+    it there with the baseline's mean."""
     body = [
         f"# {markdown_text(name)}",
         markdown_text(answer_sentence(report, result)),
-        *map(markdown_section, (_use(name), _evidence(report, result, checkpoint_score, own), _making(report, result))),
+        *map(
+            markdown_section,
+            (_use(name), _evidence(report, result, checkpoint_score, own_loss), _provenance(report, result)),
+        ),
     ]
     front = _metadata(report, checkpoint_score, name).to_yaml()
     return f"---\n{front}\n---\n\n" + "\n\n".join(body) + "\n"
@@ -74,7 +77,7 @@ def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardDa
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-classification",
-        # Only a parent with a commit is one that others can find on the hub.
+        # Only a model with a commit is on the hub.
         base_model=report.model if re.fullmatch("[0-9a-f]{40}", report.revision or "") else None,
         tags=["budget-search", "layer-dropping"],
         eval_results=[measured],
@@ -93,7 +96,7 @@ def _use(name: str) -> Section:
     return Section("Use", code=code)
 
 
-def _evidence(report: Report, result: Result, checkpoint_score: float, own: Judgement | None) -> Section:
+def _evidence(report: Report, result: Result, checkpoint_score: float, own_loss: Judgement | None) -> Section:
     baseline = report.baseline
     rows = (
         ("this checkpoint", "", points(checkpoint_score)),
@@ -112,8 +115,13 @@ def _evidence(report: Report, result: Result, checkpoint_score: float, own: Judg
     headers = ("", f"certification{sizes.get('certification', '')}", f"held_out{sizes.get('held_out', '')}")
     lost = _lost(result.degradation, result.degradation_upper, result.confidence)
     own_facts = []
-    if own is not None:
-        own_facts = [("lost by this checkpoint", f"{_lost(own.degradation, own.upper, own.confidence)}, on held_out")]
+    if own_loss is not None:
+        own_facts = [
+            (
+                "lost by this checkpoint",
+                f"{_lost(own_loss.degradation, own_loss.upper, own_loss.confidence)}, on held_out",
+            )
+        ]
     return Section(
         "Evidence",
         facts=(
@@ -137,13 +145,13 @@ def _lost(degradation: float, upper: float | None, confidence: float) -> str:
 
 def _licence(report: Report) -> str:
     if not report.license:
-        return f"{report.model} does not say which it has; find out before you pass this model on"
-    told = report.license.get("license_name", report.license["license"])
+        return f"{report.model} names none; find out before you publish this model"
+    name = report.license.get("license_name", report.license["license"])
     link = report.license.get("license_link")
-    return f"that of {report.model}, {told}{f' ({link})' if link else ''}; the task's data may have terms of their own"
+    return f"that of {report.model}, {name}{f' ({link})' if link else ''}; the data of the task may have other terms"
 
 
-def _making(report: Report, result: Result) -> Section:
+def _provenance(report: Report, result: Result) -> Section:
     dropped = compact_indices(result.dropped) or "none"
     return Section(
         "How it was made",

@@ -1,4 +1,4 @@
-"""What a page has room for beyond the terminal's sections: any allowed loss, where it got worse, how to reproduce."""
+"""Sections of the longer formats: answers for any delta, where answers are worse, how to reproduce the study."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from budget_search.core.formatting import NO_VALUE, pairs, plural, points, share
 from budget_search.core.layers import compact_indices
 from budget_search.report.entries import PredictionChanges, Result, Slice
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import MeasuredSet, Reading, distinct_answers, readings
-from budget_search.report.paper_protocols import beside_the_papers
+from budget_search.report.measured_sets import DeltaRange, MeasuredSet, distinct_answers
+from budget_search.report.measured_sets import answers_by_delta as delta_ranges
+from budget_search.report.paper_protocols import protocol_sections
 from budget_search.report.report import Report
 
-WHICH_ANSWERS = "With every seed. Texts are as the tokenizer gives them back, long ones shortened."
-WHICH_SCORES = "Those that moved farthest from the right score, then towards it; means over the seeds."
+FLIPPED_LABELS = "The prediction changed with every seed. Texts are decoded tokens; long ones are shortened."
+CHANGED_SCORES = "The largest changes away from the true score, then towards it; means over the seeds."
 
 
 def details(report: Report) -> list[Section]:
-    """These sections, without those that a report has nothing for."""
-    found = [any_loss(report)] if report.trials else []
-    found += beside_the_papers(report)
+    """The sections that apply to a report."""
+    applicable = [answers_by_delta(report)] if report.trials else []
+    applicable += protocol_sections(report)
     for result in distinct_answers(report):
-        found += where_worse(result)
-    return [*found, reproduce(report)]
+        applicable += prediction_changes(result)
+    return [*applicable, reproduce(report)]
 
 
-def any_loss(report: Report) -> Section:
-    """An answer for every delta from half a point to five, read off what was measured."""
-    rows = tuple(_reading_row(report, reading) for reading in readings(report))
-    headers = ("allowed loss", "fewest layers confirmed", "points lost", "a short fine-tune points to")
+def answers_by_delta(report: Report) -> Section:
+    """The answer for every delta from 0.5 to 5 points, by the measured sets."""
+    rows = tuple(_delta_row(report, deltas) for deltas in delta_ranges(report))
+    headers = ("allowed loss", "fewest layers confirmed", "points lost", "short fine-tunes suggest")
     return Section(
         "For any allowed loss",
         grid=Grid(headers, rows, {"fewest layers confirmed": 20}, ("points lost",)),
         legend=(
-            "Read off the layer sets that were measured. A loss that the search was not asked for may allow fewer "
-            "layers: ask with --delta, which reuses everything measured.",
-            "points to: lost no more than this against all layers given the same short fine-tune; not confirmed.",
+            "By the layer sets that were measured. For a loss that the search was not asked for, fewer layers may do: "
+            "search with that --delta, which reuses all trials.",
+            "suggest: the loss is within this against all layers with the same short fine-tune; not confirmed.",
         ),
     )
 
 
-def _reading_row(report: Report, reading: Reading) -> tuple[str, ...]:
-    confirmed, screened = reading.confirmed, reading.screened
-    lowest = "" if reading.low == reading.high else f"{100 * reading.low:g} to "
+def _delta_row(report: Report, deltas: DeltaRange) -> tuple[str, ...]:
+    confirmed, screened = deltas.confirmed, deltas.screened
+    lowest = "" if deltas.low == deltas.high else f"{100 * deltas.low:g} to "
     return (
-        f"{lowest}{tolerance(reading.high)}",
+        f"{lowest}{tolerance(deltas.high)}",
         f"{report.layers_total} (all)" if confirmed is None else _named(confirmed),
         points(0.0) if confirmed is None else points(confirmed.lost),
         NO_VALUE if screened is None else _named(screened),
@@ -55,8 +56,8 @@ def _named(measured: MeasuredSet) -> str:
     return f"{measured.depth} ({compact_indices(measured.kept)})"
 
 
-def where_worse(result: Result) -> Iterator[Section]:
-    """By label and length, and the answers that flipped; nothing for the full model or an old report."""
+def prediction_changes(result: Result) -> Iterator[Section]:
+    """Where an answer is worse, by label and length, and examples that changed; none for the full model."""
     changes = result.changes
     if changes is None:
         return
@@ -74,9 +75,9 @@ def where_worse(result: Result) -> Iterator[Section]:
             (" | ".join(flip.texts) or NO_VALUE, flip.label, flip.before, flip.after) for flip in changes.flips
         )
         yield Section(
-            f"Examples that {name} answer otherwise",
-            grid=Grid(("example", "right answer", "all layers", "these layers"), rows),
-            legend=(WHICH_SCORES if changes.regression else WHICH_ANSWERS,),
+            f"Examples that {name} predict differently",
+            grid=Grid(("example", "label", "all layers", "these layers"), rows),
+            legend=(CHANGED_SCORES if changes.regression else FLIPPED_LABELS,),
         )
 
 
@@ -84,24 +85,25 @@ def _churn(changes: PredictionChanges) -> Iterator[str]:
     if changes.regression:
         text = f"Predictions differ from the full model's with the same seed by {changes.churn:.3g} on average"
         if changes.churn_between_seeds is not None:
-            text += f"; those of two full models that differ in their seed alone, by {changes.churn_between_seeds:.3g}"
+            text += f"; those of two full models that differ only in the seed, by {changes.churn_between_seeds:.3g}"
         yield f"{text} (mean absolute difference over {changes.examples:,} {changes.split} examples)."
         return
     lost, won = changes.lost or 0.0, changes.won or 0.0
     text = (
-        f"Of {changes.examples:,} {changes.split} examples, {share(changes.churn)} are answered otherwise than by the "
-        f"full model with the same seed: {share(lost)} went from right to wrong, {share(won)} from wrong to right"
+        f"Of {changes.examples:,} {changes.split} examples, {share(changes.churn)} are predicted differently than by "
+        f"the full model with the same seed: {share(lost)} changed from right to wrong, {share(won)} from wrong to "
+        "right"
     )
     between = changes.churn - lost - won
-    yield f"{text}, {share(between)} from one wrong answer to another." if between > 1e-9 else f"{text}."
+    yield f"{text}, {share(between)} from one wrong label to another." if between > 1e-9 else f"{text}."
     if changes.churn_between_seeds is not None:
         yield (
-            f"Two full models that differ in their seed alone disagree on {share(changes.churn_between_seeds)}: so "
-            "much would change anyhow."
+            f"Two full models that differ only in the seed disagree on {share(changes.churn_between_seeds)} of the "
+            "examples."
         )
     if changes.directions:
         ways = (f"{each.before} became {each.after} in {share(each.share)}" for each in changes.directions)
-        yield f"Which way: {', '.join(ways)} of the examples."
+        yield f"Changes of label: {', '.join(ways)} of the examples."
 
 
 def _slice_row(each: Slice) -> tuple[str, ...]:
@@ -114,18 +116,20 @@ def _slice_row(each: Slice) -> tuple[str, ...]:
 def _slices_legend(changes: PredictionChanges) -> Iterator[str]:
     if changes.slices:
         what = (
-            "mean absolute error, in units of the label" if changes.regression else "share answered rightly, in points"
+            "mean absolute error, in units of the label"
+            if changes.regression
+            else "share predicted correctly, in points"
         )
         yield f"{'error' if changes.regression else 'accuracy'}: {what}; means over the seeds."
-        yield "95 %: interval of what is lost. Of 20 such intervals about one misses the truth by chance."
+        yield "95 %: confidence interval of the difference. About 1 in 20 such intervals misses the true value."
 
 
 def reproduce(report: Report) -> Section:
-    """The command, and with what it ran."""
+    """The command, and the recipe, device and versions that it ran with."""
     return Section(
-        "Reproduce it",
+        "How to reproduce this",
         facts=(
-            ("study", f"{report.study}, begun {report.created}, finished {report.finished or '(interrupted)'}"),
+            ("study", f"{report.study}, created {report.created}, finished {report.finished or '(interrupted)'}"),
             ("recipe", pairs(report.recipe)),
             ("device", pairs(report.device)),
             ("versions", pairs(report.versions)),

@@ -1,4 +1,4 @@
-"""Reports as JSON and CSV, for programs: nothing is rounded."""
+"""Reports as JSON and CSV, unrounded."""
 
 from __future__ import annotations
 
@@ -13,16 +13,8 @@ from budget_search.report.entries import Result
 from budget_search.report.report import Report
 from budget_search.report.sentences import largest_batch
 
-NOT_IN_CSV = {
-    "kept",
-    "dropped",
-    "metrics",
-    "inference",
-    "nearest_rejected",
-    "binding",
-    "throughput",
-    "changes",
-}  # written otherwise, or not flat
+# Nested fields, and those that have columns of their own.
+NOT_IN_CSV = {"kept", "dropped", "metrics", "inference", "nearest_rejected", "binding", "throughput", "changes"}
 
 
 def render_json(reports: Sequence[Report], exported: str | None = None) -> str:
@@ -70,15 +62,15 @@ def _identity(report: Report) -> dict[str, object]:
 
 
 def flat_row(report: Report, result: Result) -> dict[str, object]:
-    """One study's answer to one delta, without anything nested."""
+    """One study's answer for one delta, with no nested value."""
     timed = largest_batch(result.inference)
     saved = timed.saved if timed else None
-    simple = {name: value for name, value in to_plain(result).items() if name not in NOT_IN_CSV}
+    flat = {name: value for name, value in to_plain(result).items() if name not in NOT_IN_CSV}
     return {
         **_identity(report),
         "kept": compact_indices(result.kept),
         "dropped": compact_indices(result.dropped),
-        **simple,
+        **flat,
         "inference_batch": timed.batch if timed else None,
         "inference_length": timed.length if timed else None,
         "inference_ms": timed.ms.median if timed else None,

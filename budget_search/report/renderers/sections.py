@@ -1,4 +1,4 @@
-"""What a report tells and in which order, as sections that ``render`` turns into text of one format or another."""
+"""The sections of a report and their order, for every format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from budget_search.core.formatting import (
     with_spread,
 )
 from budget_search.core.layers import compact_indices
-from budget_search.report.comparison import beside
+from budget_search.report.comparison import reference_section
 from budget_search.report.entries import InferencePoint, Result
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
@@ -32,34 +32,30 @@ USED_TO = {
 }
 
 SAME_EXAMPLES = (
-    "selection and held_out are the same examples, as in the papers: the layers were chosen on those they are "
-    "reported on, so expect somewhat more loss on new ones."
+    "selection and held_out are the same examples, as in the papers: the layers were chosen on the examples that they "
+    "are reported on, so expect a somewhat larger loss on new ones."
 )
 
 VERDICTS = {
-    "certified": "even the bound is within the allowed loss.",
-    "observed": "the mean is within the allowed loss, the bound is not.",
+    "certified": "the upper bound of the loss is within the allowed loss.",
+    "observed": "the mean loss is within the allowed loss, its upper bound is not.",
     "held_out disagrees": "on the held-out examples the loss is larger than allowed; do not rely on it.",
-    "cannot be resolved": "the allowed loss is smaller than what these data can tell from chance.",
-    "full model": "no smaller set that was measured held.",
+    "cannot be resolved": "the allowed loss is smaller than what these data can certify.",
+    "full model": "none of the smaller sets measured held.",
 }
 
 
 def sections(report: Report, exported: str | None = None) -> list[Section]:
-    """The whole page. ``exported`` is the folder of the checkpoint, if there is one yet."""
+    """The whole report. ``exported`` is the folder of the checkpoint, if there is one."""
     page = [overview(report), examples(report)]
     if report.results:
         page += [answers(report), savings(report), why_not_fewer(report)]
     if report.references:
-        page.append(beside([report]))
-    page += [
-        frontier(report),
-        price(report),
-        resolution(report),
-    ]
+        page.append(reference_section([report]))
+    page += [frontier(report), cost(report), resolution(report)]
     if report.notes:
         page.append(notes(report))
-    return [*page, conclusion(report, exported)]
+    return [*page, summary(report, exported)]
 
 
 def overview(report: Report) -> Section:
@@ -99,12 +95,12 @@ def examples(report: Report) -> Section:
     return Section(
         "Examples",
         grid=Grid(("split", "examples", "labels", "used to"), tuple(rows), {"split": 13, "labels": 34}, ("examples",)),
-        legend=(SAME_EXAMPLES,) if _chosen_and_reported_on_the_same(report) else (),
+        legend=(SAME_EXAMPLES,) if _is_selection_held_out(report) else (),
     )
 
 
-def _chosen_and_reported_on_the_same(report: Report) -> bool:
-    """With the official splits; two splits that were carved apart never agree in every label share and size."""
+def _is_selection_held_out(report: Report) -> bool:
+    """Whether both are the official validation set: carved splits differ in some size or label share."""
     selection, held_out = report.splits.get("selection"), report.splits.get("held_out")
     return selection is not None and selection == held_out
 
@@ -178,7 +174,7 @@ def savings(report: Report) -> Section:
 
 
 def _shapes(report: Report) -> list[tuple[int, int]]:
-    """Of the inputs that were timed, the largest and the smallest batch: there is room for two."""
+    """Batch and length of the largest and the smallest input that was timed: there is room for two."""
     shapes = sorted({(point.batch, point.length) for point in report.baseline.inference}, reverse=True)
     return [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
 
@@ -250,25 +246,25 @@ def frontier(report: Report) -> Section:
         "The best layers measured at every depth",
         grid=Grid(headers, rows, {"kept": 18}, ("depth", "parameters", "recipe", "seeds", "points lost")),
         legend=(
-            "recipe: how much of the full fine-tune was spent. Short ones only guide the search; their loss is "
-            "against all layers given the same.",
+            "recipe: the share of the full recipe. Short fine-tunes only guide the search; their loss is against all "
+            "layers with the same fine-tune.",
         ),
     )
 
 
-def price(report: Report) -> Section:
+def cost(report: Report) -> Section:
     cost = report.cost
     reused = f" {plural(cost.reused, 'evaluation')} came from earlier searches." if cost.reused else ""
-    lesser = sum(trial.rung < 1 or len(trial.kept) < report.layers_total for trial in report.trials)
-    mostly = ", most of them short or of fewer layers," if 2 * lesser > len(report.trials) else ""
+    cheaper = sum(trial.rung < 1 or len(trial.kept) < report.layers_total for trial in report.trials)
+    mostly = ", most of them short or of fewer layers," if 2 * cheaper > len(report.trials) else ""
     text = (
         f"{plural(cost.fine_tunes, 'fine-tune')}{mostly} in "
-        f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they are the work "
-        f"of {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
+        f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they cost as much "
+        f"as {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
         f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
-        f"can avoid, are {cost.unavoidable_equivalents:.1f}.{reused}"
+        f"can avoid, cost {cost.unavoidable_equivalents:.1f}.{reused}"
     )
-    return Section("What the search took", paragraphs=(text,))
+    return Section("Cost of the search", paragraphs=(text,))
 
 
 def resolution(report: Report) -> Section:
@@ -282,14 +278,14 @@ def notes(report: Report) -> Section:
     return Section("Notes", paragraphs=report.notes)
 
 
-def conclusion(report: Report, exported: str | None) -> Section:
+def summary(report: Report, exported: str | None) -> Section:
     if not report.results:
-        return Section("In short", paragraphs=("No answer yet.",))
-    return Section("In short", paragraphs=tuple(sentences(report)), code=loading(report, exported))
+        return Section("Summary", paragraphs=("No answer yet.",))
+    return Section("Summary", paragraphs=tuple(sentences(report)), code=loading(report, exported))
 
 
 def loading(report: Report, exported: str | None = None) -> str:
-    """Code that loads the checkpoint; where there is none yet, first the command that makes it."""
+    """Code that loads the checkpoint; if there is none yet, first the command that exports it."""
     code = [
         "from transformers import AutoModelForSequenceClassification",
         f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
@@ -301,7 +297,7 @@ def loading(report: Report, exported: str | None = None) -> str:
 
 
 def sentences(report: Report) -> Iterator[str]:
-    """One answer each; larger deltas with the same answer are named behind it instead of repeating it."""
+    """One sentence per answer; larger deltas with the same answer are appended instead of repeating it."""
     results = sorted(report.results, key=lambda result: result.delta)
     while results:
         first, *results = results
@@ -312,7 +308,7 @@ def sentences(report: Report) -> Iterator[str]:
 
 
 def to_export(report: Report) -> Result:
-    """The most careful answer that saves something and that may be relied on, else the most careful one."""
+    """The smaller, reliable answer with the smallest delta; without one, the answer of the smallest delta."""
     by_delta = sorted(report.results, key=lambda result: result.delta)
     useful = (result for result in by_delta if not result.is_full and result.verdict != "held_out disagrees")
     return next(useful, by_delta[0])

@@ -25,7 +25,7 @@ def render(reports: Sequence[Report], exported: str | None = None) -> str:
 
 
 def render_sections(sections: Iterable[Section], *, titled: bool = True) -> str:
-    """Sections one below the other; where ``titled``, the first has the title of the whole."""
+    """Sections one below the other; if ``titled``, the first title is the title of the whole text."""
     first = 0 if titled else 1
     return "\n\n".join(_section(section, index) for index, section in enumerate(sections, start=first))
 
@@ -60,7 +60,7 @@ def _grid(grid: Grid) -> str:
     table = [
         [_folded(cell, limit) for cell, limit in zip(row, limits, strict=True)] for row in [grid.headers, *grid.rows]
     ]
-    # Not tabulate's own headers: it makes their columns two wider than they need be.
+    # Headers are rows, because tabulate makes header columns two characters too wide.
     rule = ["-" * max(len(line) for cell in column for line in cell.split("\n")) for column in zip(*table, strict=True)]
     rows = [table[0], rule, *table[1:]]
     text = tabulate(rows, tablefmt="plain", disable_numparse=True, colalign=grid_alignment(grid))
@@ -68,12 +68,12 @@ def _grid(grid: Grid) -> str:
 
 
 def grid_alignment(grid: Grid) -> list[str]:
-    """Of every column, as tabulate names it."""
+    """The alignment of every column, in tabulate's terms."""
     return ["right" if header in grid.right else "left" for header in grid.headers]
 
 
 def _folded(cell: str, width: int) -> str:
-    """The cell on several lines, broken at spaces and after commas, within words only where one is too long."""
+    """The cell on several lines, broken at spaces and after commas; words are broken only if too long."""
     lines = [""]
     for piece in re.findall(r"[^\s,]+,?\s*|[\s,]+", printable(cell)):
         if len((lines[-1] + piece).rstrip()) > width and lines[-1]:
