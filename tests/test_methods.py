@@ -33,8 +33,8 @@ from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
 from budget_search.engine.evaluation_cost import EvaluationCosts
 from budget_search.engine.finetune import fine_tune
-from budget_search.engine.loss import loss_of
 from budget_search.engine.last_layer import only_read_token
+from budget_search.engine.loss import loss_of
 from budget_search.engine.speed import Speed
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
@@ -336,8 +336,9 @@ def test_a_screen_scales_every_phase(place: Place) -> None:
 
 def scrambled(context: EvaluationContext) -> None:
     """Turn every label in what this process has loaded."""
-    train = split_of(context, "train")
-    loaded(context).splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
+    train, splits = split_of(context, "train"), loaded(context).splits
+    splits.clear()
+    splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
 
 
 def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
@@ -361,6 +362,7 @@ def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
     scrambled(context)
     assert same(weights_of(context, SMALLER), taught), "with all the weight on the teacher, labels do not matter"
     np.save(said, -np.load(said))
+    loaded(context).splits.clear()
     shutil.rmtree(context.folder.weights(full_run(SMALLER).key))
     assert not same(weights_of(context, SMALLER), taught)
 

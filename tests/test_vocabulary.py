@@ -21,9 +21,9 @@ from transformers import (
 
 from budget_search.engine import finetune
 from budget_search.engine.batches import DeviceSplit, training_order
+from budget_search.engine.loss import loss_of
 from budget_search.engine.optimizer import CLIP_NORM
 from budget_search.engine.used_embeddings import OccurringRows, only_occurring_rows
-from budget_search.engine.loss import loss_of
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
 
 UNUSED = 25  # rows of every model below that no text uses

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from itertools import islice
 
 import numpy as np
@@ -73,7 +73,7 @@ def _best(batches: np.ndarray, candidates: tuple[int, ...], count: int) -> Lengt
     # How many batches each candidate holds, smaller ones included.
     held = np.searchsorted(batches, candidates, side="right")
 
-    @lru_cache(maxsize=None)
+    @cache
     def cheapest(last: int, left: int) -> tuple[int, tuple[int, ...]]:
         """Padded length summed over the batches that the candidate at ``last`` holds, and the buckets for it."""
         whole = (int(held[last]) * candidates[last], (candidates[last],))
