@@ -169,7 +169,7 @@ def by_plain_loop(setting: Setting, seed: int) -> ModelMeasurements:
     schedule = get_linear_schedule_with_warmup(optimizer, round(recipe.warmup * steps), steps)
     for indices in itertools.islice(training_order(train.lengths, recipe.batch_size, seed), steps):
         with device.autocast():
-            loss = model(**train.batch(indices), labels=train.labels_of(indices)).loss
+            loss = model(**train.batch(indices), labels=train.labels[train.rows(indices)]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -141,7 +141,7 @@ def test_memory_that_runs_out_on_the_device(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
         return forward(model, *arguments, **named)
 
-    monkeypatch.setattr("budget_search.engine.finetune._fitted", {})
+    monkeypatch.setattr("budget_search.engine.training_step._fitted", {})
     with monkeypatch.context() as patched:
         patched.setattr(BertForSequenceClassification, "forward", starved)
         assert tiny.command(*OPTIONS) == 1
@@ -149,7 +149,7 @@ def test_memory_that_runs_out_on_the_device(
     assert "out of memory" in line
     assert "--batch-size" in line
     assert sizes[-1] == 1
-    monkeypatch.setattr("budget_search.engine.finetune._fitted", {})
+    monkeypatch.setattr("budget_search.engine.training_step._fitted", {})
     goes_on_as_if_nothing_had_happened(fresh, sst2_study)
 
 

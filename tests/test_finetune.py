@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, XLNetConfig,
 
 from budget_search.core.config import Recipe
 from budget_search.data.tokenization import EncodedSplit, EncodedTask
-from budget_search.engine import finetune
+from budget_search.engine import finetune, training_step
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
 from budget_search.engine.device import Device
 
@@ -101,7 +101,7 @@ def test_a_rung_is_a_fraction_of_the_steps_with_a_schedule_of_its_own(rung: floa
 
 
 def test_out_of_memory_halves_the_batch_accumulates_and_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "_fitted", {})
+    monkeypatch.setattr(training_step, "_fitted", {})
     split = on_cpu(make_task())
     plain, short = make_model(dropout=0.0), make_model(dropout=0.0)
     refused: list[int] = []
@@ -122,7 +122,7 @@ def test_out_of_memory_halves_the_batch_accumulates_and_is_remembered(monkeypatc
 
 
 def test_out_of_memory_with_one_example_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "_fitted", {})
+    monkeypatch.setattr(training_step, "_fitted", {})
     model = make_model()
 
     def never_fits(**inputs: torch.Tensor) -> object:
@@ -134,8 +134,8 @@ def test_out_of_memory_with_one_example_is_said(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
-    assert not finetune.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert finetune.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    assert not training_step.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert training_step.out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
 
 
 def test_a_loss_that_is_no_number_stops_the_fine_tune() -> None:

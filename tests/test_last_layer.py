@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search.engine import finetune
+from budget_search.engine import finetune, training_step
 from budget_search.engine.batches import DeviceSplit
 from budget_search.engine.last_layer import ReadToken, find_tail, only_read_token
 from budget_search.models.keep_layers import find_layers
@@ -80,7 +80,7 @@ def texts(*, pad_left: bool = False) -> DeviceSplit:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_fine_tune_ends_with_the_weights_of_the_plain_loop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # XLM's softmax is fp32 even here, and one of our own rounds otherwise.
-    monkeypatch.setattr(finetune, "cpu_kernels", lambda *_: nullcontext())
+    monkeypatch.setattr(training_step, "cpu_kernels", lambda *_: nullcontext())
     config, token, beginning = CONFIGS[name]
     ours, theirs = make(config), make(config)
     split = texts(pad_left=name == "xlnet")

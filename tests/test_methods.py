@@ -32,8 +32,9 @@ from budget_search.engine import evaluation as evaluate
 from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
 from budget_search.engine.evaluation_cost import EvaluationCosts
-from budget_search.engine.finetune import fine_tune, loss_of
+from budget_search.engine.finetune import fine_tune
 from budget_search.engine.last_layer import only_read_token
+from budget_search.engine.loss import loss_of
 from budget_search.engine.speed import Speed
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
@@ -216,9 +217,9 @@ def test_soft_targets_pull_towards_themselves() -> None:
     rows = np.arange(4)
     soft = dataclasses.replace(split, soft=evaluate.SoftTargets(torch.randn(64, 2), 1.0)).soft_of(rows)
     assert soft is not None
-    assert loss_of(soft.logits, split.labels_of(rows), soft) == pytest.approx(0, abs=1e-6)
-    assert loss_of(soft.logits + 7.0, split.labels_of(rows), soft) == pytest.approx(0, abs=1e-5)
-    half, logits, labels = dataclasses.replace(soft, weight=0.5), torch.randn(4, 2), split.labels_of(rows)
+    assert loss_of(soft.logits, split.labels[rows], soft) == pytest.approx(0, abs=1e-6)
+    assert loss_of(soft.logits + 7.0, split.labels[rows], soft) == pytest.approx(0, abs=1e-5)
+    half, logits, labels = dataclasses.replace(soft, weight=0.5), torch.randn(4, 2), split.labels[rows]
     mean = (loss_of(logits, labels) + loss_of(logits, labels, soft)) / 2
     assert loss_of(logits, labels, half) == pytest.approx(mean.item())
     wanted = evaluate.SoftTargets(torch.tensor([[1.0], [3.0]]), 1.0)
@@ -334,8 +335,9 @@ def test_a_screen_scales_every_phase(place: Place) -> None:
 
 def scrambled(context: EvaluationContext) -> None:
     """Turn every label in what this process has loaded."""
-    train = split_of(context, "train")
-    loaded(context).splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
+    train, splits = split_of(context, "train"), loaded(context).splits
+    splits.clear()
+    splits["train"] = dataclasses.replace(train, labels=1 - train.labels)
 
 
 def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
@@ -359,6 +361,7 @@ def test_the_teacher_is_asked_once_and_learnt_from(place: Place) -> None:
     scrambled(context)
     assert same(weights_of(context, SMALLER), taught), "with all the weight on the teacher, labels do not matter"
     np.save(said, -np.load(said))
+    loaded(context).splits.clear()
     shutil.rmtree(context.folder.weights(full_run(SMALLER).key))
     assert not same(weights_of(context, SMALLER), taught)
 

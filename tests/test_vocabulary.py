@@ -21,6 +21,7 @@ from transformers import (
 
 from budget_search.engine import finetune
 from budget_search.engine.batches import DeviceSplit, training_order
+from budget_search.engine.loss import loss_of
 from budget_search.engine.optimizer import CLIP_NORM
 from budget_search.engine.used_embeddings import OccurringRows, only_occurring_rows
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
@@ -56,7 +57,7 @@ def plain_loop(model: PreTrainedModel, train: DeviceSplit, seed: int) -> None:
     torch.manual_seed(seed)
     model.train()
     for indices in islice(training_order(train.lengths, RECIPE.batch_size, seed), steps):
-        finetune.loss_of(model(**train.batch(indices)).logits, train.labels_of(indices)).backward()
+        loss_of(model(**train.batch(indices)).logits, train.labels[indices]).backward()
         clip_grad_norm_(model.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()

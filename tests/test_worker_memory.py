@@ -17,7 +17,7 @@ from budget_search.core.config import Recipe
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, TrialKey
 from budget_search.engine.device import Device
-from budget_search.engine.evaluation import EvaluationContext, loaded, run_job
+from budget_search.engine.evaluation import EvaluationContext, load, run_job
 from budget_search.engine.workers import Workers
 from budget_search.storage.study_folder import StudyFolder
 from tests.test_finetune import make_task
@@ -44,7 +44,7 @@ def context(tmp_path: Path, bert: Path) -> EvaluationContext:
 
 def run_and_look(context: EvaluationContext, job: Job) -> Seen:
     assert run_job(context, job).error is None
-    return Seen(os.getpid(), loaded.cache_info().misses)
+    return Seen(os.getpid(), load.cache_info().misses)
 
 
 def run_and_take_memory(context: EvaluationContext, job: Job) -> Seen:
@@ -58,9 +58,9 @@ def run_and_take_memory(context: EvaluationContext, job: Job) -> Seen:
 
 
 def test_one_process_loads_once(context: EvaluationContext) -> None:
-    before = loaded.cache_info().misses
+    before = load.cache_info().misses
     assert [trial.error for trial in Workers(context, 1).run(JOBS[:3])] == [None] * 3
-    assert loaded.cache_info().misses == before + 1
+    assert load.cache_info().misses == before + 1
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="only glibc can be told to give memory back")

@@ -97,7 +97,7 @@ class Forecast:
 
 
 def forecast(resolved: ResolvedRequest, observer: SearchObserver) -> Forecast:
-    """Time a few steps and rehearse. Raises UsageError and whatever else a search raises before its first evaluation."""
+    """Time a few steps and rehearse. Raises whatever a search raises before its first evaluation."""
     device = study_device(resolved)
     with _study_or_draft(resolved, device, observer) as folder:
         study = _probe(resolved, folder, device, observer)

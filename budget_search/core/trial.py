@@ -50,7 +50,8 @@ class Trial:
     A ``collapsed`` trial predicted one class for at least 99 % of the examples, or a constant; it has a score.
     ``machine_failure``: the machine caused the failure (out of memory, a killed worker), not the layer set. The trial
     is then run again with the same seed. ``train_layer_tokens`` counts each of the ``train_tokens`` once per layer that
-    processed it; None means that exactly the kept layers did.
+    processed it; None means that exactly the kept layers did. ``execution`` says how the training steps ran: "graph"
+    or "eager", the latter with its reason on a GPU.
     """
 
     key: TrialKey
@@ -66,6 +67,7 @@ class Trial:
     error: str | None = None
     machine_failure: bool = False
     train_layer_tokens: int | None = None
+    execution: str | None = None
 
     @property
     def training_work(self) -> int:

@@ -71,16 +71,18 @@ class DeviceSplit:
         """The token numbers that occur, ascending: int64 (kinds,), padding among them."""
         return torch.cat([self.tokens, self.tokens.new_tensor([self.pad_token])]).unique()
 
-    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
-        """The model's inputs for these examples, padded to the longest of them: each (batch, length)."""
-        length = int(self.lengths[indices].max())
-        chosen = self._numbers(indices)
-        sizes = self.sizes[chosen, None]
+    def inputs(self, rows: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """The model's inputs for these examples, padded to a length: each (batch, length).
+
+        ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or reads from the
+        host, so that a graph can hold it. The length is at least that of the longest example.
+        """
+        sizes = self.sizes[rows, None]
         place = torch.arange(length, device=self.tokens.device)[None, :]
         if self.pad_left:
             place = place - (length - sizes)
         real = (place >= 0) & (place < sizes)
-        where = (self.starts[chosen, None] + place).clamp(0, len(self.tokens) - 1)
+        where = (self.starts[rows, None] + place).clamp(0, len(self.tokens) - 1)
         inputs = {
             "input_ids": torch.where(real, self.tokens[where], self.pad_token),
             "attention_mask": real.long(),
@@ -89,18 +91,22 @@ class DeviceSplit:
             inputs["token_type_ids"] = torch.where(real, self.segments[where], self.pad_segment)
         return inputs
 
-    def labels_of(self, indices: np.ndarray) -> torch.Tensor:
-        return self.labels[self._numbers(indices)]
+    def soft_of(self, rows: torch.Tensor) -> SoftTargets | None:
+        return self.soft and SoftTargets(self.soft.logits[rows], self.soft.weight)
 
-    def soft_of(self, indices: np.ndarray) -> SoftTargets | None:
-        return self.soft and SoftTargets(self.soft.logits[self._numbers(indices)], self.soft.weight)
+    def longest(self, indices: np.ndarray) -> int:
+        return int(self.lengths[indices].max())
 
-    def _numbers(self, indices: np.ndarray) -> torch.Tensor:
-        """Example numbers on the device; from pinned memory, so that nobody waits for what the device still does."""
+    def rows(self, indices: np.ndarray) -> torch.Tensor:
+        """Example numbers on the device; copied from pinned memory, so that the host does not wait for the device."""
         numbers = torch.from_numpy(indices)
         if self.tokens.is_cuda:
             return numbers.pin_memory().to(self.tokens.device, non_blocking=True)
         return numbers.to(self.tokens.device)
+
+    def batch(self, indices: np.ndarray) -> dict[str, torch.Tensor]:
+        """The model's inputs for these examples, padded to the longest of them: each (batch, length)."""
+        return self.inputs(self.rows(indices), self.longest(indices))
 
 
 def training_order(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:

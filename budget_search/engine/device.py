@@ -37,12 +37,13 @@ class Device:
     def autocast(self) -> Autocast:
         """Matrix products in bfloat16 where that was decided; weights stay in fp32."""
         if self.precision == "bf16":
-            return torch.autocast(self.kind, dtype=torch.bfloat16)
+            return torch.autocast(self.kind, dtype=torch.bfloat16, cache_enabled=self.kind != "cuda")
         return contextlib.nullcontext()
 
     def synchronize(self) -> None:
+        """Wait for the work that this thread has given to the device."""
         if self.kind == "cuda":
-            torch.cuda.synchronize(self.name)
+            torch.cuda.current_stream(self.name).synchronize()
         elif self.kind == "mps":
             torch.mps.synchronize()
 

@@ -7,6 +7,7 @@ over from one of the full model, weights or outputs, lies in the study's folder.
 from __future__ import annotations
 
 import io
+import threading
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -25,13 +26,17 @@ from budget_search.data.metrics import collapsed, mean_loss, measure
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.batches import DeviceSplit, SoftTargets
 from budget_search.engine.device import Device
-from budget_search.engine.finetune import DivergedError, FineTuned, fine_tune, out_of_memory, predict
+from budget_search.engine.finetune import DivergedError, FineTuned, fine_tune, predict
+from budget_search.engine.gpu.cuda import random_numbers
 from budget_search.engine.last_layer import Tail, find_tail, only_read_token
+from budget_search.engine.training_step import out_of_memory
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen
 from budget_search.models.pretrained import fresh_head, load_pretrained
 from budget_search.storage.files import atomic_path, write_atomically
 from budget_search.storage.study_folder import StudyFolder
+
+_loading = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def _run(context: EvaluationContext, job: Job) -> Trial:
         evaluation_tokens=read,
         peak_bytes=device.peak_bytes(),
         train_layer_tokens=sum(done.tokens * phase.layers.depth for phase, done in trained),
+        execution=next(iter(sorted(done.execution for _, done in trained)), None),
     )
 
 
@@ -126,8 +132,9 @@ def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel
     steps = phases(recipe, key.layers)
     if not steps:
         return keep_layers(load_weights(context, replace(key, layers=full)), key.layers.kept), trained
-    model = keep_layers(here.pretrained, steps[0].layers.kept)
-    fresh_head(model, here.fresh, key.seed)
+    with random_numbers:
+        model = keep_layers(here.pretrained, steps[0].layers.kept)
+        fresh_head(model, here.fresh, key.seed)
     torch.nn.Module.to(model, device.name)
     kept = steps[0].layers.kept
     for phase in steps:
@@ -149,12 +156,15 @@ def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit
     train, teacher = split_of(context, "train"), context.teacher
     if teacher is None or layers.is_full:
         return train
-    path = context.folder.outputs(teacher, "train")
-    if not path.exists():
-        # Somebody deleted it.
-        save_outputs(path, outputs_of(context, load_weights(context, teacher), "train"))
-    logits = torch.from_numpy(np.load(path)).to(context.device.name)
-    return replace(train, soft=SoftTargets(logits, context.recipe.distil))
+    name, splits = f"train, taught by {teacher}", loaded(context).splits
+    if name not in splits:
+        path = context.folder.outputs(teacher, "train")
+        if not path.exists():
+            # Somebody deleted it.
+            save_outputs(path, outputs_of(context, load_weights(context, teacher), "train"))
+        logits = torch.from_numpy(np.load(path)).to(context.device.name)
+        splits[name] = replace(train, soft=SoftTargets(logits, context.recipe.distil))
+    return splits[name]
 
 
 def score_from_weights(context: EvaluationContext, key: TrialKey) -> None:
@@ -197,8 +207,14 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(temporary)
 
 
-@lru_cache(maxsize=1)
 def loaded(context: EvaluationContext) -> Loaded:
+    """Pre-trained model and examples, read once per process; the lanes of a GPU share them."""
+    with _loading:
+        return load(context)
+
+
+@lru_cache(maxsize=1)
+def load(context: EvaluationContext) -> Loaded:
     task = EncodedTask.load(context.folder.examples)
     pretrained, fresh = load_pretrained(
         context.pretrained,
@@ -212,6 +228,7 @@ def loaded(context: EvaluationContext) -> Loaded:
 
 def split_of(context: EvaluationContext, name: str) -> DeviceSplit:
     here = loaded(context)
-    if name not in here.splits:
-        here.splits[name] = DeviceSplit.of(here.task, here.task.splits[name], context.device.name)
-    return here.splits[name]
+    with _loading:
+        if name not in here.splits:
+            here.splits[name] = DeviceSplit.of(here.task, here.task.splits[name], context.device.name)
+        return here.splits[name]

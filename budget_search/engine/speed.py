@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
 from budget_search.engine.evaluation import EvaluationContext, loaded, save_weights, split_of
-from budget_search.engine.finetune import EVALUATION_TOKENS, fine_tune, predict
+from budget_search.engine.finetune import EVALUATION_TOKENS, predict, train_on
 from budget_search.engine.last_layer import only_read_token
+from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.pretrained import fresh_head
 
@@ -103,14 +104,15 @@ def _step_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
     device, recipe = context.device, context.recipe
     train = split_of(context, "train")
     batches = _spread_batches(train.lengths, recipe.batch_size)
-    few = dataclasses.replace(recipe, epochs=1)
-    longest = part_of(train, batches[-1])
+    longest = Schedule.over((batches[-1],), recipe)
     # Twice: the first step allocates and chooses kernels.
-    fine_tune(model, longest, few, 1.0, 0, device)
-    once = fine_tune(model, longest, few, 1.0, 0, device).seconds
+    train_on(model, train, longest, recipe, 0, device)
+    once = train_on(model, train, longest, recipe, 0, device).seconds
     count = min(max(round(SECONDS_PER_DEPTH / once), FEWEST_STEPS), MOST_STEPS, len(batches))
-    chosen = [batches[int((index + 0.5) * len(batches) / count)] for index in range(count)]
-    trained = fine_tune(model, part_of(train, np.concatenate(chosen)), few, 1.0, 0, device)
+    spread = Schedule.over(tuple(batches[int((index + 0.5) * len(batches) / count)] for index in range(count)), recipe)
+    if device.kind == "cuda":
+        train_on(model, train, spread, recipe, 0, device)  # captures what a search captures once
+    trained = train_on(model, train, spread, recipe, 0, device)
     return trained.seconds / trained.steps
 
 

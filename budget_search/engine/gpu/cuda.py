@@ -1,0 +1,84 @@
+"""Everything that calls CUDA graphs and streams."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from budget_search.engine.gpu.host_values import CaptureRefusedError
+
+# One process has one default generator per device, and any operation may draw from it. Whoever seeds it, draws from it
+# or captures draws holds this.
+random_numbers = threading.RLock()
+
+
+class GraphRecorder:
+    """Captures on a stream of its own, with a memory pool and random numbers of its own.
+
+    The pool is shared by the graphs of one recorder, which never run at the same time. Random numbers that a graph
+    draws come from the generator state that was current while it was captured: with a state per recorder, what one lane
+    draws does not depend on the others, and a capture that fails spoils no state but its own.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self._default = torch.cuda.default_generators[torch.device(device).index]
+        self._own = torch.Generator(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        before = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(self.stream):
+                yield
+        finally:
+            before.wait_stream(self.stream)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        with random_numbers:
+            shared = self._default.graphsafe_get_state()
+            self._default.graphsafe_set_state(self._own.graphsafe_get_state())
+            try:
+                yield
+            finally:
+                self._default.graphsafe_set_state(shared)
+
+    def capture(self, function: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph: it empties the cache of the allocator, which every capture would have to fill again.
+        torch.cuda.synchronize(self.stream.device)
+        try:
+            # Other lanes go on: only what this thread does is captured, and only its errors count.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                function()
+            finally:
+                graph.capture_end()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureRefusedError(f"CUDA refused to capture a step: {_reason(error)}") from error
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+    def seed(self, seed: int) -> None:
+        self._own.manual_seed(seed)
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of the first exception: those that follow are about the capture that it broke."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def free_bytes(device: str) -> int:
+    """Memory of the device that nobody uses, cached blocks of this process included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
