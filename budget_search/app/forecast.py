@@ -29,7 +29,7 @@ from budget_search.core.dropping import training_depth
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.data.tokenization import EncodedTask
-from budget_search.engine.device import Device, default_workers
+from budget_search.engine.device import Device, cores
 from budget_search.engine.evaluation_cost import EvaluationCosts, EvaluationTime
 from budget_search.engine.speed import mean_speed
 from budget_search.engine.workers import Workers
@@ -104,8 +104,7 @@ def forecast(resolved: ResolvedRequest, observer: SearchObserver) -> Forecast:
         observer.stage("rehearsing the search on generated models")
         rehearsals = []
         if not study.answered:
-            processes = default_workers(device, resolved.config.device)
-            rehearsals = simulate_searches(study.settings, processes, study.remaining.seconds)
+            rehearsals = simulate_searches(study.settings, cores(), study.remaining.seconds)
         return _summary(study, rehearsals)
 
 
@@ -173,7 +172,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     """Time a few training and evaluation steps while all workers are busy."""
     request, facts = resolved.request, stored_config(folder)["facts"]
     task, context = EncodedTask.load(folder.examples), evaluation_context(resolved, folder, device)
-    workers = Workers(context, request.workers or default_workers(device, resolved.config.device))
+    workers = Workers(context, request.workers, asked=resolved.config.device)
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, workers.count)
     history, answered = _history(resolved, settings.total), finished_report(resolved) is not None

@@ -230,7 +230,11 @@ def _report(study: OpenStudy, search: Search, command: str) -> Report:
         builder=ReportBuilder(state, search.fine_tuned, study.paired, measured, facts["layer_parameters"]),
         task=study.task,
         answers=answers,
-        identity={**_identity(resolved, facts, command), "similarities": store.facts.get("similarities")},
+        identity={
+            **_identity(resolved, facts, command),
+            "device": {**facts["device"], **execution(store.history)},
+            "similarities": store.facts.get("similarities"),
+        },
         wall_seconds=study.wall_seconds,
         notes=[*search.notes(), *([warm_start_note(state, warm_start.study)] if warm_start else [])],
         references=kept_references(resolved),
@@ -239,6 +243,13 @@ def _report(study: OpenStudy, search: Search, command: str) -> Report:
     store.set_facts(answer=[answer_sentence(report, result) for result in report.results])
     delete_unneeded_weights(resolved.folder, state, answers.values())
     return report
+
+
+def execution(history: Iterable[Trial]) -> dict[str, str]:
+    """How the training steps ran: "graph", or "eager" with the reason if those of any trial did. Nothing where no trial
+    says so."""
+    said = {trial.execution for trial in history if trial.execution}
+    return {"execution": min(said)} if said else {}
 
 
 def _identity(resolved: ResolvedRequest, facts: dict[str, Any], command: str) -> dict[str, Any]:
@@ -251,7 +262,6 @@ def _identity(resolved: ResolvedRequest, facts: dict[str, Any], command: str) ->
         "created": facts["created"],
         "command": command,
         "versions": versions(),
-        "device": facts["device"],
         "recipe": resolved.config.recipe.to_json(),
         "question": resolved.request.question,
         "license": licence_of(resolved.pretrained),

@@ -140,7 +140,10 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
     where.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default auto)")
     where.add_argument("--precision", choices=PRECISIONS, help="bf16 where the device is fast at it (default auto)")
     where.add_argument(
-        "--workers", type=int, metavar="N", help="evaluations at a time (default: one per core, or one on a GPU)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="evaluations at a time (default: one per core; on GPUs as many as make the total faster)",
     )
     where.add_argument("--backend", choices=BACKENDS, help="processes on this machine (default), or a Dask cluster")
     where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from budget_search.core.errors import BudgetSearchError, UsageError
-from budget_search.engine.device import default_workers
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.workers import Workers
 
@@ -55,7 +54,7 @@ def workers_for(
     here; all there are, or as many as there are slots, unless given. ``asked`` is the device as the user named it.
     Raises UsageError where no cluster answers."""
     cluster = connect(scheduler, context.folder.path, count) if scheduler else None
-    return Workers(context, count or default_workers(context.device, asked), asked=asked, cluster=cluster)
+    return Workers(context, count, asked=asked, cluster=cluster)
 
 
 def connect(scheduler: str, study: Path, most: int | None = None) -> ClusterPool:

@@ -85,11 +85,14 @@ def available_devices() -> list[str]:
     return [*found, "cpu"]
 
 
-def default_workers(device: Device, asked: str) -> int:
-    """One evaluation per core on a CPU, else one per device."""
-    if device.kind == "cpu":
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return len(slots(device, asked))
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(device: Device) -> int:
+    """One evaluation per core on a CPU, else one; on CUDA GPUs it is measured instead."""
+    return cores() if device.kind == "cpu" else 1
 
 
 def slots(device: Device, asked: str, workers: int = 1) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from budget_search.engine.batches import DeviceSplit, reading_order
 from budget_search.engine.cpu_kernels import cpu_kernels
 from budget_search.engine.device import Device
 from budget_search.engine.gpu.host_values import CaptureRefusedError
+from budget_search.engine.gpu.lane_pool import end_if_abandoned
 from budget_search.engine.gpu.lanes import lanes_of
 from budget_search.engine.optimizer import rounded_weights
 from budget_search.engine.schedule import Schedule
@@ -72,7 +73,10 @@ def train_on(
         for number in range(schedule.steps):
             steps.run(number)
             done = number + 1
-            if (done % STEPS_BETWEEN_CHECKS == 0 or done == schedule.steps) and not math.isfinite(loss := steps.loss()):
+            if done % STEPS_BETWEEN_CHECKS and done < schedule.steps:
+                continue
+            end_if_abandoned()
+            if not math.isfinite(loss := steps.loss()):
                 raise DivergedError(f"the loss was {loss} after {done} of {schedule.steps} steps")
     device.synchronize()
     tokens = sum(int(train.lengths[batch].sum()) for batch in schedule.batches)

@@ -20,15 +20,18 @@ from transformers import PreTrainedModel
 from budget_search.engine.batches import DeviceSplit, reading_order, training_order
 from budget_search.engine.evaluation import EvaluationContext, loaded, save_weights, split_of
 from budget_search.engine.finetune import EVALUATION_TOKENS, predict, train_on
+from budget_search.engine.gpu.cuda import random_numbers
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.schedule import Schedule
-from budget_search.models.keep_layers import keep_layers
+from budget_search.models.keep_layers import find_layers, keep_layers
 from budget_search.models.pretrained import fresh_head
 
 # Seconds that training steps of one depth may take, and how many there are in any case.
 SECONDS_PER_DEPTH = 8.0
 FEWEST_STEPS, MOST_STEPS = 4, 24
 EVALUATION_BATCHES = 3
+# Steps that are timed to see whether another lane of a GPU pays.
+LANE_STEPS = 50
 # Layers are alike: between these shares of the depth, time goes up along straight lines.
 PROBED_SHARES = (0.0, 0.5, 1.0)
 
@@ -64,6 +67,19 @@ def measure_speed(context: EvaluationContext, total: int) -> Speed:
     parts = {depth: _time_at(context, depth) for depth in reversed(depths)}
     building, step, token, writing = zip(*(parts[depth] for depth in depths), strict=True)
     return Speed(tuple(depths), building, step, token, writing, time.perf_counter() - started)
+
+
+def steps_per_second(context: EvaluationContext) -> float:
+    """Of fine-tuning the full model on batches of a middling length; seconds for captures included."""
+    here, device = loaded(context), context.device
+    train, recipe = split_of(context, "train"), context.recipe
+    batches = _spread_batches(train.lengths, recipe.batch_size)
+    schedule = Schedule.over((batches[len(batches) // 2],) * LANE_STEPS, recipe)
+    with random_numbers:
+        model = keep_layers(here.pretrained, range(len(find_layers(here.pretrained))))
+    torch.nn.Module.to(model, device.name)
+    with only_read_token(model, here.tail):
+        return LANE_STEPS / train_on(model, train, schedule, recipe, 0, device).seconds
 
 
 def mean_speed(speeds: Sequence[Speed]) -> Speed:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,9 +20,10 @@ from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoo
 
 from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
-from budget_search.engine.device import one_of, slots
+from budget_search.engine.device import default_workers, one_of, slots
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
-from budget_search.engine.speed import Speed, measure_speed
+from budget_search.engine.gpu.lane_pool import LanePool
+from budget_search.engine.speed import Speed, measure_speed, steps_per_second
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -91,14 +92,17 @@ class LocalPool:
 class Workers:
     """Runs jobs and yields each trial as it finishes, in any order.
 
-    ``asked`` is the device as the user named it: ``auto`` and ``cuda`` stand for every device of the kind.
+    ``count`` is how many run at a time; None lets the device decide. ``asked`` is the device as the user named it:
+    ``auto`` and ``cuda`` stand for every device of the kind.
     """
 
-    def __init__(self, context: EvaluationContext, count: int, *, asked: str = "", cluster: Pool | None = None) -> None:
+    def __init__(
+        self, context: EvaluationContext, count: int | None, *, asked: str = "", cluster: Pool | None = None
+    ) -> None:
         self.context = context
         self._asked = asked
-        self._sharing = 1 if cluster else count
-        self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
+        self._pool: Pool | None = cluster or _local_pool(context, count, asked)
+        self._on_cluster = cluster is not None
 
     @property
     def count(self) -> int:
@@ -132,7 +136,7 @@ class Workers:
     @property
     def _place(self) -> Callable[..., Any]:
         """Runs a function with the workplace as it is now and an item, in whichever process."""
-        return partial(_at_a_free_device, self.context, self._asked, self._sharing)
+        return partial(_at_a_free_device, self.context, self._asked, 1 if self._on_cluster else self.count)
 
     def _each(
         self, function: Callable[[EvaluationContext, Item], Outcome], items: Iterable[Item | None]
@@ -163,6 +167,30 @@ class Workers:
         finally:
             if running:
                 pool.abandon()
+
+
+def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
+    """Lanes of this process on GPUs, else processes; None where one evaluation at a time runs in this thread."""
+    if count == 1:
+        return None
+    if context.device.kind != "cuda":
+        count = count or default_workers(context.device)
+        return LocalPool(count) if count > 1 else None
+    from budget_search.engine.gpu.cuda import lane_fits
+
+    return LanePool(
+        count,
+        gpus=len(slots(context.device, asked)),
+        rate=lambda executor, lanes: _total_rate(executor, [context] * lanes),
+        fits=lambda lanes: lane_fits(context.device.name, lanes),
+    )
+
+
+def _total_rate(executor: Executor, contexts: Sequence[EvaluationContext]) -> float:
+    """Steps per second of fine-tunes side by side; a first pass captures what the second is to replay."""
+    for _ in executor.map(steps_per_second, contexts):
+        pass
+    return sum(executor.map(steps_per_second, contexts))
 
 
 def _at_a_free_device(

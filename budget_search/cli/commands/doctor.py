@@ -33,7 +33,7 @@ def doctor_table() -> str:
         *versions().items(),
         ("devices", " ".join(available_devices())),
         ("chosen", f"{device.name} with {device.precision}"),
-        ("evaluations at a time", default_workers(device, "auto")),
+        ("evaluations at a time", "measured" if device.kind == "cuda" else default_workers(device)),
         ("model cache", HF_HUB_CACHE),
         ("hub", _hub_state()),
     ]

@@ -78,7 +78,7 @@ def _reason(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def free_bytes(device: str) -> int:
-    """Memory of the device that nobody uses, cached blocks of this process included."""
+def lane_fits(device: str, lanes: int) -> bool:
+    """Whether memory is free for the last of so many lanes: one and a half times what each of the others holds."""
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free > 1.5 * torch.cuda.memory_reserved(device) / max(1, lanes - 1)
