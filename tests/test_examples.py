@@ -55,6 +55,15 @@ def test_simulate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert 3 < auto["equivalents"] < 25
 
 
+def test_gpu_check_without_a_gpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu_check.py", "--device", "cpu", "--only", "BERT", "--output", "check.json"])
+    assert example("gpu_check").main() == 0
+    rows = json.loads((here / "check.json").read_text("utf8"))
+    assert [row["check"] for row in rows][:2] == ["device", "equality: BERT"]
+    assert all(row["outcome"] == "ok" for row in rows)
+    assert all(row["values"]["execution"] == "eager" for row in rows[1:])
+
+
 @pytest.mark.slow
 def test_own_csv(here: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example("own_csv").main(table(here / "reviews.csv", 420, 1), str(bert), **QUICK)
