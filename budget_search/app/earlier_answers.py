@@ -12,7 +12,7 @@ from budget_search.core.layers import LayerSet, compact_indices
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
 from budget_search.storage.study_folder import stored_config
-from budget_search.storage.study_store import StudyStore
+from budget_search.storage.study_store import recorded_trials
 
 
 def require_same_config(found: ResolvedRequest) -> None:
@@ -62,7 +62,7 @@ def best_so_far(found: ResolvedRequest) -> str:
         return "Nothing was measured yet."
     facts = stored_config(found.folder)["facts"]
     total = int(facts["layers_total"])
-    history = StudyStore.open(found.folder.path.name, total, folder=found.folder, storage=found.request.storage).history
+    history = recorded_trials(found.folder.path.name, total, folder=found.folder, storage=found.request.storage)
     scores: dict[tuple[int, ...], dict[int, float]] = {}
     for trial in history:
         if trial.split == "certification" and trial.score is not None:

@@ -37,8 +37,9 @@ from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.verdict import resolution
 from budget_search.report.entries import Resolution
 from budget_search.simulation.rehearsal import rehearse
+from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
-from budget_search.storage.study_store import StudyStore
+from budget_search.storage.study_store import recorded_trials
 
 SCHEMA_VERSION = 1
 
@@ -113,7 +114,7 @@ def forecast(found: ResolvedRequest, observer: Observer) -> Forecast:
         settings = search_settings(
             found, stored, task, with_measured_limits(request.limits, stored, context), workers.count
         )
-        history = _history(found, settings.total)
+        history = _history(found, settings.total, observer)
         answered = finished_report(found) is not None
         where = (
             " here, not on the cluster: --workers says how many evaluations it will run" if request.scheduler else ""
@@ -186,12 +187,12 @@ def _study_or_draft(found: ResolvedRequest, device: Any, observer: Observer) -> 
         yield draft
 
 
-def _history(found: ResolvedRequest, total: int) -> list[Trial]:
-    """What the study holds; nothing where opening it would make it."""
-    if not found.folder.config.exists() or not (found.request.storage or found.folder.database.exists()):
+def _history(found: ResolvedRequest, total: int, observer: Observer) -> list[Trial]:
+    """What the study holds."""
+    if not found.folder.config.exists():
         return []
-    name = found.folder.path.name
-    return StudyStore.open(name, total, folder=found.folder, storage=found.request.storage).history
+    storage, wait = found.request.storage, LockWait(60 * found.request.storage_timeout, observer.stage)
+    return recorded_trials(found.folder.path.name, total, folder=found.folder, storage=storage, wait=wait)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from budget_search.core.versions import versions
 from budget_search.models.pretrained import licence_of
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
+from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore, require_storage
 
@@ -68,7 +69,9 @@ def run(found: ResolvedRequest, observer: Observer, command: str = "") -> Report
 
 def _options(found: ResolvedRequest) -> ExecutionOptions:
     request = found.request
-    return ExecutionOptions(request.workers, request.scheduler, request.trust_remote_code, request.wait)
+    return ExecutionOptions(
+        request.workers, request.scheduler, request.trust_remote_code, request.wait, request.storage_timeout
+    )
 
 
 def _asked_device(found: ResolvedRequest) -> tuple[str, str]:
@@ -89,7 +92,7 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
 
     request, facts = found.request, stored_config(found.folder)["facts"]
     task = EncodedTask.load(found.folder.examples)
-    store = _opened(found, facts)
+    store = _opened(found, facts, observer)
     # Worker processes may stand elsewhere.
     folder = StudyFolder(found.folder.path.resolve())
     context = EvaluationContext(
@@ -113,7 +116,11 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
     state = SearchState(settings, store, judge)
     search = Search(state, run_jobs, observer)
     observer.planned(settings, found.config, task, device, workers.count, store.history)
-    search.run()
+    try:
+        search.run()
+    finally:
+        for trial in workers.untaken:
+            store.keep(trial)
     # The report keeps the answers that were given before.
     asked_before = [result.delta for result in before.results] if before else []
     answers = state.answers(in_points(delta) for delta in sorted({*request.deltas, *asked_before}))
@@ -136,10 +143,11 @@ def _search(found: ResolvedRequest, device: Device, observer: Observer, command:
     return report
 
 
-def _opened(found: ResolvedRequest, facts: dict[str, Any]) -> StudyStore:
+def _opened(found: ResolvedRequest, facts: dict[str, Any], observer: Observer) -> StudyStore:
     """The study's trials. Raises StudyError where the storage has others by that name."""
+    storage, wait = found.request.storage, LockWait(60 * found.request.storage_timeout, observer.stage)
     store = StudyStore.open(
-        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=found.request.storage
+        found.folder.path.name, facts["layers_total"], folder=found.folder, storage=storage, wait=wait
     )
     if store.facts.get("fingerprint", found.config.fingerprint) != found.config.fingerprint:
         raise StudyError(
@@ -147,6 +155,7 @@ def _opened(found: ResolvedRequest, facts: dict[str, Any]) -> StudyStore:
             "choose another --study name"
         )
     store.set_facts(fingerprint=found.config.fingerprint)
+    store.record_all()
     return store
 
 

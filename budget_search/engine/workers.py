@@ -99,6 +99,8 @@ class Workers:
         self._asked = asked
         self._sharing = 1 if cluster else count
         self._pool: Pool | None = cluster or (LocalPool(count) if count > 1 else None)
+        self.untaken: list[Trial] = []
+        """Trials that had finished when whoever took them gave up; only after ``run``."""
 
     @property
     def count(self) -> int:
@@ -109,6 +111,7 @@ class Workers:
         if self._pool is None:
             yield from self._each(run_job, jobs)
             return
+        self.untaken = []
         for job, future in self._finished(self._pool, run_job, iter(jobs)):
             try:
                 yield future.result()
@@ -162,7 +165,13 @@ class Workers:
                 yield from ((running.pop(future), future) for future in done)
         finally:
             if running:
+                self.untaken += [each for each in map(_result, running) if isinstance(each, Trial)]
                 pool.abandon()
+
+
+def _result(future: Future[Outcome]) -> Outcome | None:
+    """What an evaluation gave; None if it is still running, or failed."""
+    return None if not future.done() or future.cancelled() or future.exception() else future.result()
 
 
 def _at_a_free_device(
