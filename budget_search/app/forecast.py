@@ -38,8 +38,9 @@ from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.layer_search.verdict import resolution
 from budget_search.report.entries import Resolution
 from budget_search.simulation.simulated_search import SimulatedSearch, simulate_searches
+from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
-from budget_search.storage.study_store import StudyStore
+from budget_search.storage.study_store import recorded_trials
 
 SCHEMA_VERSION = 1
 
@@ -175,7 +176,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     workers = Workers(context, request.workers, asked=resolved.config.device)
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, workers.count)
-    history, answered = _history(resolved, settings.total), finished_report(resolved) is not None
+    history, answered = _history(resolved, settings.total, observer), finished_report(resolved) is not None
     where = ""
     if request.scheduler:
         where = " here, not on the cluster: --workers says how many evaluations it will run"
@@ -195,12 +196,13 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     )
 
 
-def _history(resolved: ResolvedRequest, total: int) -> list[Trial]:
-    """The study's trials; none where opening its storage would create it."""
-    folder, storage = resolved.folder, resolved.request.storage
-    if not folder.config.exists() or not (storage or folder.database.exists()):
+def _history(resolved: ResolvedRequest, total: int, observer: SearchObserver) -> list[Trial]:
+    """The study's trials."""
+    folder, request = resolved.folder, resolved.request
+    if not folder.config.exists():
         return []
-    return StudyStore.open(folder.path.name, total, folder=folder, storage=storage).history
+    wait = LockWait(60 * request.storage_timeout, observer.stage)
+    return recorded_trials(folder.path.name, total, folder=folder, storage=request.storage, wait=wait)
 
 
 def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forecast:

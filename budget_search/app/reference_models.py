@@ -20,6 +20,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
+from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore
 
@@ -39,6 +40,7 @@ class ExecutionOptions:
     scheduler: str | None = None
     trust_remote_code: bool = False
     wait: bool = False
+    storage_timeout: float = 10.0
 
 
 def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOptions, recipe: Recipe) -> None:
@@ -102,7 +104,7 @@ def _measure(
     workers = workers_for(context, study_config.device, options.workers, options.scheduler)
     full = LayerSet.full(int(stored_config(own)["facts"]["layers_total"]))
     keys = [TrialKey(full, FULL_RUNG, seed) for seed in report.seeds]
-    scores = _fine_tune(workers, keys, observer)
+    scores = _fine_tune(workers, keys, LockWait(60 * options.storage_timeout, observer.stage), observer)
     reference = _compare(folder, report, pretrained, context, keys, scores)
     # A reference model is never exported.
     shutil.rmtree(own.path / "weights", ignore_errors=True)
@@ -127,10 +129,11 @@ def _create(
     create_reference(own, config, reader, task, device)
 
 
-def _fine_tune(workers: Workers, keys: Sequence[TrialKey], observer: SearchObserver) -> list[float]:
+def _fine_tune(workers: Workers, keys: Sequence[TrialKey], wait: LockWait, observer: SearchObserver) -> list[float]:
     """The score of every seed, in points. Each is recorded when it is finished; recorded ones are reused."""
     own, name = workers.context.folder, workers.context.pretrained_name
-    store = StudyStore.open(own.path.name, keys[0].layers.total, folder=own)
+    store = StudyStore.open(own.path.name, keys[0].layers.total, folder=own, wait=wait)
+    store.record_all()
     scores = {trial.key: trial.score for trial in store.history if trial.score is not None}
     missing = [key for key in keys if key not in scores]
     if missing:

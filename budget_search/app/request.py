@@ -66,6 +66,7 @@ class Request:
     wait: bool = False
     studies_dir: str = "studies"
     storage: str | None = None
+    storage_timeout: float = 10.0
     study: str | None = None
     output: str | None = None
     offline: bool = False
@@ -104,6 +105,7 @@ class Request:
                 "a number above 0",
             ),
             *self._contradictions(),
+            _within("--storage-timeout", self.storage_timeout, 0 <= self.storage_timeout < math.inf, "minutes, from 0"),
             _within("--workers", self.workers, self.workers is None or self.workers >= 1, "from 1"),
             *(path_problem(f"--{name.replace('_', '-')}", getattr(self, name)) for name in PATH_OPTIONS),
             *(path_problem("--reference", model) for model in self.reference),

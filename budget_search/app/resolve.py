@@ -23,7 +23,7 @@ from budget_search.models.pretrained import PretrainedSource, resolve_model
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
 from budget_search.storage.study_folder import StudyFolder, require_writable, stored_config, study_path
-from budget_search.storage.study_store import StudyStore
+from budget_search.storage.study_store import recorded_trials
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def best_so_far(resolved: ResolvedRequest) -> str:
         return "Nothing was measured yet."
     request, folder = resolved.request, resolved.folder
     total = int(stored_config(folder)["facts"]["layers_total"])
-    history = StudyStore.open(folder.path.name, total, folder=folder, storage=request.storage).history
+    history = recorded_trials(folder.path.name, total, folder=folder, storage=request.storage)
     confirmations = Confirmations(history, total, request.confirmation_seeds)
     losses = {}
     if confirmations.is_complete(confirmations.full):

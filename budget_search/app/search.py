@@ -21,6 +21,7 @@ from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.models.pretrained import licence_of
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
+from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore, require_storage
 
@@ -78,7 +79,7 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
         # The command that held the lock may have found the answers meanwhile.
         if report := finished_report(resolved):
             return report
-        study = _open(resolved, device, began)
+        study = _open(resolved, device, observer, began)
         observer.planned(study.settings, resolved.config, study.task, device, study.workers.count, study.store.history)
         search = _run(study, observer)
         observer.stage("scoring the answers on held_out and timing them")
@@ -87,7 +88,9 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
 
 def _options(resolved: ResolvedRequest) -> ExecutionOptions:
     request = resolved.request
-    return ExecutionOptions(request.workers, request.scheduler, request.trust_remote_code, request.wait)
+    return ExecutionOptions(
+        request.workers, request.scheduler, request.trust_remote_code, request.wait, request.storage_timeout
+    )
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,14 @@ class OpenStudy:
         return self.seconds_before + time.monotonic() - self.began
 
 
-def _open(resolved: ResolvedRequest, device: Device, began: float) -> OpenStudy:
+def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: float) -> OpenStudy:
     from budget_search.app.search_settings import evaluation_context
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.dask_workers import workers_for
     from budget_search.report.predictions import PairedOutputs
 
     request = resolved.request
-    task, store = EncodedTask.load(resolved.folder.examples), _open_store(resolved)
+    task, store = EncodedTask.load(resolved.folder.examples), _open_store(resolved, observer)
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)
@@ -136,17 +139,19 @@ def _open(resolved: ResolvedRequest, device: Device, began: float) -> OpenStudy:
     )
 
 
-def _open_store(resolved: ResolvedRequest) -> StudyStore:
+def _open_store(resolved: ResolvedRequest, observer: Observer) -> StudyStore:
     """The study's trials. Raises StudyError where the storage holds another study of that name."""
     folder, fingerprint = resolved.folder, resolved.config.fingerprint
     total = stored_config(folder)["facts"]["layers_total"]
-    store = StudyStore.open(folder.path.name, total, folder=folder, storage=resolved.request.storage)
+    wait = LockWait(60 * resolved.request.storage_timeout, observer.stage)
+    store = StudyStore.open(folder.path.name, total, folder=folder, storage=resolved.request.storage, wait=wait)
     if store.facts.get("fingerprint", fingerprint) != fingerprint:
         raise StudyError(
             f"the storage holds a study {folder.path.name} of another task, model or recipe; "
             "choose another --study name"
         )
     store.set_facts(fingerprint=fingerprint)
+    store.record_all()
     return store
 
 
@@ -211,7 +216,11 @@ def _run(study: OpenStudy, observer: Observer) -> Search:
 
     state = SearchState(study.settings, study.store, judge)
     search = Search(state, run_jobs, observer)
-    search.run()
+    try:
+        search.run()
+    finally:
+        for trial in study.workers.untaken:
+            study.store.keep(trial)
     return search
 
 

@@ -60,7 +60,17 @@ def from_file(path: str | None) -> dict[str, Any]:
 _LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns", "freeze")
 _SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
-_DECIMAL = ("confidence", "max_hours", "max_latency_ms", "epochs", "lr", "warmup", "layer_drop", "distil")
+_DECIMAL = (
+    "confidence",
+    "max_hours",
+    "storage_timeout",
+    "max_latency_ms",
+    "epochs",
+    "lr",
+    "warmup",
+    "layer_drop",
+    "distil",
+)
 
 
 def _typed(name: str, value: Any, where: str) -> Any:

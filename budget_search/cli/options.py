@@ -149,6 +149,12 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
     where.add_argument("--scheduler", metavar="ADDR", help="of the Dask cluster, such as tcp://127.0.0.1:8786")
     add_studies_dir(where)
     where.add_argument("--storage", metavar="URL", help="any Optuna storage instead of SQLite in the study's folder")
+    where.add_argument(
+        "--storage-timeout",
+        type=float,
+        metavar="MINUTES",
+        help="wait this long for another process that holds the study's database (default 10)",
+    )
     where.add_argument("--study", metavar="NAME", help="the study's name (default: task, model and a fingerprint)")
     where.add_argument(
         "--wait", action="store_true", default=None, help="wait until no other command works on the same study"

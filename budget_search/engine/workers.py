@@ -103,6 +103,8 @@ class Workers:
         self._asked = asked
         self._pool: Pool | None = cluster or _local_pool(context, count, asked)
         self._on_cluster = cluster is not None
+        self.untaken: list[Trial] = []
+        """Trials that had finished when the search ended early; only after ``run``."""
 
     @property
     def count(self) -> int:
@@ -113,6 +115,7 @@ class Workers:
         if self._pool is None:
             yield from self._each(run_job, jobs)
             return
+        self.untaken = []
         for job, future in self._finished(self._pool, run_job, iter(jobs)):
             try:
                 yield future.result()
@@ -166,7 +169,13 @@ class Workers:
                 yield from ((running.pop(future), future) for future in done)
         finally:
             if running:
+                self.untaken += [each for each in map(_result, running) if isinstance(each, Trial)]
                 pool.abandon()
+
+
+def _result(future: Future[Outcome]) -> Outcome | None:
+    """The outcome of an evaluation; None if it is still running or failed."""
+    return None if not future.done() or future.cancelled() or future.exception() else future.result()
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:

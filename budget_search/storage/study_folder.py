@@ -33,6 +33,11 @@ class StudyFolder:
         return self.path / "study.db"
 
     @property
+    def unrecorded(self) -> Path:
+        """Finished trials that another process's lock on the database keeps out of it; usually absent."""
+        return self.path / "unrecorded.json"
+
+    @property
     def config(self) -> Path:
         return self.path / "config.json"
 

@@ -6,22 +6,21 @@ measurements are stored, so a search with another delta, strategy or criterion c
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import signal
-import threading
+import json
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from types import FrameType
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.layers import LayerSet
+from budget_search.core.serialization import read_record
 from budget_search.core.trial import Trial, TrialKey, TrialsByKey
 from budget_search.storage.credentials import mask_passwords
-from budget_search.storage.files import atomic_path
+from budget_search.storage.database import NO_WAIT, Database, LockWait, database_message, is_lock
+from budget_search.storage.files import atomic_path, write_atomically
 from budget_search.storage.study_folder import StudyFolder
 
 if TYPE_CHECKING:
@@ -31,31 +30,45 @@ if TYPE_CHECKING:
 # objective values.
 _ATTRIBUTES = tuple(field.name for field in dataclasses.fields(Trial) if field.name not in ("key", "score"))
 
-# The advice in errors about a storage that cannot be read or written.
-SQLITE_ADVICE = "free disk space or restore study.db from a copy; to start over, move the study's folder away"
-SERVER_ADVICE = "check the server of --storage, then run the same command again: everything finished is kept"
-
 
 class StudyStore:
-    """The trials of one Optuna study: objectives score (maximised) and depth (minimised), one flag per layer."""
+    """The trials of one Optuna study: objectives score (maximised) and depth (minimised), one flag per layer.
 
-    def __init__(self, study: optuna.Study, trials: TrialsByKey, advice: str) -> None:
+    While another process holds the database, finished trials are kept in a file of the study's folder, so that none is
+    lost however the wait ends.
+    """
+
+    def __init__(self, study: optuna.Study, trials: TrialsByKey, folder: StudyFolder, database: Database) -> None:
         self._study = study
         self._trials = trials
-        self._advice = advice
+        self._folder = folder
+        self._database = database
+        self._unrecorded = _unrecorded(folder, trials)
+        for trial in self._unrecorded:
+            trials.add(trial)
 
     @classmethod
-    def open(cls, name: str, total: int, *, folder: StudyFolder, storage: str | None = None) -> StudyStore:
+    def open(
+        cls,
+        name: str,
+        total: int,
+        *,
+        folder: StudyFolder,
+        storage: str | None = None,
+        wait: LockWait = NO_WAIT,
+    ) -> StudyStore:
         """Open the study with this name, or create it. Raises StudyError if the storage cannot be read."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        advice = SQLITE_ADVICE if storage is None else SERVER_ADVICE
-        with _explain_storage_errors(advice), warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        database = Database(folder.database, storage, wait)
+
+        def opened() -> tuple[optuna.Study, TrialsByKey]:
+            if not storage:
+                _require_database(folder)
             study = optuna.create_study(
                 study_name=name,
-                storage=_open_storage(folder, storage),
+                storage=database.storage(),
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(seed=0),
@@ -63,8 +76,12 @@ class StudyStore:
             )
             if study.metric_names is None:
                 study.set_metric_names(["score", "depth"])
-            trials = TrialsByKey(_from_row(row, total) for row in study.get_trials(deepcopy=False))
-        return cls(study, trials, advice)
+            return study, TrialsByKey(_from_row(row, total) for row in study.get_trials(deepcopy=False))
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study, trials = database.access(opened)
+        return cls(study, trials, folder, database)
 
     @property
     def history(self) -> list[Trial]:
@@ -79,58 +96,120 @@ class StudyStore:
 
     def append(self, trial: Trial) -> None:
         """Record a finished trial. Raises StudyError if it cannot be written."""
-        with _explain_storage_errors(self._advice):
-            self._study.add_trial(_to_row(trial))
         self._trials.add(trial)
+        self._unrecorded.append(trial)
+        self.record_all()
+
+    def keep(self, trial: Trial) -> None:
+        """Keep a finished trial in the study's folder; it is recorded when the study is next searched."""
+        self._trials.add(trial)
+        self._unrecorded.append(trial)
+        self._keep_unrecorded()
+
+    def record_all(self) -> None:
+        """Record the trials that could not be recorded before. Raises StudyError if they cannot be written."""
+        while self._unrecorded:
+            add = partial(self._study.add_trial, _to_row(self._unrecorded[0]))
+            self._database.access(add, when_locked=self._keep_unrecorded)
+            self._unrecorded.pop(0)
+        if self._folder.unrecorded.exists():
+            self._folder.unrecorded.unlink()
+
+    def _keep_unrecorded(self) -> None:
+        content = json.dumps([dataclasses.asdict(trial) for trial in self._unrecorded], indent=2)
+        write_atomically(self._folder.unrecorded, content.encode())
 
     @property
     def facts(self) -> dict[str, Any]:
         """Values determined once per study and kept as user attributes, such as the device that "auto" stands for."""
-        with _explain_storage_errors(self._advice):
-            return dict(self._study.user_attrs)
+        return self._database.access(lambda: dict(self._study.user_attrs))
 
     def set_facts(self, **facts: Any) -> None:
-        with _explain_storage_errors(self._advice):
+        def write() -> None:
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
 
+        self._database.access(write)
+
+
+def recorded_trials(
+    name: str,
+    total: int,
+    *,
+    folder: StudyFolder,
+    storage: str | None = None,
+    wait: LockWait = NO_WAIT,
+) -> list[Trial]:
+    """The finished trials of a study, sorted by key; none if the storage has no such study. Creates nothing.
+
+    Raises StudyError if the storage cannot be read.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    database = Database(folder.database, storage, wait)
+
+    def loaded() -> list[optuna.trial.FrozenTrial]:
+        if not storage and not folder.database.exists():
+            return []
+        connection = database.storage()
+        if name not in optuna.get_all_study_names(connection):
+            return []
+        return optuna.load_study(study_name=name, storage=connection).get_trials(deepcopy=False)
+
+    trials = database.access(lambda: TrialsByKey(_from_row(row, total) for row in loaded()))
+    for trial in _unrecorded(folder, trials):
+        trials.add(trial)
+    return trials.to_list()
+
 
 def require_storage(url: str) -> None:
-    """Raises UsageError if an Optuna storage cannot be reached."""
+    """Raises UsageError if an Optuna storage cannot be reached. One that another process holds is there."""
     import optuna
     import sqlalchemy.exc
 
     try:
         optuna.storages.get_storage(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, OSError, RuntimeError) as error:
+        if is_lock(error):
+            return
         extra = "; pip install 'budget-search[postgres]'" if isinstance(error, ImportError) else ""
         raise UsageError(
-            f"--storage {mask_passwords(url)} cannot be used: {mask_passwords(_database_message(error))}{extra}"
+            f"--storage {mask_passwords(url)} cannot be used: {mask_passwords(database_message(error))}{extra}"
         ) from error
 
 
-def _open_storage(folder: StudyFolder, url: str | None) -> Any:
-    if url:
-        return url
-    if not (folder.database.is_file() and folder.database.stat().st_size):
-        if any(folder.path.glob("artifacts/*")):
-            raise StudyError(
-                f"study.db of the study {folder.path.name} is missing or empty, though evaluations have finished; "
-                "restore it from a copy (or give the --storage they are in); to measure everything again, delete "
-                "artifacts"
-            )
-        # If the process died between creating a table and its unique index, two studies could get the same name.
-        with atomic_path(folder.database) as draft:
-            created = _sqlite(draft)
-            created.remove_session()
-            created.engine.dispose()
-    return _sqlite(folder.database)
+def _require_database(folder: StudyFolder) -> None:
+    """Create ``study.db`` of a new study. Raises StudyError if that of an old one is gone."""
+    if folder.database.is_file() and folder.database.stat().st_size:
+        return
+    if any(folder.path.glob("artifacts/*")):
+        raise StudyError(
+            f"study.db of the study {folder.path.name} is missing or empty, though evaluations have finished; "
+            "restore it from a copy (or give the --storage they are in); to measure everything again, delete "
+            "artifacts"
+        )
+    # If the process died between creating a table and its unique index, two studies could get the same name.
+    with atomic_path(folder.database) as draft:
+        created: Any = Database(draft, None).storage()
+        created.remove_session()
+        created.engine.dispose()
 
 
-def _sqlite(file: Path) -> optuna.storages.RDBStorage:
-    import optuna
-
-    return optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}})
+def _unrecorded(folder: StudyFolder, recorded: TrialsByKey) -> list[Trial]:
+    """Finished trials that are kept in the folder only. Raises StudyError if their file is damaged."""
+    try:
+        fields = json.loads(folder.unrecorded.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{folder.unrecorded.name} of the study {folder.path.name} is damaged ({error}); delete it: its "
+            "evaluations are then run again"
+        ) from error
+    kept = [read_record(Trial, each, folder.unrecorded.name) for each in fields]
+    # A process may have died after it recorded a trial and before it removed the file.
+    return [trial for trial in kept if recorded.find(trial.key) != trial]
 
 
 def _to_row(trial: Trial) -> optuna.trial.FrozenTrial:
@@ -160,54 +239,3 @@ def _from_row(row: optuna.trial.FrozenTrial, total: int) -> Trial:
         score=row.values[0] if row.values else None,
         **{name: attributes[name] for name in _ATTRIBUTES if name in attributes},
     )
-
-
-@contextlib.contextmanager
-def _defer_signals() -> Iterator[None]:
-    """Defer a first Ctrl-C or SIGTERM: an interrupted connection may leave the database locked."""
-    pending: list[tuple[int, FrameType | None]] = []
-    handlers: dict[int, Any] = {}
-
-    def defer(number: int, frame: FrameType | None) -> None:
-        pending.append((number, frame))
-        if len(pending) > 1:
-            # Deliver the first signal now. Its handler may have installed another handler for the second.
-            with contextlib.suppress(KeyboardInterrupt):
-                handlers[pending[0][0]](*pending[0])
-            current = signal.getsignal(number)
-            (current if callable(current) and current is not defer else handlers[number])(number, frame)
-
-    # Only the main thread can set signal handlers.
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
-    for number in handlers:
-        signal.signal(number, defer)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number, frame in pending[:1]:
-            handlers[number](number, frame)
-
-
-def _database_message(error: BaseException) -> str:
-    """The first line of the database's own message, which Optuna and SQLAlchemy wrap."""
-    own = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None) or error
-    return str(own).strip().splitlines()[0] if str(own).strip() else type(own).__name__
-
-
-@contextlib.contextmanager
-def _explain_storage_errors(advice: str) -> Iterator[None]:
-    """Raise a one-line StudyError if the database is damaged or unreachable; signals are deferred meanwhile."""
-    import sqlalchemy.exc
-    from optuna.exceptions import OptunaError
-
-    try:
-        with _defer_signals():
-            yield
-    except (OptunaError, sqlalchemy.exc.SQLAlchemyError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        raise StudyError(
-            f"the study cannot be read or written ({mask_passwords(_database_message(error))}); {advice}"
-        ) from error
