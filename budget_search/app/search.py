@@ -214,7 +214,7 @@ def _run(study: OpenStudy, observer: Observer) -> Search:
             yield trial
             study.store.set_facts(wall_seconds=study.wall_seconds)
 
-    state = SearchState(study.settings, study.store, judge)
+    state = SearchState(study.settings, study.store, judge, lambda: study.paired.gain("certification"))
     search = Search(state, run_jobs, observer)
     try:
         search.run()

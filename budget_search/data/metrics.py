@@ -70,6 +70,23 @@ def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.nd
     return values
 
 
+def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """The outputs of the constant answer with the highest score, of equals the most frequent class.
+
+    One-hot (examples, classes); zeros (examples, 1) for a regression task, whose ``classes`` are 0.
+    """
+    if not classes:
+        return np.zeros((len(labels), 1), dtype=np.float32)
+    frequent_first = np.argsort(-np.bincount(labels, minlength=classes), kind="stable")
+    answers = [np.tile(np.eye(classes, dtype=np.float32)[each], (len(labels), 1)) for each in frequent_first]
+    return max(answers, key=lambda outputs: measure((metric,), outputs, labels)[metric])
+
+
+def constant_score(metric: str, labels: np.ndarray, classes: int) -> float:
+    """The score in points of the best constant answer: the majority class for accuracy, 0 for correlations."""
+    return measure((metric,), constant_outputs(metric, labels, classes), labels)[metric]
+
+
 def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     from sklearn.metrics import accuracy_score
 

@@ -15,6 +15,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.layer_search.acquisition import ConfirmationRule, choose
 from budget_search.layer_search.budget import RemainingBudget
+from budget_search.layer_search.learning import remarks, why_not_learnt
 from budget_search.layer_search.settings import SearchObserver
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies import propose
@@ -168,14 +169,12 @@ class Search:
                 f"the full model could not be fine-tuned ({failed.error}): nothing can be compared with it; "
                 "try a lower --lr or --precision fp32"
             )
-        collapsed = confirmations.collapsed(confirmations.full)
-        if 2 * collapsed > len(self.settings.seeds):
-            raise BudgetSearchError(
-                f"the full model has not learnt the task: with {collapsed} of {len(self.settings.seeds)} seeds it "
-                "predicts a single class, so no layer set can be compared with it; try more --epochs or "
-                "--train-examples, or another --lr"
-            )
         self._baseline_checked = confirmations.is_complete(confirmations.full)
+        reason = self._baseline_checked and why_not_learnt(
+            self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds
+        )
+        if reason:
+            raise BudgetSearchError(reason)
 
     # -- screens ------------------------------------------------------------------------------------------------
 
@@ -327,15 +326,13 @@ class Search:
 
     def notes(self) -> list[str]:
         """Sentences for the report on how the search went."""
-        screens, confirmations = self.state.screens, self.state.confirmations
+        screens = self.state.screens
         notes = []
         if self.ended_early:
             notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
-        if collapsed := confirmations.collapsed(confirmations.full):
-            notes.append(
-                f"The full model predicted a single class with {collapsed} of {len(self.settings.seeds)} seeds. That "
-                "flatters smaller sets, which are compared with its mean; nothing is certified."
-            )
+        notes += remarks(
+            self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds, self.settings.deltas
+        )
         if not self.settings.named:
             notes.append(
                 f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "

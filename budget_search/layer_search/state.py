@@ -13,6 +13,7 @@ from budget_search.core.limits import BindingLimit, Loss
 from budget_search.core.trial import Trial, TrialKey
 from budget_search.layer_search.acquisition import candidate_sets
 from budget_search.layer_search.confirmation import Confirmations
+from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
 from budget_search.layer_search.strategies.problem import SearchProblem
@@ -24,15 +25,22 @@ DEFAULT_SAMPLER, DEFAULT_CONFIDENCE = "tpe", 0.95
 class SearchState:
     """One study, seen with the settings of one search; it grows with every recorded trial.
 
-    ``compare(layers, confidence)`` compares a set that has all its confirmations with the baseline.
+    ``compare(layers, confidence)`` compares a set that has all its confirmations with the baseline; ``gain()`` compares
+    the baseline, once it is complete, with the best constant answer (None where that is unknown).
     """
 
     def __init__(
-        self, settings: SearchSettings, store: History, compare: Callable[[LayerSet, float], Judgement]
+        self,
+        settings: SearchSettings,
+        store: History,
+        compare: Callable[[LayerSet, float], Judgement],
+        gain: Callable[[], Gain] | None = None,
     ) -> None:
         self.settings = settings
         self._store = store
         self._compare = compare
+        self._gain = gain
+        self._known_gain: Gain | None = None
         self._views: tuple[Confirmations, Screens] | None = None
 
     @property
@@ -166,6 +174,12 @@ class SearchState:
         strictness = NormalDist().inv_cdf(self.settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
         return delta - 2.0 * strictness * self.confirmations.seed_sd * math.sqrt(2 / len(self.settings.seeds))
 
+    def gain(self) -> Gain | None:
+        """What the baseline has learnt beyond the best constant answer; None where that is unknown."""
+        if self._known_gain is None and self._gain and self.confirmations.is_complete(self.confirmations.full):
+            self._known_gain = self._gain()
+        return self._known_gain
+
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
         """Compare a confirmed set with the baseline, at its share of the error allowed for this delta.
 
@@ -179,8 +193,16 @@ class SearchState:
             share = share_of_error([*planned, *others].index(layers))
         judgement = self._compare(layers, 1 - (1 - self.settings.confidence) * share)
         confirmations = self.confirmations
-        collapsed = confirmations.collapsed(layers) + confirmations.collapsed(confirmations.full)
+        collapsed = confirmations.collapsed(layers) + len(self.failed_baseline_seeds())
         return replace(judgement, collapsed=collapsed)
+
+    def failed_baseline_seeds(self) -> list[int]:
+        """The seeds with which the full model predicts a single class, or is no better than a constant answer."""
+        runs, gain = self.confirmations.runs(self.confirmations.full), self.gain()
+        failed = {trial.key.seed for trial in runs if trial.state == "collapsed"}
+        if gain:
+            failed |= {self.settings.seeds[position] for position in gain.failed}
+        return sorted(failed)
 
     # -- what the limits cost -----------------------------------------------------------------------------------
 

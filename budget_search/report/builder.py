@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
+from budget_search.data.metrics import constant_score
 from budget_search.layer_search import verdict
 from budget_search.layer_search.confirmation import Confirmations
+from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import resolution, verdict_word
 from budget_search.report.entries import (
     Baseline,
     Cost,
     FrontierPoint,
+    GainKept,
     InferencePoint,
     Reference,
     Rejected,
@@ -78,6 +81,10 @@ class ReportBuilder:
             self.paired.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
         )
 
+    @cached_property
+    def gain(self) -> Gain | None:
+        return self.state.gain()
+
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
         held_out = self._held_out_scores(self.full)
@@ -94,6 +101,7 @@ class ReportBuilder:
             inference=measured.inference,
             throughput=measured.throughput,
             fine_tune_seconds=self._train_seconds(self.full),
+            constant_score=self.gain.constant if self.gain else None,
         )
 
     def result(self, delta: float, layers: LayerSet) -> Result:
@@ -148,12 +156,21 @@ class ReportBuilder:
         return {
             "verdict": word,
             "certified": word == "certified",
+            "gain_kept": self._gain_kept(certification),
             "degradation": 0.0 if certification is None else certification.degradation,
             "degradation_upper": 0.0 if certification is None else certification.upper,
             "probability_within": 1.0 if certification is None else certification.probability_within(delta),
             "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
             "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
         }
+
+    def _gain_kept(self, judgement: verdict.Judgement | None) -> GainKept | None:
+        if self.gain is None:
+            return None
+        if judgement is None:
+            return GainKept(1.0, 1.0)
+        low = None if judgement.upper is None else self.gain.kept(judgement.upper)
+        return GainKept(self.gain.kept(judgement.degradation), low)
 
     def _savings(self, layers: LayerSet) -> dict[str, Any]:
         """The fields of a result that say how large and how fast its model is."""
@@ -310,7 +327,14 @@ def build_report(
         metric=task.metric,
         layers_total=builder.total,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        splits={name: SplitSummary(split.examples, task.label_shares(name)) for name, split in task.splits.items()},
+        splits={
+            name: SplitSummary(
+                split.examples,
+                task.label_shares(name),
+                constant_score(task.metric, split.labels, len(task.label_names)),
+            )
+            for name, split in task.splits.items()
+        },
         baseline=builder.baseline(),
         results=tuple(builder.result(delta, layers) for delta, layers in sorted(answers.items())),
         frontier=tuple(builder.frontier()),

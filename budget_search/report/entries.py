@@ -17,10 +17,20 @@ from budget_search.core.serialization import OMIT_IF_NONE
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """``label_shares`` maps each label to its fraction of the examples; empty for a regression task."""
+    """``label_shares`` maps each label to its fraction of the examples; empty for a regression task.
+    ``constant_score`` is the score in points of the best constant answer."""
 
     examples: int
     label_shares: Mapping[str, float] = field(default_factory=dict)
+    constant_score: float | None = field(default=None, metadata=OMIT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class GainKept:
+    """The share of the full model's gain over a constant answer that an answer keeps, and its lower bound."""
+
+    value: float
+    low: float | None
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Baseline:
     fine_tune_seconds: float | None
     held_out_std: float | None = None
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
+    constant_score: float | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -216,6 +227,7 @@ class Result:
     exported_seed: int | None = None
     nearest_rejected: Rejected | None = None
     binding: BindingLimit | None = field(default=None, metadata=OMIT_IF_NONE)
+    gain_kept: GainKept | None = field(default=None, metadata=OMIT_IF_NONE)
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     changes: PredictionChanges | None = None
 

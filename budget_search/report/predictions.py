@@ -17,8 +17,9 @@ import numpy as np
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, TrialKey
-from budget_search.data.metrics import contributions, measure, predictions
+from budget_search.data.metrics import constant_outputs, contributions, measure, predictions
 from budget_search.data.tokenization import EncodedTask, decoder
+from budget_search.layer_search.learning import Gain, gain_over_constant
 from budget_search.layer_search.verdict import POINTS, Judgement, judge, judge_checkpoint
 from budget_search.report.entries import Direction, Flip, PredictionChanges, Slice
 from budget_search.storage.study_folder import StudyFolder
@@ -68,6 +69,13 @@ class PairedOutputs:
         return judge_checkpoint(
             self._of_all_seeds(self._full, split), self._contributions(layers, split, seed), confidence
         )
+
+    def gain(self, split: str) -> Gain:
+        """What the baseline has learnt beyond the best constant answer."""
+        task, labels = self._task, self._labels(split)
+        outputs = constant_outputs(task.metric, labels, len(task.label_names))
+        constant = contributions(task.metric, outputs, labels)
+        return gain_over_constant(self._of_all_seeds(self._full, split), constant)
 
     def metrics(self, layers: LayerSet, split: str) -> dict[str, list[float]]:
         """Every metric of the task in points, one value per seed; the primary one first."""

@@ -1,0 +1,113 @@
+"""Whether the full model has learnt the task: its gain over the best constant answer.
+
+A search measures what smaller models lose. That means nothing for a full model that is no better than an answer which
+never looks at the input: every layer set is then within any delta.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from budget_search.core.formatting import plural
+from budget_search.layer_search.verdict import (
+    PRIOR_DEGREES_OF_FREEDOM,
+    example_variance,
+    expected_seed_sd,
+    satterthwaite,
+)
+
+CONFIDENCE = 0.95
+MOST_FAILED_SHARE = 1 / 3
+"""Share of the baseline's seeds that may fail to learn the task without ending the search."""
+LARGE_SHARE = 0.1
+"""A delta above this share of the gain is worth a remark."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What the full model has learnt, in points on certification.
+
+    ``constant`` is the score of the best constant answer, ``value`` the full model's mean score minus that, ``lower``
+    its one-sided 95 % confidence bound over seeds and examples. ``failed`` holds the positions of the seeds whose own
+    gain is at most one standard error over examples: they are at the constant, as far as one seed can tell.
+    """
+
+    constant: float
+    value: float
+    lower: float
+    failed: tuple[int, ...]
+
+    @property
+    def score(self) -> float:
+        """The full model's mean score."""
+        return self.constant + self.value
+
+    def kept(self, degradation: float) -> float:
+        """The share of the gain that a model keeps which loses so many points; may be negative."""
+        return 1 - degradation / self.value
+
+
+def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
+    """Compare the baseline (seeds, examples) with a constant answer (examples,), both contributions in points.
+
+    The variance between seeds is mixed with the prior of ``expected_seed_sd``, so that a single seed has a bound and
+    one seed that learns by luck does not stand for all.
+    """
+    difference = np.asarray(baseline, dtype=np.float64) - np.asarray(constant, dtype=np.float64)
+    seeds, examples = difference.shape
+    per_seed = difference.mean(axis=1)
+    seed_variance = expected_seed_sd(per_seed.tolist()) ** 2 / seeds
+    own_variance = example_variance(difference)
+    freedom = satterthwaite(seed_variance, PRIOR_DEGREES_OF_FREEDOM + seeds - 1, own_variance, examples - 1)
+    width = float(stats.t.ppf(CONFIDENCE, freedom)) * math.sqrt(seed_variance + own_variance)
+    return Gain(
+        constant=float(np.mean(constant)),
+        value=float(per_seed.mean()),
+        lower=float(per_seed.mean()) - width,
+        failed=tuple(index for index, row in enumerate(difference) if row.mean() <= _standard_error(row)),
+    )
+
+
+def why_not_learnt(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
+    """Why nothing can be compared with the full model, and what to change; None if it has learnt the task.
+
+    ``failed`` are the ``seeds`` with which it has not: collapsed, or at the constant. ``gain`` is None where the best
+    constant answer is unknown.
+    """
+    too_many = len(failed) > MOST_FAILED_SHARE * len(seeds)
+    if not too_many and (gain is None or gain.lower > 0):
+        return None
+    reasons = [f"{gain.score:.1f}, a constant answer scores {gain.constant:.1f}"] if gain else []
+    if too_many:
+        reasons.append(f"no better than a constant answer with {len(failed)} of {plural(len(seeds), 'seed')}")
+    return (
+        f"the full model has not learnt the task ({'; '.join(reasons)}), so no layer set can be compared with it; "
+        "try more --epochs or --train-examples, another --lr, or check the labels"
+    )
+
+
+def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], deltas: Iterable[float]) -> list[str]:
+    """Sentences for the report: seeds that failed, and deltas (points) that are a large part of what was learnt."""
+    told = []
+    if failed:
+        told.append(
+            f"With {len(failed)} of {plural(len(seeds), 'seed')} ({', '.join(map(str, failed))}) the full model did "
+            "not learn the task. That flatters smaller sets, which are compared with its mean; nothing is certified."
+        )
+    for delta in sorted(deltas) if gain else ():
+        if gain and delta > LARGE_SHARE * gain.value:
+            told.append(
+                f"{delta:g} points are {delta / gain.value:.0%} of what the full model has learnt: it scores "
+                f"{gain.score:.2f}, a constant answer {gain.constant:.2f}."
+            )
+    return told
+
+
+def _standard_error(difference: np.ndarray) -> float:
+    """Of the mean of one seed's differences (examples,), over examples."""
+    return math.sqrt(example_variance(difference[None, :]))
