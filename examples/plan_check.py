@@ -40,8 +40,8 @@ def main() -> None:
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext, run_job
-    from budget_search.engine.evaluation_cost import EvaluationCosts
-    from budget_search.engine.speed import measure_speed, probed_depths
+    from budget_search.engine.measurements.evaluation_cost import EvaluationCosts
+    from budget_search.engine.measurements.speed import measure_speed, probed_depths
     from budget_search.storage.study_folder import StudyFolder, stored_config
 
     resolved = resolve_request(request)

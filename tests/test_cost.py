@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from budget_search.app.measure_answers import _inference_point
-from budget_search.engine import cost
+from budget_search.engine.measurements import cost
 
 HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from budget_search.core.layers import LayerSet
-from budget_search.engine.layer_probes import fitted_probe
-from budget_search.engine.layer_similarity import similarity_to, similarity_to_input
+from budget_search.engine.measurements.layer_probes import fitted_probe
+from budget_search.engine.measurements.layer_similarity import similarity_to, similarity_to_input
 from budget_search.report.entries import TrialRow
 from budget_search.report.inspection import Inspection, LayerMeasurements, inspection, layer_costs, probed_depth
 from budget_search.report.plots.layer_plots import draw_inspection
@@ -148,8 +148,8 @@ def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) 
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.batches import DeviceSplit
     from budget_search.engine.device import Device
-    from budget_search.engine.layer_probes import _in_order
-    from budget_search.engine.layer_similarity import sentence_states
+    from budget_search.engine.measurements.layer_probes import _in_order
+    from budget_search.engine.measurements.layer_similarity import sentence_states
     from budget_search.models.pretrained import load_pretrained
 
     task = EncodedTask.load(sst2_study / "examples.npz")
@@ -169,8 +169,8 @@ def test_of_a_decoder_the_last_token_is_looked_at(tmp_path: Path) -> None:
 
     from budget_search.engine.batches import DeviceSplit
     from budget_search.engine.device import Device
-    from budget_search.engine.layer_probes import _in_order
-    from budget_search.engine.layer_similarity import sentence_states
+    from budget_search.engine.measurements.layer_probes import _in_order
+    from budget_search.engine.measurements.layer_similarity import sentence_states
 
     model = AutoModelForSequenceClassification.from_pretrained(tiny.make_llama(tmp_path / "llama"), pad_token_id=0)
     lengths = np.array([4, 7, 2])

@@ -31,11 +31,11 @@ from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.engine import evaluation as evaluate
 from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
-from budget_search.engine.evaluation_cost import EvaluationCosts
 from budget_search.engine.finetune import fine_tune
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.loss import loss_of
-from budget_search.engine.speed import Speed
+from budget_search.engine.measurements.evaluation_cost import EvaluationCosts
+from budget_search.engine.measurements.speed import Speed
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings

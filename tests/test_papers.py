@@ -13,7 +13,7 @@ import torch
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel, XLNetConfig, XLNetModel
 
 from budget_search import keep_layers
-from budget_search.engine.cost import parameters
+from budget_search.engine.measurements.cost import parameters
 from budget_search.simulation.replay import Table, play
 
 # Scores by model and number of dropped layers, one for each task; how many can go by model and delta.

@@ -320,7 +320,7 @@ def test_screens_that_exaggerate_are_seen_through() -> None:
         def measure(self, job: Job) -> Trial:
             trial = super().measure(job)
             if job.split == "selection":
-                return replace(trial, score=90 - 3 * (90 - self.worth(job.key.layers)))
+                return replace(trial, score=90 - 3 * (90 - self.true_score(job.key.layers)))
             return trial
 
     world = Exaggerating()

@@ -90,7 +90,7 @@ def test_a_search_in_postgresql_killed_and_resumed(
         process.send_signal(signal.SIGINT)
         told.extend(process.communicate())
         assert process.returncode == 130
-        assert "with BUDGET_SEARCH_STORAGE as it was" in told[-1]
+        assert "with BUDGET_SEARCH_STORAGE set as before" in told[-1]
     done = tiny.run(options, tmp_path, env)
     assert done.returncode == 0, done.stderr
     found = in_database(server, study.name)

@@ -30,8 +30,8 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.device import Device, cores
-from budget_search.engine.evaluation_cost import EvaluationCosts, EvaluationTime
-from budget_search.engine.speed import mean_speed
+from budget_search.engine.measurements.evaluation_cost import EvaluationCosts, EvaluationTime
+from budget_search.engine.measurements.speed import mean_speed
 from budget_search.engine.workers import Workers
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchObserver, SearchSettings

@@ -47,7 +47,7 @@ def _measure(folder: StudyFolder, report: Report, model: str | None, trust_remot
     pretrained = _pretrained(config, model)
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext
-    from budget_search.engine.layer_probes import measure_layers
+    from budget_search.engine.measurements.layer_probes import measure_layers
 
     device = resolve_device("auto", "fp32")
     recipe = Recipe(**config["recipe"])

@@ -13,7 +13,8 @@ import torch
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, TrialKey
 from budget_search.engine.batches import DeviceSplit
-from budget_search.engine.cost import (
+from budget_search.engine.evaluation import load_weights, split_of
+from budget_search.engine.measurements.cost import (
     TIMED_BATCHES,
     TIMED_SECONDS,
     Throughput,
@@ -24,7 +25,6 @@ from budget_search.engine.cost import (
     parameters,
     timed_batch,
 )
-from budget_search.engine.evaluation import load_weights, split_of
 from budget_search.models.pretrained import quiet_transformers
 from budget_search.report.builder import ModelMeasurements
 from budget_search.report.entries import InferencePoint, Interval, Quantiles, ThroughputPoint

@@ -161,8 +161,8 @@ def _compare(
 ) -> Reference:
     """Compare the finished runs with the study's baseline."""
     from budget_search.data.tokenization import EncodedTask
-    from budget_search.engine.cost import parameters
     from budget_search.engine.evaluation import loaded
+    from budget_search.engine.measurements.cost import parameters
     from budget_search.report.predictions import PairedOutputs
 
     full, seeds = keys[0].layers, tuple(key.seed for key in keys)

@@ -192,7 +192,7 @@ def _teacher_seed(store: StudyStore, settings: SearchSettings) -> int:
 
 
 def _similarities(store: StudyStore, context: EvaluationContext) -> tuple[float, ...]:
-    from budget_search.engine.layer_similarity import layer_similarities
+    from budget_search.engine.measurements.layer_similarity import layer_similarities
 
     known: Sequence[float] | None = store.facts.get("similarities")
     if known is None:

@@ -17,10 +17,10 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import SearchBudget
 from budget_search.data.tokenization import EncodedTask
-from budget_search.engine.cost import measure_inference, parameters, timed_batch
 from budget_search.engine.device import Device, resolve_device
 from budget_search.engine.evaluation import EvaluationContext, loaded, split_of
-from budget_search.engine.speed import probed_depths
+from budget_search.engine.measurements.cost import measure_inference, parameters, timed_batch
+from budget_search.engine.measurements.speed import probed_depths
 from budget_search.layer_search.settings import SearchSettings, screen_rung, screens_for
 from budget_search.models.keep_layers import keep_layers
 from budget_search.storage.files import write_json

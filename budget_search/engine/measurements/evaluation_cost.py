@@ -13,9 +13,9 @@ from budget_search.core.dropping import phases
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG, Job
 from budget_search.data.tokenization import EncodedTask
-from budget_search.engine.cost import TIMED_BATCHES, TIMED_SECONDS, parameters
 from budget_search.engine.evaluation import EvaluationContext, loaded
-from budget_search.engine.speed import Speed, padded_tokens
+from budget_search.engine.measurements.cost import TIMED_BATCHES, TIMED_SECONDS, parameters
+from budget_search.engine.measurements.speed import Speed, padded_tokens
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.storage.study_folder import stored_config
 

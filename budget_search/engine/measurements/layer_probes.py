@@ -14,7 +14,7 @@ from budget_search.core.trial import TrialKey
 from budget_search.data.metrics import contributions, measure
 from budget_search.data.tokenization import EncodedSplit
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, split_of
-from budget_search.engine.layer_similarity import sentence_states, similarity_to, similarity_to_input
+from budget_search.engine.measurements.layer_similarity import sentence_states, similarity_to, similarity_to_input
 from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.models.pretrained import quiet_transformers
 
