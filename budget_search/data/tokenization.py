@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from budget_search.core.errors import StudyError, UsageError
+from budget_search.data.metrics import constant_score
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -75,6 +76,10 @@ class EncodedTask:
             return {}
         counts = np.bincount(labels, minlength=len(self.label_names))
         return {name: float(count / len(labels)) for name, count in zip(self.label_names, counts, strict=True)}
+
+    def constant_score(self, split: str) -> float:
+        """The score in points of the best constant answer on a split."""
+        return constant_score(self.metric, self.splits[split].labels, len(self.label_names))
 
     def save(self, path: Path) -> None:
         """Write one ``.npz`` file atomically. Splits that are the same object are written once."""

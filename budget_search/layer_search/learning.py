@@ -24,6 +24,8 @@ from budget_search.layer_search.verdict import (
 CONFIDENCE = 0.95
 MOST_FAILED_SHARE = 1 / 3
 """Share of the baseline's seeds that may fail to learn the task without ending the search."""
+UNBALANCED = 90.0
+"""Score in points of a constant answer from which on another metric is recommended."""
 LARGE_SHARE = 0.1
 """A delta above this share of the gain is worth a remark."""
 
@@ -98,6 +100,11 @@ def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], delt
         told.append(
             f"With {len(failed)} of {plural(len(seeds), 'seed')} ({', '.join(map(str, failed))}) the full model did "
             "not learn the task. That flatters smaller sets, which are compared with its mean; nothing is certified."
+        )
+    if gain and gain.constant >= UNBALANCED:
+        told.append(
+            f"A constant answer scores {gain.constant:.1f} by this metric, which says little about such unbalanced labels; "
+            "--metric f1 or --metric matthews says more."
         )
     for delta in sorted(deltas) if gain else ():
         if gain and delta > LARGE_SHARE * gain.value:

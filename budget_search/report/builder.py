@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
-from budget_search.data.metrics import constant_score
 from budget_search.layer_search import verdict
 from budget_search.layer_search.confirmation import Confirmations
-from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import resolution, verdict_word
 from budget_search.report.entries import (
@@ -81,14 +79,10 @@ class ReportBuilder:
             self.paired.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
         )
 
-    @cached_property
-    def gain(self) -> Gain | None:
-        return self.state.gain()
-
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
         held_out = self._held_out_scores(self.full)
-        measured = self.measured[self.full]
+        measured, gain = self.measured[self.full], self.state.gain()
         return Baseline(
             score=statistics.fmean(scores),
             std=_std(scores),
@@ -101,7 +95,7 @@ class ReportBuilder:
             inference=measured.inference,
             throughput=measured.throughput,
             fine_tune_seconds=self._train_seconds(self.full),
-            constant_score=self.gain.constant if self.gain else None,
+            constant_score=gain.constant if gain else None,
         )
 
     def result(self, delta: float, layers: LayerSet) -> Result:
@@ -142,7 +136,7 @@ class ReportBuilder:
 
     def _verdict(self, layers: LayerSet, delta: float) -> dict[str, Any]:
         """The fields of a result that compare it with the baseline; the full model loses nothing."""
-        settings = self.state.settings
+        settings, gain = self.state.settings, self.state.gain()
         certification = None if layers.is_full else self.state.judge(layers, delta)
         held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
         word = verdict_word(
@@ -156,21 +150,13 @@ class ReportBuilder:
         return {
             "verdict": word,
             "certified": word == "certified",
-            "gain_kept": self._gain_kept(certification),
+            "gain_kept": gain and GainKept.of(gain, certification),
             "degradation": 0.0 if certification is None else certification.degradation,
             "degradation_upper": 0.0 if certification is None else certification.upper,
             "probability_within": 1.0 if certification is None else certification.probability_within(delta),
             "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
             "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
         }
-
-    def _gain_kept(self, judgement: verdict.Judgement | None) -> GainKept | None:
-        if self.gain is None:
-            return None
-        if judgement is None:
-            return GainKept(1.0, 1.0)
-        low = None if judgement.upper is None else self.gain.kept(judgement.upper)
-        return GainKept(self.gain.kept(judgement.degradation), low)
 
     def _savings(self, layers: LayerSet) -> dict[str, Any]:
         """The fields of a result that say how large and how fast its model is."""
@@ -328,11 +314,7 @@ def build_report(
         layers_total=builder.total,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         splits={
-            name: SplitSummary(
-                split.examples,
-                task.label_shares(name),
-                constant_score(task.metric, split.labels, len(task.label_names)),
-            )
+            name: SplitSummary(split.examples, task.label_shares(name), task.constant_score(name))
             for name, split in task.splits.items()
         },
         baseline=builder.baseline(),

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from budget_search.core.config import Criterion, Verdict
 from budget_search.core.limits import BindingLimit
 from budget_search.core.serialization import OMIT_IF_NONE
+
+if TYPE_CHECKING:
+    from budget_search.layer_search.learning import Gain
+    from budget_search.layer_search.verdict import Judgement
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class GainKept:
 
     value: float
     low: float | None
+
+    @classmethod
+    def of(cls, gain: Gain, judgement: Judgement | None) -> GainKept:
+        """``judgement`` compares the answer with the full model; None for the full model itself."""
+        if judgement is None:
+            return cls(1.0, 1.0)
+        low = None if judgement.upper is None else gain.kept(judgement.upper)
+        return cls(gain.kept(judgement.degradation), low)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,9 @@ def overview(report: Report) -> Section:
     baseline = report.baseline
     revision = f" (revision {report.revision[:12]})" if report.revision else ""
     held_out = ""
+    constant = ""
+    if baseline.constant_score is not None:
+        constant = f"; a constant answer: {points(baseline.constant_score)} on certification"
     if baseline.held_out_score is not None:
         held_out = f", {with_spread(baseline.held_out_score, baseline.held_out_std)} on held_out"
     return Section(
@@ -76,7 +79,7 @@ def overview(report: Report) -> Section:
             (
                 "baseline",
                 f"all {report.layers_total} layers, fine-tuned with {plural(baseline.seeds, 'seed')}: "
-                f"{with_spread(baseline.score, baseline.std)} on certification{held_out}",
+                f"{with_spread(baseline.score, baseline.std)} on certification{held_out}{constant}",
             ),
             *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
             ("recipe", pairs(report.recipe)),
