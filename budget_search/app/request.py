@@ -42,8 +42,9 @@ class Request:
     strategy: str = "auto"
     layers: tuple[str, ...] = ()
     sampler: str = "tpe"
-    criterion: Criterion = "observed"
+    criterion: Criterion = "likely"
     confidence: float = 0.95
+    probability: float = 0.8
     recipe: str | None = None
     recipe_changes: Mapping[str, Any] = field(default_factory=dict)
     splits: Splits | None = None
@@ -92,6 +93,7 @@ class Request:
             if (self.backend == "dask") == (self.scheduler is not None)
             else "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
+            _within("--probability", self.probability, 0.5 <= self.probability < 1, "from 0.5 to below 1"),
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
             self._problem_with_max_trials(),
@@ -173,6 +175,7 @@ class Request:
             "max_hours": self.max_hours,
             # Only where given, so that reports older than these options still count as the same question.
             **self.limits.given,
+            **({"probability": self.probability} if self.criterion == "likely" else {}),
             **({"start_from": self.start_from} if self.start_from else {}),
         }
 

@@ -70,6 +70,7 @@ def search_settings(
         sampler=request.sampler,
         criterion=request.criterion,
         confidence=request.confidence,
+        probability=request.probability,
         width=width,
         fixed=frozenset(facts["undroppable"]),
         limits=limits,

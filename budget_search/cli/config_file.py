@@ -62,6 +62,7 @@ _SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", 
 _WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
 _DECIMAL = (
     "confidence",
+    "probability",
     "max_hours",
     "storage_timeout",
     "max_latency_ms",

@@ -82,9 +82,11 @@ def _add_strategy(run: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--criterion",
         choices=CRITERIA,
-        help="observed: the mean loss is within delta (default); certified: its upper bound is",
+        help="likely: the loss is within delta with the probability that --probability asks for (default); observed: "
+        "its mean is, as in the papers; certified: its upper bound is",
     )
-    how.add_argument("--confidence", type=float, metavar="C", help="level of that bound (default 0.95)")
+    how.add_argument("--probability", type=float, metavar="P", help="for --criterion likely (default 0.8)")
+    how.add_argument("--confidence", type=float, metavar="C", help="level of the upper bound (default 0.95)")
     how.add_argument(
         "--splits",
         choices=SPLIT_MODES,

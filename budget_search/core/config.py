@@ -19,8 +19,8 @@ from budget_search.core.layers import compact_indices, parse_indices
 from budget_search.core.serialization import read_record
 
 Splits = Literal["carved", "official"]
-Criterion = Literal["observed", "certified"]
-Verdict = Literal["held_out disagrees", "certified", "observed", "cannot be resolved", "full model"]
+Criterion = Literal["likely", "observed", "certified"]
+Verdict = Literal["held_out disagrees", "certified", "likely", "observed", "cannot be resolved", "full model"]
 Dropping = Literal["first", "after", "gradual", "untrained"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)

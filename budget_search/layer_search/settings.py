@@ -69,8 +69,9 @@ class SearchSettings:
     screen_rung: float
     evaluations: int
     sampler: str = "tpe"
-    criterion: Criterion = "observed"
+    criterion: Criterion = "likely"
     confidence: float = 0.95
+    probability: float = 0.8
     width: int = 1
     fixed: frozenset[int] = frozenset()
     limits: Limits = field(default_factory=Limits)

@@ -11,15 +11,16 @@ from statistics import NormalDist
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import BindingLimit, Loss
 from budget_search.core.trial import Trial, TrialKey
-from budget_search.layer_search.acquisition import candidate_sets
+from budget_search.layer_search.acquisition import SELECTION_BIAS, candidate_sets
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
+from budget_search.layer_search.shrinkage import RESIDUAL_SD, Estimate, shrink
 from budget_search.layer_search.strategies.problem import SearchProblem
-from budget_search.layer_search.verdict import Judgement, share_of_error
+from budget_search.layer_search.verdict import Judgement, expected_seed_sd, share_of_error
 
-DEFAULT_SAMPLER, DEFAULT_CONFIDENCE = "tpe", 0.95
+DEFAULT_SAMPLER, DEFAULT_CONFIDENCE, DEFAULT_PROBABILITY = "tpe", 0.95, 0.8
 
 
 class SearchState:
@@ -42,6 +43,7 @@ class SearchState:
         self._gain = gain
         self._known_gain: Gain | None = None
         self._views: tuple[Confirmations, Screens] | None = None
+        self._estimates: dict[LayerSet, Estimate] = {}
 
     @property
     def history(self) -> list[Trial]:
@@ -53,6 +55,7 @@ class SearchState:
     def record(self, trial: Trial) -> None:
         self._store.append(trial)
         self._views = None
+        self._estimates = {}
 
     @property
     def confirmations(self) -> Confirmations:
@@ -136,6 +139,8 @@ class SearchState:
             parts.append(settings.sampler)
         if settings.criterion == "certified" and settings.confidence != DEFAULT_CONFIDENCE:
             parts.append(f"confidence {settings.confidence:g}")
+        if settings.criterion == "likely" and settings.probability != DEFAULT_PROBABILITY:
+            parts.append(f"probability {settings.probability:g}")
         if settings.start:
             parts.append(f"from {' '.join(layers.compact for layers in settings.start)}")
         return f"{prefix} for {delta:g} points, {', '.join(parts)}"
@@ -159,20 +164,44 @@ class SearchState:
 
     def holds(self, layers: LayerSet, delta: float) -> bool:
         """Whether a confirmed set is within delta (points), by the criterion."""
-        judgement = self.judge(layers, delta)
-        if self.settings.criterion == "certified":
-            return judgement.certified(delta)
-        return judgement.degradation <= delta
+        settings = self.settings
+        if settings.criterion == "certified":
+            return self.judge(layers, delta).certified(delta)
+        observed = statistics.fmean(self.confirmations.degradations(layers)) <= delta
+        if settings.criterion == "observed":
+            return observed
+        return observed and self.estimate(layers).quantile(settings.probability) <= delta
+
+    def estimate(self, layers: LayerSet) -> Estimate:
+        """The degradation of a confirmed set: its runs, shrunk towards what the surrogate predicts from all others.
+
+        The variance between seeds is pooled over all confirmed sets, with a prior, so one seed has an estimate too.
+        """
+        if layers not in self._estimates:
+            confirmations = self.confirmations
+            judgement = self._compare(layers, self.settings.confidence)
+            sets = (confirmations.full, *confirmations.uncollapsed)
+            seed_sd = expected_seed_sd(*(list(confirmations.scores(each).values()) for each in sets))
+            variance = 2 * seed_sd**2 / judgement.seeds + judgement.example_variance
+            mean, sd = self.problem(0.0).surrogate(self.screens.trials, without=layers).predict([layers])
+            expected = float(mean[0]) + SELECTION_BIAS * float(sd[0])
+            self._estimates[layers] = shrink(judgement.degradation, variance, expected, float(sd[0]))
+        return self._estimates[layers]
 
     def allowed_degradation(self, delta: float) -> float:
         """The mean degradation, in points, up to which a set is expected to hold for this delta.
 
-        Under criterion ``certified`` it is below delta by about the width of the confidence bound.
+        Under criterion ``likely`` it is below delta by about the quantile of the estimate, under ``certified`` by about
+        the width of the confidence bound.
         """
-        if self.settings.criterion == "observed":
+        settings = self.settings
+        if settings.criterion == "observed":
             return delta
-        strictness = NormalDist().inv_cdf(self.settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
-        return delta - 2.0 * strictness * self.confirmations.seed_sd * math.sqrt(2 / len(self.settings.seeds))
+        run_sd = self.confirmations.seed_sd * math.sqrt(2 / len(settings.seeds))
+        if settings.criterion == "likely":
+            return delta - shrink(0.0, run_sd**2, 0.0, RESIDUAL_SD).quantile(settings.probability)
+        strictness = NormalDist().inv_cdf(settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
+        return delta - 2.0 * strictness * run_sd
 
     def gain(self) -> Gain | None:
         """What the baseline has learnt beyond the best constant answer; None where that is unknown."""

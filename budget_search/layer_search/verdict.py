@@ -69,12 +69,6 @@ class Judgement:
             self.variance
         )
 
-    def probability_within(self, delta: float) -> float | None:
-        """The probability that the true degradation is at most delta (points); None with one seed."""
-        if self.variance is None or self.degrees_of_freedom is None:
-            return None
-        return float(stats.t.cdf((delta - self.degradation) / math.sqrt(self.variance), self.degrees_of_freedom))
-
     def certified(self, delta: float) -> bool:
         """Whether the upper bound is at most delta (points) and no run collapsed."""
         return self.upper is not None and self.upper <= delta and not self.collapsed
@@ -177,8 +171,8 @@ def verdict_word(
     """The verdict on an answer to delta (points): the first that applies.
 
     ``judgement`` belongs to the answer (None for the full model). ``smallest_certifiable`` is in points, None if no
-    delta can be certified; it explains a full model under criterion ``certified``. With one seed the verdict is at
-    best ``observed``. Raises ValueError for a smaller answer whose mean degradation exceeds delta.
+    delta can be certified; it explains a full model under criterion ``certified``. With one seed nothing is certified.
+    Raises ValueError for a smaller answer whose mean degradation exceeds delta.
     """
     if answer.is_full:
         beyond_reach = smallest_certifiable is None or delta < smallest_certifiable
@@ -187,7 +181,9 @@ def verdict_word(
         raise ValueError(f"layers {answer} do not hold within {delta} points: they cannot be the answer")
     if held_out_degradation is not None and held_out_degradation > delta:
         return "held_out disagrees"
-    return "certified" if judgement.certified(delta) else "observed"
+    if judgement.certified(delta):
+        return "certified"
+    return "likely" if criterion == "likely" else "observed"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from budget_search.report.entries import (
     GainKept,
     InferencePoint,
     Reference,
-    Rejected,
     Resolution,
     Result,
     SplitSummary,
@@ -30,6 +29,7 @@ from budget_search.report.entries import (
     TrialRow,
 )
 from budget_search.report.predictions import PairedOutputs
+from budget_search.report.rejected import nearest_rejected
 from budget_search.report.report import SCHEMA_VERSION, Report
 from budget_search.report.sentences import bound_by, why_not_smaller
 
@@ -102,7 +102,7 @@ class ReportBuilder:
         """The answer for a delta, in points."""
         settings = self.state.settings
         scores = list(self.confirmations.scores(layers).values())
-        rejected, bound = self._nearest_rejected(layers, delta), self.state.binding_limit(delta)
+        rejected, bound = nearest_rejected(self.state, layers, delta), self.state.binding_limit(delta)
         return Result(
             delta=round(delta / 100, 12),
             criterion=settings.criterion,
@@ -153,7 +153,9 @@ class ReportBuilder:
             "gain_kept": gain and GainKept.of(gain, certification),
             "degradation": 0.0 if certification is None else certification.degradation,
             "degradation_upper": 0.0 if certification is None else certification.upper,
-            "probability_within": 1.0 if certification is None else certification.probability_within(delta),
+            "probability_within": 1.0
+            if certification is None
+            else self.state.estimate(layers).probability_within(delta),
             "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
             "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
         }
@@ -253,48 +255,6 @@ class ReportBuilder:
         seconds = self._train_seconds(layers)
         return self._train_seconds(self.full) / seconds if seconds > 0 else None
 
-    def _nearest_rejected(self, answer: LayerSet, delta: float) -> Rejected | None:
-        """The set with fewer layers than the answer that missed delta by least: a confirmed one if there is any."""
-        settings = self.state.settings
-        allow = settings.limits.allow
-        tried = [layers for layers in self.confirmations.started if layers.depth < answer.depth and allow(layers)]
-        if settings.named:
-            # The study may hold trials of other sets; the request does not ask about them.
-            tried = [layers for layers in tried if layers in settings.named]
-        if tried:
-            return min((self._rejected_confirmation(layers, delta) for layers in tried), key=_nearness)
-        screens = self.state.screens
-        tolerance = screens.tolerance(delta)
-        screened = [trial for trial in screens.trials if trial.layers.depth < answer.depth and allow(trial.layers)]
-        if not screened:
-            return None
-        nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
-        lost = None if nearest.score is None else tolerance.degradation(nearest)
-        return Rejected(
-            kept=nearest.layers.kept,
-            depth=nearest.layers.depth,
-            stage="screen",
-            degradation=lost,
-            degradation_upper=None,
-            missed_by=None if lost is None else lost - delta,
-            would_settle=f"A confirmation would settle it: --layers {nearest.layers.compact}.",
-        )
-
-    def _rejected_confirmation(self, layers: LayerSet, delta: float) -> Rejected:
-        lost = self.confirmations.degradations(layers)
-        upper = self.state.judge(layers, delta).upper if self.confirmations.is_complete(layers) else None
-        degradation = statistics.fmean(lost) if lost else None
-        counted = upper if self.state.settings.criterion == "certified" and upper is not None else degradation
-        return Rejected(
-            kept=layers.kept,
-            depth=layers.depth,
-            stage="confirmation",
-            degradation=degradation,
-            degradation_upper=upper,
-            missed_by=None if counted is None else counted - delta,
-            would_settle=_remedy(len(lost), len(self.state.settings.seeds), counted, delta),
-        )
-
 
 def build_report(
     *,
@@ -327,20 +287,6 @@ def build_report(
         references=tuple(references),
         **identity,
     )
-
-
-def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> str:
-    if counted is None:
-        return "A lower learning rate may settle it."
-    if seeds_run < seeds:
-        return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to come within delta."
-    if counted - delta < 1:
-        return f"More seeds would settle it: --seeds {2 * seeds - 1}."
-    return ""
-
-
-def _nearness(rejected: Rejected) -> tuple[float, int]:
-    return (float("inf") if rejected.missed_by is None else rejected.missed_by, -rejected.depth)
 
 
 def _std(scores: Sequence[float]) -> float | None:

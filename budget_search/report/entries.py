@@ -120,8 +120,9 @@ class Baseline:
 class Rejected:
     """The smaller layer set that missed delta by least, and why it did not hold.
 
-    ``missed_by`` is in points: how far its degradation, or the upper bound of it, lies above delta.
-    ``degradation`` is None when it could not be trained.
+    ``missed_by`` is in points: how far its degradation, or what the criterion asks for instead (the upper bound, the
+    quantile of the estimate), lies above delta. ``degradation`` is None when it could not be trained.
+    ``probability_within`` is the estimated probability that it is within delta; None without all its runs.
     """
 
     kept: tuple[int, ...]
@@ -131,6 +132,7 @@ class Rejected:
     degradation_upper: float | None
     missed_by: float | None
     would_settle: str = ""
+    probability_within: float | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)

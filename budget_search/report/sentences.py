@@ -47,11 +47,17 @@ def _lost(result: Result) -> str:
     lost = result.degradation
     change = f"{points(lost)} points lost" if lost >= 0 else f"{points(-lost)} points gained"
     if result.degradation_upper is None:
-        return change
+        return f"{change} ({_probably(result.probability_within)})" if result.verdict == "likely" else change
     upper, level = points(result.degradation_upper), percent(result.confidence)
     if result.certified:
         return f"{change} (at most {upper} with {level} confidence)"
+    if result.verdict == "likely":
+        return f"{change} ({_probably(result.probability_within)}; at {level} confidence {upper} cannot be ruled out)"
     return f"{change} (not certified: at {level} confidence a loss of {upper} cannot be ruled out)"
+
+
+def _probably(probability: float | None) -> str:
+    return "" if probability is None else f"within the allowed loss with a probability of {percent(probability)}"
 
 
 def _saved(result: Result) -> str:
@@ -70,10 +76,15 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
     measured = "when confirmed" if rejected.stage == "confirmation" else "in a shortened fine-tune"
     if rejected.degradation is None:
         sentence = f"The nearest smaller set, {name}, could not be trained."
-    elif rejected.degradation > 100 * delta or rejected.degradation_upper is None:
+    elif rejected.degradation > 100 * delta or not (rejected.degradation_upper or rejected.probability_within):
         sentence = (
             f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, "
-            f"{_excess(rejected.missed_by)} than allowed."
+            f"{_excess(rejected.degradation - 100 * delta)} than allowed."
+        )
+    elif rejected.probability_within is not None:
+        sentence = (
+            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but is "
+            f"{_probably(rejected.probability_within)} only."
         )
     else:
         sentence = (

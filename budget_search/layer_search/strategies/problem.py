@@ -45,15 +45,16 @@ class SearchProblem:
         """The accepted degradation of a full run, in points; ``tolerance`` has the one of a screen."""
         return self.tolerance.full_delta
 
-    def surrogate(self, history: Sequence[Trial]) -> Surrogate:
-        """The surrogate model, fitted to these screens and to the full runs."""
+    def surrogate(self, history: Sequence[Trial], without: LayerSet | None = None) -> Surrogate:
+        """The surrogate model, fitted to these screens and to the full runs, except those of the set ``without``."""
         screens = [trial for trial in history if trial.state == "complete" and not trial.layers.is_full]
         degradations = combine_with_loss(
             [self.tolerance.degradation(trial) for trial in screens],
             [self.tolerance.loss_increase(trial) for trial in screens],
         )
         screened = {trial.layers: points for trial, points in zip(screens, degradations, strict=True)}
-        return Surrogate.fit(self.total, screened, self.full_runs, self.seed_sd, self.seeds)
+        full_runs = {layers: runs for layers, runs in self.full_runs.items() if layers != without}
+        return Surrogate.fit(self.total, screened, full_runs, self.seed_sd, self.seeds)
 
     @property
     def free(self) -> tuple[int, ...]:

@@ -38,6 +38,7 @@ SAME_EXAMPLES = (
 
 VERDICTS = {
     "certified": "the upper bound of the loss is within the allowed loss.",
+    "likely": "the loss is probably within the allowed loss; its upper bound is not.",
     "observed": "the mean loss is within the allowed loss, its upper bound is not.",
     "held_out disagrees": "on the held-out examples the loss is larger than allowed; do not rely on it.",
     "cannot be resolved": "the allowed loss is smaller than what these data can certify.",
@@ -136,6 +137,9 @@ def _answers_legend(report: Report) -> Iterator[str]:
         yield "Each row has the fewest layers whose loss is, at that confidence, within the allowed loss."
     elif {result.criterion for result in results} == {"observed"}:
         yield "Each row has the fewest layers whose mean loss is within the allowed loss."
+    elif {result.criterion for result in results} == {"likely"}:
+        asked = percent(float(report.question.get("probability", 0.8)))
+        yield f"Each row has the fewest layers whose loss is, with a probability of {asked}, within the allowed loss."
     yield "kept, dropped: how many layers, and which, numbered from 0 at the input side."
     seeds = " or ".join(plural(number, "seed") for number in sorted({result.seeds for result in results}))
     yield f"Scores are means over {seeds} on certification."
