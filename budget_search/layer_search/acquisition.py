@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from budget_search.core.layers import LayerSet
+from budget_search.layer_search.shrinkage import RESIDUAL_SD, shrink
 from budget_search.layer_search.surrogate import PAIRED_VARIANCE, FullRuns, Surrogate
 
 LAYER_UTILITY, ANSWER_UTILITY = 2.0, 2.0
@@ -38,37 +39,51 @@ SAMPLED_PER_DEPTH = 400
 class ConfirmationRule:
     """When a set is confirmed: its mean degradation over ``seeds`` runs is at most ``delta`` points.
 
-    ``seed_sd`` is the standard deviation of a score between seeds, in points. ``full_runs`` are the runs so far.
+    With a ``probability``, its estimate must be within delta with that probability as well (see ``shrinkage``).
+    ``seed_sd`` is the standard deviation of a score between seeds, ``example_variance`` the variance of a mean
+    degradation due to the examples, both in points. ``full_runs`` are the runs so far.
     """
 
     delta: float
     seed_sd: float
     seeds: int
     full_runs: Mapping[LayerSet, FullRuns]
+    probability: float | None = None
+    example_variance: float = 0.0
+
+    def required_means(self, expected: np.ndarray, expected_sds: np.ndarray) -> np.ndarray:
+        """The mean degradation, in points, up to which sets with these predictions are confirmed; (sets,)."""
+        if self.probability is None:
+            return np.full(len(expected), self.delta)
+        variance = 2 * self.seed_sd**2 / self.seeds + self.example_variance
+        estimates = [shrink(0.0, variance, mean, sd) for mean, sd in zip(expected, expected_sds, strict=True)]
+        weights = (expected_sds**2 + RESIDUAL_SD**2) / (expected_sds**2 + RESIDUAL_SD**2 + variance)
+        spare = np.array([self.delta - estimate.quantile(self.probability) for estimate in estimates])
+        return np.minimum(self.delta, spare / weights)
 
     def remaining_runs(self, layers: LayerSet) -> int:
         return self.seeds - (self.full_runs[layers].runs if layers in self.full_runs else 0)
 
-    def allowed_degradation(self, layers: LayerSet) -> float:
-        """The mean degradation, in points, that the remaining runs may have."""
+    def allowed_degradation(self, layers: LayerSet, required_mean: float) -> float:
+        """The mean degradation, in points, that the remaining runs may have for this mean over all runs."""
         if layers not in self.full_runs:
-            return self.delta
+            return required_mean
         done = self.full_runs[layers]
-        return (self.delta * self.seeds - done.degradation * done.runs) / self.remaining_runs(layers)
+        return (required_mean * self.seeds - done.degradation * done.runs) / self.remaining_runs(layers)
 
     def noise(self, layers: LayerSet) -> float:
         """Standard deviation of the mean of the remaining runs, in points."""
-        return float(np.sqrt(PAIRED_VARIANCE * self.seed_sd**2 / self.remaining_runs(layers)))
+        return float(np.sqrt(PAIRED_VARIANCE * self.seed_sd**2 / self.remaining_runs(layers) + self.example_variance))
 
 
 def confirmation_probabilities(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
     """The probability that each set is confirmed; (sets,)."""
     mean, sd = surrogate.predict(sets)
-    allowed = np.full(len(sets), rule.delta)
-    noise = np.full(len(sets), np.sqrt(PAIRED_VARIANCE * rule.seed_sd**2 / rule.seeds))
+    allowed = rule.required_means(mean + SELECTION_BIAS * sd, sd)
+    noise = np.full(len(sets), np.sqrt(PAIRED_VARIANCE * rule.seed_sd**2 / rule.seeds + rule.example_variance))
     for index, layers in enumerate(sets):
         if layers in rule.full_runs:
-            allowed[index], noise[index] = rule.allowed_degradation(layers), rule.noise(layers)
+            allowed[index], noise[index] = rule.allowed_degradation(layers, allowed[index]), rule.noise(layers)
     return np.asarray(stats.norm.cdf((allowed - mean - SELECTION_BIAS * sd) / np.sqrt(sd**2 + noise**2)))
 
 
@@ -102,11 +117,13 @@ def _most_likely_by_depth(sets: Sequence[LayerSet], probabilities: np.ndarray) -
 def _sample_outcomes(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
     """Whether each set is confirmed, in joint samples of the effects and of the remaining runs; (sets, samples)."""
     random = np.random.default_rng(0)
-    _, sd = surrogate.predict(sets)
+    mean, sd = surrogate.predict(sets)
+    required = rule.required_means(mean + SELECTION_BIAS * sd, sd)
+    allowed = [rule.allowed_degradation(layers, each) for layers, each in zip(sets, required.tolist(), strict=True)]
     degradations = surrogate.sample(sets, random, SAMPLES) + SELECTION_BIAS * sd[:, None]
     noise = np.array([rule.noise(layers) for layers in sets])
     degradations += noise[:, None] * random.standard_normal(degradations.shape)
-    return np.asarray(degradations <= np.array([[rule.allowed_degradation(layers)] for layers in sets]))
+    return np.asarray(degradations <= np.array(allowed)[:, None])
 
 
 def _best_first(

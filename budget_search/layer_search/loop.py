@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
-from budget_search.layer_search.acquisition import ConfirmationRule, choose
+from budget_search.layer_search.acquisition import choose
 from budget_search.layer_search.budget import RemainingBudget
 from budget_search.layer_search.learning import remarks, why_not_learnt
 from budget_search.layer_search.settings import SearchObserver
@@ -265,9 +265,7 @@ class Search:
         ]
         if not pool:
             return None
-        allowed = self.state.allowed_degradation(delta)
-        rule = ConfirmationRule(allowed, problem.seed_sd, problem.seeds, problem.full_runs)
-        return choose(problem.surrogate(trials), pool, rule, depth, max(1, tries))
+        return choose(problem.surrogate(trials), pool, self.state.confirmation_rule(delta), depth, max(1, tries))
 
     def _tries(self, delta: float, planned: Sequence[LayerSet]) -> int:
         """How many more candidates this delta may have: at least one, and more while the search budget still allows one
@@ -280,11 +278,10 @@ class Search:
     def _expected_depth(self, delta: float) -> int:
         """Depth of the answer if the candidates whose last runs are running turn out as expected."""
         running = {job.key.layers for job in self._running if job.split == "certification"}
-        allow, allowed = self.settings.limits.allow, self.state.allowed_degradation(delta)
+        allow, state = self.settings.limits.allow, self.state
         last = [layers for layers in running if not self._runs_to_start(layers) and allow(layers)]
-        expected = zip(last, self.state.expected_degradations(last), strict=True)
-        holding = [layers.depth for layers, degradation in expected if degradation <= allowed]
-        return min([self.state.answer(delta).depth, *holding])
+        expected = state.expected_to_hold(last, delta)
+        return min([state.answer(delta).depth, *(layers.depth for layers in expected)])
 
     def _is_open(self, layers: LayerSet, delta: float) -> bool:
         """Whether this set is neither confirmed nor rejected and has a run to start."""

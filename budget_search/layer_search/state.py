@@ -11,12 +11,12 @@ from statistics import NormalDist
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import BindingLimit, Loss
 from budget_search.core.trial import Trial, TrialKey
-from budget_search.layer_search.acquisition import SELECTION_BIAS, candidate_sets
+from budget_search.layer_search.acquisition import SELECTION_BIAS, ConfirmationRule, candidate_sets
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
-from budget_search.layer_search.shrinkage import RESIDUAL_SD, Estimate, shrink
+from budget_search.layer_search.shrinkage import Estimate, shrink
 from budget_search.layer_search.strategies.problem import SearchProblem
 from budget_search.layer_search.verdict import Judgement, expected_seed_sd, share_of_error
 
@@ -100,6 +100,14 @@ class SearchState:
             return []
         expected, _ = self.problem(0.0).surrogate(self.screens.trials).predict(sets)
         return [float(degradation) for degradation in expected]
+
+    def expected_to_hold(self, sets: Sequence[LayerSet], delta: float) -> list[LayerSet]:
+        """Those of these sets whose full runs, by the surrogate, will hold for this delta (points)."""
+        if not sets:
+            return []
+        mean, sd = self.problem(0.0).surrogate(self.screens.trials).predict(sets)
+        required = self.confirmation_rule(delta).required_means(mean, sd)
+        return [layers for layers, expected, most in zip(sets, mean, required, strict=True) if expected <= most]
 
     # -- the recorded plan --------------------------------------------------------------------------------------
 
@@ -188,20 +196,25 @@ class SearchState:
             self._estimates[layers] = shrink(judgement.degradation, variance, expected, float(sd[0]))
         return self._estimates[layers]
 
-    def allowed_degradation(self, delta: float) -> float:
-        """The mean degradation, in points, up to which a set is expected to hold for this delta.
+    def confirmation_rule(self, delta: float) -> ConfirmationRule:
+        """When a set is expected to hold for this delta (points).
 
-        Under criterion ``likely`` it is below delta by about the quantile of the estimate, under ``certified`` by about
-        the width of the confidence bound.
+        Under criterion ``certified`` its mean must be below delta by about the width of the confidence bound.
         """
-        settings = self.settings
-        if settings.criterion == "observed":
-            return delta
-        run_sd = self.confirmations.seed_sd * math.sqrt(2 / len(settings.seeds))
-        if settings.criterion == "likely":
-            return delta - shrink(0.0, run_sd**2, 0.0, RESIDUAL_SD).quantile(settings.probability)
-        strictness = NormalDist().inv_cdf(settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
-        return delta - 2.0 * strictness * run_sd
+        settings, confirmations = self.settings, self.confirmations
+        seeds = len(settings.seeds)
+        if settings.criterion == "certified":
+            strictness = NormalDist().inv_cdf(settings.confidence) / NormalDist().inv_cdf(DEFAULT_CONFIDENCE)
+            delta -= 2.0 * strictness * confirmations.seed_sd * math.sqrt(2 / seeds)
+        variances = [self._compare(layers, settings.confidence).example_variance for layers in confirmations.sets]
+        return ConfirmationRule(
+            delta,
+            confirmations.seed_sd,
+            seeds,
+            confirmations.full_runs,
+            settings.probability if settings.criterion == "likely" else None,
+            statistics.fmean(variances) if variances else 0.0,
+        )
 
     def gain(self) -> Gain | None:
         """What the baseline has learnt beyond the best constant answer; None where that is unknown."""
