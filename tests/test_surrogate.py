@@ -128,11 +128,22 @@ def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     assert confirmation_probabilities(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}))[0] > either[1]
 
 
+def test_a_probability_asks_for_a_lower_mean_the_less_is_known() -> None:
+    expected, sds = np.array([0.5, 0.5, 3.0]), np.array([0.1, 1.0, 1.0])
+    by_mean = ConfirmationRule(1.0, 0.5, 3, {}).required_means(expected, sds)
+    likely = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8).required_means(expected, sds)
+    few_examples = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8, example_variance=0.5).required_means(expected, sds)
+    assert by_mean.tolist() == [1.0, 1.0, 1.0]
+    assert likely[0] > likely[1] > likely[2]
+    assert (likely <= by_mean).all()
+    assert (few_examples[1:] < likely[1:]).all()
+
+
 def test_runs_already_there_count_towards_the_chance() -> None:
     surrogate, layers = fitted(), LayerSet.dropping({11}, 12)
     lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
-    assert lucky.allowed_degradation(layers) == pytest.approx(3.0)
-    assert unlucky.allowed_degradation(layers) == pytest.approx(-0.2)
+    assert lucky.allowed_degradation(layers, 1.0) == pytest.approx(3.0)
+    assert unlucky.allowed_degradation(layers, 1.0) == pytest.approx(-0.2)
     assert (
         confirmation_probabilities(surrogate, [layers], lucky)[0]
         > confirmation_probabilities(surrogate, [layers], unlucky)[0]

@@ -70,7 +70,7 @@ class World:
 def settings(**changes: Any) -> SearchSettings:
     fields: dict[str, Any] = {
         "total": 12, "deltas": (1.0, 2.0, 3.0), "strategy": "auto", "seeds": (42, 43, 44), "screen_seed": 7,
-        "screen_rung": 1 / 6, "evaluations": 30,
+        "screen_rung": 1 / 6, "evaluations": 30, "criterion": "observed",
     }  # fmt: skip
     return SearchSettings(**{**fields, **changes})
 
