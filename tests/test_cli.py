@@ -413,7 +413,6 @@ PLACES = [
     bad("unreadable kind of file", f"--task notes.txt {COLUMNS}", "notes.txt", ".csv"),
     bad("file that is empty", f"--task nothing.csv {COLUMNS}", "nothing.csv", "empty"),
     bad("parquet that is none", f"--task fake.parquet {COLUMNS}", "fake.parquet"),
-    bad("tabs in a csv", f"--task tabs.csv {COLUMNS}", "tabs.csv", "tabs"),
     bad("no such validation file", f"--task reviews.csv {COLUMNS} --validation gone.csv", "gone.csv"),
     bad("hub data without columns", f"--task hub:a/b {MODEL}", "--text-columns"),
     bad("hub data, mistyped", f"--task hub:a/b/c {MODEL} --text-columns text", "hub:a/b/c", "hub:org/name"),
@@ -533,7 +532,6 @@ def _write_tables(folder: Path) -> None:
     table("other.csv", ["up", "sideways"] * 8)
     (folder / "nothing.csv").write_text("")
     (folder / "fake.parquet").write_text("text,label\na,b\n")
-    (folder / "tabs.csv").write_text("text\tlabel\na good film\tup\n")
     rows = [{"text": text, "label": label} for text, label in zip([*texts[:-1], None], two, strict=True)]
     tiny.write_parquet(folder / "no-text.parquet", rows)
 

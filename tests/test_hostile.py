@@ -131,7 +131,7 @@ CONTENTS = [
             "gzip.csv",
             "zip.jsonl",
             "picture.tsv",
-            "utf16.csv",
+            "utf16-cut.csv",
             "latin1.csv",
             "pickle.parquet",
             "cut.parquet",
@@ -234,7 +234,7 @@ def _write_tables(folder: Path) -> None:
     with zipfile.ZipFile(folder / "zip.jsonl", "w") as archive:
         archive.writestr("train.jsonl", table)
     (folder / "picture.tsv").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
-    (folder / "utf16.csv").write_bytes(table.encode("utf-16"))
+    (folder / "utf16-cut.csv").write_bytes(table.encode("utf-16")[:-1])
     (folder / "latin1.csv").write_bytes(table.replace("film", "fílm").encode("latin-1"))
     (folder / "pickle.parquet").write_bytes(pickle.dumps(table))
     whole = tiny.write_parquet(folder / "whole.parquet", tiny.reviews(60, seed=9)).read_bytes()

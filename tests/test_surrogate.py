@@ -132,7 +132,9 @@ def test_a_probability_asks_for_a_lower_mean_the_less_is_known() -> None:
     expected, sds = np.array([0.5, 0.5, 3.0]), np.array([0.1, 1.0, 1.0])
     by_mean = ConfirmationRule(1.0, 0.5, 3, {}).required_means(expected, sds)
     likely = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8).required_means(expected, sds)
-    few_examples = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8, example_variance=0.5).required_means(expected, sds)
+    few_examples = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8, example_variance=0.5).required_means(
+        expected, sds
+    )
     assert by_mean.tolist() == [1.0, 1.0, 1.0]
     assert likely[0] > likely[1] > likely[2]
     assert (likely <= by_mean).all()

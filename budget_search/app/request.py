@@ -39,6 +39,8 @@ class Request:
     label_column: str | None = None
     metric: str | None = None
     validation: str | None = None
+    encoding: str | None = None
+    skip_incomplete: bool = False
     strategy: str = "auto"
     layers: tuple[str, ...] = ()
     sampler: str = "tpe"

@@ -48,6 +48,8 @@ def resolve_request(request: Request) -> ResolvedRequest:
         label_column=request.label_column,
         metric=request.metric,
         validation=request.validation,
+        encoding=request.encoding,
+        skip_incomplete=request.skip_incomplete,
     )
     pretrained = resolve_model(request.model, offline=request.offline)
     recipe = request.recipe_from(source.spec.recipe)

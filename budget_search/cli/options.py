@@ -66,6 +66,13 @@ def _add_task_and_model(run: argparse.ArgumentParser) -> None:
     what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
     what.add_argument("--metric", choices=METRICS, help="default: the task's own; accuracy for your files")
     what.add_argument("--validation", metavar="FILE", help="held-out examples; by default carved out of train")
+    what.add_argument("--encoding", metavar="NAME", help="of your text files, such as cp1252 (default UTF-8 or UTF-16)")
+    what.add_argument(
+        "--skip-incomplete",
+        action="store_true",
+        default=None,
+        help="leave out examples without a text or a label, and count them",
+    )
 
 
 def _add_strategy(run: argparse.ArgumentParser) -> None:

@@ -14,6 +14,8 @@ from budget_search.core.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
+MOST_DECIMAL_CLASSES = 10
+"""Up to so many different whole numbers written as decimals are classes without a metric that says so."""
 _WHOLE = re.compile(r"[+-]?\d+", flags=re.ASCII)
 
 
@@ -24,6 +26,7 @@ def read_scores(columns: Mapping[str, Sequence[Any]], column: str) -> dict[str, 
     """
     import numpy as np
 
+    _refuse_lists(columns, column)
     _refuse_missing(columns, column)
     parsed = {}
     for split, values in columns.items():
@@ -54,6 +57,7 @@ def read_classes(
     """
     import numpy as np
 
+    _refuse_lists(columns, column)
     _refuse_missing(columns, column)
     label_texts = {split: [_label_text(value) for value in values] for split, values in columns.items()}
     for split, texts in label_texts.items():
@@ -107,11 +111,11 @@ def _class_names(texts: Sequence[str], column: str) -> tuple[str, ...]:
 
 def _refuse_missing(columns: Mapping[str, Sequence[Any]], column: str) -> None:
     for split, values in columns.items():
-        missing = [row for row, value in enumerate(values, start=1) if _is_missing(value)]
+        missing = [row for row, value in enumerate(values, start=1) if is_missing(value)]
         if missing:
             raise UsageError(
                 f"--label-column {column}: {len(missing)} of {len(values)} labels in {split} are missing, "
-                f"the first in example {missing[0]}; fill them in or leave these examples out"
+                f"the first in example {missing[0]}; fill them in, or leave such examples out with --skip-incomplete"
             )
 
 
@@ -125,14 +129,26 @@ def _refuse_hidden(texts: Sequence[str], column: str, split: str) -> None:
 
 
 def _refuse_decimals(columns: Mapping[str, Sequence[Any]], column: str, metric_named: bool) -> None:
+    """Whole numbers written as decimals, such as 1.0, are classes if the metric says so or if few differ."""
     for split, values in columns.items():
-        for value in values:
-            decimal = isinstance(value, float) or (isinstance(value, str) and _is_decimal(value))
-            if decimal and not (metric_named and float(value).is_integer()):
-                raise UsageError(
-                    f"--label-column {column} holds decimals, such as {value} in {split}: name the --metric "
-                    f"({', '.join(REGRESSION_METRICS)} for scores)"
-                )
+        decimals = [v for v in values if isinstance(v, float) or (isinstance(v, str) and _is_decimal(v))]
+        fractions = [value for value in decimals if not float(value).is_integer()]
+        few = len(set(map(float, decimals))) <= MOST_DECIMAL_CLASSES
+        if fractions or not (metric_named or few):
+            raise UsageError(
+                f"--label-column {column} holds decimals, such as {(fractions or decimals)[0]} in {split}: name the "
+                f"--metric ({', '.join(REGRESSION_METRICS)} for scores, accuracy for classes that are whole numbers)"
+            )
+
+
+def _refuse_lists(columns: Mapping[str, Sequence[Any]], column: str) -> None:
+    for split, values in columns.items():
+        found = next((value for value in values if isinstance(value, list | tuple | dict)), None)
+        if found is not None:
+            raise UsageError(
+                f"--label-column {column} holds lists, such as {found!r} in {split}: one label per example is read, "
+                "a text, a number or a boolean"
+            )
 
 
 def _is_decimal(text: str) -> bool:
@@ -140,12 +156,10 @@ def _is_decimal(text: str) -> bool:
     return number is not None and "." in text
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Whether a label is None, NaN or empty: csv reads an empty cell as ""; pandas writes a missing number as "nan"."""
     if isinstance(value, str):
-        return value.strip().lower() in (
-            "",
-            "nan",
-        )  # csv reads an empty cell as ""; pandas writes a missing number as "nan"
+        return value.strip().lower() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

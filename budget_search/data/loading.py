@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,14 @@ def load_task(source: TaskSource, *, offline: bool = False) -> RawTask:
     notes: list[str] = []
     if source.files is not None:
         wanted = (*spec.text_columns, spec.label_column)
-        columns: dict[str, Columns] = {
-            _split_name(spec, split): tables.read_columns(path, wanted) for split, path in source.files.items()
+        shards = {
+            split: [tables.Table(path, source.encoding) for path in paths] for split, paths in source.files.items()
         }
-    elif spec.name in GLUE:
+        columns = {_split_name(spec, split): _joined(tables, wanted) for split, tables in shards.items()}
+        notes += [table.note for each in shards.values() for table in each if table.note]
+        names = spec.label_names or shards["train"][0].class_names(spec.label_column)
+        return _check_and_encode(source, columns, names, notes)
+    if spec.name in GLUE:
         columns = _glue_from_hub(spec, offline)
     elif source.hub is not None:
         columns, names, notes = _dataset_from_hub(source.hub, spec, offline)
@@ -88,9 +93,13 @@ def _glue_from_hub(spec: TaskSpec, offline: bool) -> dict[str, Columns]:
     wanted = (*spec.text_columns, spec.label_column)
     columns: dict[str, Columns] = {}
     for split, paths in files.items():
-        shards = [tables.read_columns(path, wanted) for path in paths]
-        columns[_split_name(spec, split)] = {name: [v for shard in shards for v in shard[name]] for name in wanted}
+        columns[_split_name(spec, split)] = _joined([tables.Table(path) for path in paths], wanted)
     return columns
+
+
+def _joined(shards: Sequence[tables.Table], wanted: Sequence[str]) -> Columns:
+    read = [shard.read(wanted) for shard in shards]
+    return {name: [value for each in read for value in each[name]] for name in wanted}
 
 
 def _dataset_from_hub(
@@ -124,6 +133,8 @@ def _check_and_encode(
     source: TaskSource, columns: Mapping[str, Columns], names: Sequence[str], notes: list[str]
 ) -> RawTask:
     spec = source.spec
+    if source.skip_incomplete:
+        columns = {split: _complete(spec, split, values, notes) for split, values in columns.items()}
     for split, values in columns.items():
         if not values[spec.label_column]:
             raise UsageError(f"there are no examples in {split} of {source.name}")
@@ -143,22 +154,45 @@ def _check_and_encode(
     return RawTask(splits, tuple(names), spec.metric, spec.also, tuple(notes))
 
 
+def _complete(spec: TaskSpec, split: str, columns: Columns, notes: list[str]) -> Columns:
+    """The examples with a text and a label; a note says how many were left out."""
+    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
+    whole = [
+        not labels.is_missing(label) and not any(map(_is_missing, pair)) and not _is_blank(pair)
+        for pair, label in zip(texts, columns[spec.label_column], strict=True)
+    ]
+    if skipped := whole.count(False):
+        notes.append(f"{skipped} of {len(whole)} examples in {split} have no text or no label and were left out.")
+    return {name: list(compress(values, whole)) for name, values in columns.items()}
+
+
+def _is_missing(text: Any) -> bool:
+    return text is None or text != text
+
+
+def _is_blank(texts: Sequence[Any]) -> bool:
+    """Some GLUE pairs have one empty text, but an example without any text is none."""
+    return not any(text.strip() for text in texts if isinstance(text, str))
+
+
 def _check_texts(spec: TaskSpec, split: str, columns: Columns) -> None:
     for column in spec.text_columns:
-        missing = _first_index(columns[column], lambda text: text is None or text != text)
+        missing = _first_index(columns[column], _is_missing)
         if missing is not None:
-            raise UsageError(f"--text-columns {column}: the text of example {missing + 1} in {split} is missing")
+            raise UsageError(
+                f"--text-columns {column}: the text of example {missing + 1} in {split} is missing; fill it in, or "
+                "leave such examples out with --skip-incomplete"
+            )
         other = _first_index(columns[column], lambda text: not isinstance(text, str))
         if other is not None or all(_NUMBER.fullmatch(text) for text in columns[column]):
             shown = columns[column][other or 0]
             raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}")
     texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
-    # Some GLUE pairs have one empty text, but an example without any text is an error.
-    blank = _first_index(texts, lambda pair: not any(text.strip() for text in pair))
+    blank = _first_index(texts, _is_blank)
     if blank is not None:
         raise UsageError(
             f"--text-columns {' '.join(spec.text_columns)}: example {blank + 1} in {split} has no text; "
-            f"fill it in or leave the example out"
+            f"fill it in, or leave such examples out with --skip-incomplete"
         )
 
 

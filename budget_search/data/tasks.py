@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from budget_search.core.config import METRICS, REGRESSION_METRICS, Recipe
 from budget_search.core.errors import UsageError
 from budget_search.core.paths import expand_path
 from budget_search.data import tables
-from budget_search.storage.digests import joint_digest
+from budget_search.storage.digests import digest_with, joint_digest
 
 GLUE_REPOSITORY = "nyu-mll/glue"
 # Identifies the demo's examples in study names. Change it if the generator produces other examples.
@@ -46,6 +47,7 @@ class TaskSpec:
         return self.metric in REGRESSION_METRICS
 
 
+_SHARD = r"{}-\d+-of-\d+"
 _SENTENCES = ("sentence1", "sentence2")
 _ENTAILMENT = ("entailment", "not_entailment")
 
@@ -86,16 +88,19 @@ TASKS: dict[str, TaskSpec] = {
 class TaskSource:
     """A task and the source of its examples: local ``files`` by split, the ``hub``, or neither for the demo.
 
-    ``name`` is the display name: ``qqp``, ``hub:org/name:config``, or a name derived from the file. ``hub`` is a
-    repository and its configuration (empty for the default). ``metric_named`` is true if the user chose the metric;
-    decimal labels require that.
+    ``name`` is the display name: ``qqp``, ``hub:org/name:config``, or a name derived from the file. The files of one
+    split are its shards. ``hub`` is a repository and its configuration (empty for the default). ``metric_named`` is
+    true if the user chose the metric; decimal labels that are not whole numbers require that. ``encoding`` is that of
+    local text files (None: recognised); with ``skip_incomplete`` examples without a text or a label are left out.
     """
 
     spec: TaskSpec
     name: str
-    files: Mapping[str, Path] | None = None
+    files: Mapping[str, tuple[Path, ...]] | None = None
     hub: tuple[str, str] | None = None
     metric_named: bool = True
+    encoding: str | None = None
+    skip_incomplete: bool = False
 
 
 def resolve_task(
@@ -106,6 +111,8 @@ def resolve_task(
     label_column: str | None = None,
     metric: str | None = None,
     validation: str | Path | None = None,
+    encoding: str | None = None,
+    skip_incomplete: bool = False,
 ) -> TaskSource:
     """Resolve ``--task`` and its related options, with all checks that need no examples.
 
@@ -113,34 +120,60 @@ def resolve_task(
     kind of task.
     """
     _check_metric(metric)
+    skip = skip_incomplete or None
     if task in TASKS:
-        _refuse_options(task, text_columns=text_columns, label_column=label_column, validation=validation)
+        _refuse_options(
+            task,
+            text_columns=text_columns,
+            label_column=label_column,
+            validation=validation,
+            encoding=encoding,
+            skip_incomplete=skip,
+        )
         return _builtin_task(TASKS[task], data_dir, metric)
     _refuse_options(task, data_dir=data_dir)
     spec = TaskSpec("", tuple(text_columns), label_column or "label", metric or "accuracy")
     if task.startswith("hub:"):
-        _refuse_options(task, validation=validation)
-        return _hub_task(task, spec, metric is not None)
+        _refuse_options(task, validation=validation, encoding=encoding)
+        return replace(_hub_task(task, spec, metric is not None), skip_incomplete=skip_incomplete)
     path = expand_path(task)
     if not path.exists():
         raise _unknown_task(task)
+    _check_encoding(encoding)
     files = _local_files(path)
     if validation is not None:
-        files["validation"] = _existing_file(expand_path(validation))
-    for file in files.values():
-        _check_columns(spec, file)
+        files["validation"] = (_existing_file(expand_path(validation)),)
+    for shards in files.values():
+        for file in shards:
+            _check_columns(spec, tables.Table(file, encoding))
     name = _task_name(path)
-    return TaskSource(replace(spec, name=name), name, files=files, metric_named=metric is not None)
+    return TaskSource(
+        replace(spec, name=name),
+        name,
+        files=files,
+        metric_named=metric is not None,
+        encoding=encoding,
+        skip_incomplete=skip_incomplete,
+    )
 
 
 def task_digest(source: TaskSource, *, offline: bool = False) -> str:
     """Identifies the examples: a digest of the local files, the commit on the hub, or the demo's constant.
 
+    An encoding that was named and ``skip_incomplete`` enter it, because other examples are read with them.
+
     A commit in the local cache of the hub takes precedence over a newer one, so that a command can be repeated without
     a network. Raises UsageError if the hub is needed and cannot be reached.
     """
+    reading = {"encoding": source.encoding or "", "skip_incomplete": "yes" if source.skip_incomplete else ""}
+    return digest_with(_digest(source, offline), {name: value for name, value in reading.items() if value})
+
+
+def _digest(source: TaskSource, offline: bool) -> str:
     if source.files is not None:
-        return joint_digest(source.files)
+        shards = {split: paths for split, paths in source.files.items() if len(paths) > 1}
+        named = {split: paths[0] for split, paths in source.files.items() if len(paths) == 1}
+        return joint_digest(named | {f"{split} {path.name}": path for split, paths in shards.items() for path in paths})
     if source.hub is not None:
         from budget_search.data import hub as hub_data
 
@@ -168,13 +201,12 @@ def _builtin_task(spec: TaskSpec, data_dir: str | Path | None, metric: str | Non
         )
     files = {}
     for split in ("train", spec.held_out, *spec.further_held_out):
-        file = _split_file(folder, split)
-        if file is None:
+        files[split] = _split_files(folder, split)
+        if not files[split]:
             hint = f"; it contains a folder {spec.name}: give that" if (folder / spec.name).is_dir() else ""
             raise UsageError(f"--data-dir {data_dir} holds no {split}.* ({_extensions()}){hint}")
-        files[split] = file
-    for file in files.values():
-        _check_columns(spec, file)
+    for file in (file for shards in files.values() for file in shards):
+        _check_columns(spec, tables.Table(file))
     return TaskSource(spec, spec.name, files=files)
 
 
@@ -188,39 +220,55 @@ def _hub_task(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
     return TaskSource(replace(spec, name=task), task, hub=(match[1], match[2] or ""), metric_named=metric_named)
 
 
-def _local_files(path: Path) -> dict[str, Path]:
+def _local_files(path: Path) -> dict[str, tuple[Path, ...]]:
     if not path.is_dir():
-        return {"train": _existing_file(path)}
-    files = {split: _split_file(path, split) for split in ("train", "validation")}
-    if files["train"] is None:
+        return {"train": (_existing_file(path),)}
+    files = {split: _split_files(path, split) for split in ("train", "validation")}
+    if not files["train"]:
         raise UsageError(f"the folder {path} holds no train.* ({_extensions()})")
-    return {split: file for split, file in files.items() if file is not None}
+    return {split: shards for split, shards in files.items() if shards}
 
 
-def _split_file(folder: Path, split: str) -> Path | None:
-    candidates = [folder / f"{split}.{extension}" for extension in tables.EXTENSIONS]
-    existing = [path for path in candidates if path.is_file()]
-    if len(existing) > 1:
-        raise UsageError(f"{folder} holds {' and '.join(path.name for path in existing)}; keep only one of them")
-    return existing[0] if existing else None
+def _split_files(folder: Path, split: str) -> tuple[Path, ...]:
+    """The file of a split, such as ``train.csv``, or its shards, such as ``train-00000-of-00002.parquet``."""
+    tables_here = sorted(path for path in folder.iterdir() if path.is_file() and tables.names_a_table(path))
+    whole = [path for path in tables_here if path.name.partition(".")[0] == split]
+    shards = [path for path in tables_here if re.fullmatch(_SHARD.format(split), path.name.partition(".")[0])]
+    if len(whole) > 1 or (whole and shards):
+        names = " and ".join(path.name for path in (*whole, *shards)[:3])
+        raise UsageError(f"{folder} holds {names}; keep only one of them")
+    announced = {int(path.name.partition("-of-")[2].partition(".")[0]) for path in shards}
+    if shards and announced != {len(shards)}:
+        raise UsageError(
+            f"{folder} holds {len(shards)} of the {max(announced)} shards of {split}, such as {shards[0].name}; "
+            "complete them"
+        )
+    return tuple(whole or shards)
 
 
 def _existing_file(path: Path) -> Path:
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    tables.file_extension(path)
-    return path
+    return tables.Table(path).path
 
 
-def _check_columns(spec: TaskSpec, file: Path) -> None:
-    available = tables.column_names(file)
+def _check_columns(spec: TaskSpec, table: tables.Table) -> None:
     if not spec.text_columns:
         raise UsageError(
-            f"--text-columns A [B] is needed: which columns of {file.name} hold the texts? "
-            f"It has: {' '.join(repr(name) for name in available)}"
+            f"--text-columns A [B] is needed: which columns of {table.path.name} hold the texts? "
+            f"It has: {' '.join(repr(name) for name in table.columns)}"
         )
     _check_spec(spec)
-    tables.check_columns(file.name, available, (*spec.text_columns, spec.label_column))
+    tables.check_columns(table.path.name, table.columns, (*spec.text_columns, spec.label_column))
+
+
+def _check_encoding(encoding: str | None) -> None:
+    try:
+        codecs.lookup(encoding or "utf-8")
+    except LookupError:
+        raise UsageError(
+            f"--encoding {encoding}: no such encoding; name one that Python knows, such as cp1252, latin-1 or utf-16"
+        ) from None
 
 
 def _check_spec(spec: TaskSpec) -> None:

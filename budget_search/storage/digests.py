@@ -32,6 +32,14 @@ def joint_digest(files: Mapping[str, Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def digest_with(digest: str, options: Mapping[str, str]) -> str:
+    """The digest of content that is read with these options; the digest itself where there are none."""
+    if not options:
+        return digest
+    lines = [f"{digest}\n", *(f"{name} {value}\n" for name, value in sorted(options.items()))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _cache_file() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(root).expanduser() / "budget-search" / "digests.json"
