@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from budget_search.data.metrics import collapsed, contributions, mean_loss, measure, predictions
 
@@ -25,6 +27,22 @@ def test_scores_are_in_points_and_not_rounded() -> None:
     labels = np.array([0, 1, 0])
     measured = measure(("accuracy", "f1", "matthews"), outputs, labels)
     assert measured == pytest.approx({"accuracy": 200 / 3, "f1": 200 / 3, "matthews": 50.0}, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("classes", [2, 3])
+def test_metrics_are_those_of_scikit_learn_and_scipy(seed: int, classes: int) -> None:
+    outputs, labels = classified(seed, classes=classes)
+    predicted = predictions(outputs)
+    measured = measure(("accuracy", "f1", "matthews"), outputs, labels)
+    assert measured["accuracy"] == pytest.approx(100 * accuracy_score(labels, predicted), abs=1e-10)
+    assert measured["matthews"] == pytest.approx(100 * matthews_corrcoef(labels, predicted), abs=1e-10)
+    binary = measure(("f1",), outputs, (labels == 1).astype(np.int64))["f1"]
+    assert binary == pytest.approx(100 * f1_score(labels == 1, predicted == 1), abs=1e-10)
+    outputs, labels = scored(seed)
+    measured = measure(("pearson", "spearman"), outputs, labels)
+    assert measured["pearson"] == pytest.approx(100 * pearsonr(outputs[:, 0], labels).statistic, abs=1e-10)
+    assert measured["spearman"] == pytest.approx(100 * spearmanr(outputs[:, 0], labels).statistic, abs=1e-10)
 
 
 def test_f1_counts_the_second_class_as_positive() -> None:

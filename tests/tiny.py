@@ -151,8 +151,9 @@ def into_hub_cache(model: Path, hub: Path, name: str, commit: str) -> Path:
 def command(*arguments: str) -> int:
     """Run a command in this process and restore the signal handlers; returns the exit code."""
     from budget_search.cli.main import main
+    from budget_search.core.signals import ENDING
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in ENDING}
     try:
         return main(arguments)
     except SystemExit as exit_:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from budget_search.cli.commands.run import INTERRUPTED
 from budget_search.cli.parser import parse
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import printable
+from budget_search.core.signals import ENDING
 from budget_search.storage.credentials import mask_passwords, move_password_to_environment
 
 # A message may quote data, which may hold a word of megabytes.
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"budget-search: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("budget-search: interrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print("budget-search: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of the pipe has closed it.
@@ -55,17 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _handle_signals() -> None:
-    """SIGTERM acts like Ctrl-C; a second signal exits at once."""
+    """SIGTERM and a closed terminal act like Ctrl-C; a second signal exits at once. ``nohup`` keeps its effect."""
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(INTERRUPTED))
+        for each in heeded:
+            signal.signal(each, lambda *_: os._exit(INTERRUPTED))
         # joblib would warn about unfinished evaluations.
         warnings.simplefilter("ignore")
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    for each in heeded:
+        signal.signal(each, interrupt)
 
 
 def _one_line(error: BaseException) -> str:

@@ -87,38 +87,44 @@ def constant_score(metric: str, labels: np.ndarray, classes: int) -> float:
     return measure((metric,), constant_outputs(metric, labels, classes), labels)[metric]
 
 
-def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import accuracy_score
+# The formulas are written out because sklearn.metrics and scipy.stats take seconds to import in every worker process.
 
-    return float(accuracy_score(labels, predicted))
+
+def _accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
+    return float((predicted == labels).mean())
 
 
 def _f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predicted, pos_label=1, average="binary", zero_division=0.0))
+    """Of class 1; 0 if it is neither predicted nor a label."""
+    positives = int((predicted == 1).sum() + (labels == 1).sum())
+    return 2 * int(((predicted == 1) & (labels == 1)).sum()) / positives if positives else 0.0
 
 
 def _matthews(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from sklearn.metrics import matthews_corrcoef
+    """With class shares P of predictions and T of labels: (E[correct] - P.T) / sqrt((1 - P.P)(1 - T.T))."""
+    p, t = _class_shares(predicted, labels)
+    p_variance, t_variance = 1 - p @ p, 1 - t @ t
+    if p_variance <= 0 or t_variance <= 0:
+        return 0.0
+    return float(((predicted == labels).mean() - p @ t) / np.sqrt(p_variance * t_variance))
 
-    return float(matthews_corrcoef(labels, predicted))
+
+def _class_shares(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    classes = int(max(predicted.max(), labels.max())) + 1
+    p, t = (np.bincount(values, minlength=classes) / len(labels) for values in (predicted, labels))
+    return p, t
 
 
 def _pearson(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.stats import pearsonr
-
     if _is_constant(predicted) or _is_constant(labels):
         return 0.0
-    return float(pearsonr(predicted.astype(np.float64), labels.astype(np.float64)).statistic)
+    return float((_standardised(predicted) * _standardised(labels)).mean())
 
 
 def _spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
     if _is_constant(predicted) or _is_constant(labels):
         return 0.0
-    return float(spearmanr(predicted, labels).statistic)
+    return _pearson(_centred_ranks(predicted), _centred_ranks(labels))
 
 
 def _pearson_spearman(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -141,10 +147,8 @@ def _f1_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _matthews_influence(predicted: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """With class shares P of predictions and T of labels, MCC is (E[correct] - P.T) / sqrt((1 - P.P)(1 - T.T))."""
-    classes = int(max(predicted.max(), labels.max())) + 1
-    p = np.bincount(predicted, minlength=classes) / len(labels)
-    t = np.bincount(labels, minlength=classes) / len(labels)
+    """The derivative of ``_matthews`` by the share of an example."""
+    p, t = _class_shares(predicted, labels)
     p_variance, t_variance = 1 - p @ p, 1 - t @ t
     if p_variance <= 0 or t_variance <= 0:
         return np.zeros(len(labels))

@@ -19,6 +19,7 @@ import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from budget_search.core.errors import StudyError
+from budget_search.core.signals import ENDING
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import default_workers, one_of, slots
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
@@ -235,8 +236,11 @@ def _memory_at_hand() -> Iterator[None]:
 
 
 def begin_worker(coordinator: int) -> None:
-    """Leave Ctrl-C to the process that this worker works for, and end when that is gone, however it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
+    for number in ENDING:
+        # SIGTERM is sent to a worker alone, to end it.
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == coordinator:

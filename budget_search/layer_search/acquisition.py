@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from budget_search.core.layers import LayerSet
 from budget_search.layer_search.shrinkage import RESIDUAL_SD, shrink
@@ -84,7 +84,7 @@ def confirmation_probabilities(surrogate: Surrogate, sets: Sequence[LayerSet], r
     for index, layers in enumerate(sets):
         if layers in rule.full_runs:
             allowed[index], noise[index] = rule.allowed_degradation(layers, allowed[index]), rule.noise(layers)
-    return np.asarray(stats.norm.cdf((allowed - mean - SELECTION_BIAS * sd) / np.sqrt(sd**2 + noise**2)))
+    return np.asarray(special.ndtr((allowed - mean - SELECTION_BIAS * sd) / np.sqrt(sd**2 + noise**2)))
 
 
 def choose(

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from budget_search.core.formatting import plural
 from budget_search.layer_search.verdict import (
@@ -66,7 +66,7 @@ def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
     seed_variance = expected_seed_sd(per_seed.tolist()) ** 2 / seeds
     own_variance = example_variance(difference)
     freedom = satterthwaite(seed_variance, PRIOR_DEGREES_OF_FREEDOM + seeds - 1, own_variance, examples - 1)
-    width = float(stats.t.ppf(CONFIDENCE, freedom)) * math.sqrt(seed_variance + own_variance)
+    width = float(special.stdtrit(freedom, CONFIDENCE)) * math.sqrt(seed_variance + own_variance)
     return Gain(
         constant=float(np.mean(constant)),
         value=float(per_seed.mean()),

@@ -7,10 +7,9 @@ where that is cheap, by screening some sets twice as long. If the rankings disag
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-
-from scipy import stats
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Tolerance, Trial
@@ -217,4 +216,10 @@ def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation; 0 if one side is constant."""
     if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
-    return float(stats.spearmanr(first, second).statistic)
+    return statistics.correlation(_ranks(first), _ranks(second))
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    """Twice the rank of each value, counted from a half; equal values get the mean of theirs."""
+    ordered = sorted(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]

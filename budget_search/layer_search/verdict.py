@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from budget_search.core.config import Criterion, Verdict
 from budget_search.core.layers import LayerSet
@@ -65,7 +65,7 @@ class Judgement:
         """One-sided upper confidence bound of the true degradation at level ``confidence``; None with one seed."""
         if self.variance is None or self.degrees_of_freedom is None:
             return None
-        return self.degradation + float(stats.t.ppf(self.confidence, self.degrees_of_freedom)) * math.sqrt(
+        return self.degradation + float(special.stdtrit(self.degrees_of_freedom, self.confidence)) * math.sqrt(
             self.variance
         )
 
@@ -252,7 +252,7 @@ def smallest_certifiable_delta(
     seed_variance = 2 * seed_sd**2 / seeds
     example_variance = discordant * POINTS**2 / examples + (POINTS / examples) ** 2
     degrees_of_freedom = satterthwaite(seed_variance, (candidates + 1) * (seeds - 1), example_variance, examples - 1)
-    return float(stats.t.ppf(confidence, degrees_of_freedom)) * math.sqrt(seed_variance + example_variance)
+    return float(special.stdtrit(degrees_of_freedom, confidence)) * math.sqrt(seed_variance + example_variance)
 
 
 def expected_seed_sd(*scores: Sequence[float]) -> float:

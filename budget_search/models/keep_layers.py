@@ -21,6 +21,8 @@ from budget_search.core.errors import UnsupportedModelError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.models.layer_stack import LayerStack, Settings, build, find_stack, is_layer_numbers, section
 
+# Flags that say how a model is used, not what it holds.
+_SWITCHES = ("training", "gradient_checkpointing")
 # An attribute with the number of this layer, or of another layer whose keys and values it shares.
 _LAYER_NUMBER = re.compile("layer_(idx|index|id)$")
 
@@ -33,12 +35,14 @@ def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     Changes made to modules by hand, which no checkpoint contains, are lost.
 
     Raises UnsupportedModelError with the reason if the model has no or several stacks of layers or layers with shared
-    weights, if a layer cannot be dropped or would change at its new position, and for an empty, repeated, unordered or
-    out-of-range set.
+    weights, if a layer cannot be dropped or would change at its new position, if use has changed the weights by the
+    layers' positions (RWKV), and for an empty, repeated, unordered or out-of-range set.
     """
     stack = _stack_of(model)
     layers = _checked(kept, stack)
-    smaller = _emptied(_as_configured(model), stack, layers)
+    full = _as_configured(model)
+    _require_as_loaded(model, full)
+    smaller = _emptied(full, stack, layers)
     _load(model, smaller, stack, layers)
     _take_over_state(model, smaller, stack, layers)
     return smaller
@@ -95,6 +99,26 @@ def _checked(kept: Sequence[int], stack: LayerStack) -> LayerSet:
 def _as_configured(model: PreTrainedModel) -> PreTrainedModel:
     """The full model built from its config without weights; the given one may have been changed since it was loaded."""
     return build(model, model.config.to_dict())
+
+
+def _require_as_loaded(model: PreTrainedModel, full: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError if a forward pass has changed the state of a model.
+
+    RWKV divides the weights of later layers in place when it first predicts, and notes that in a flag.
+    """
+    loaded = dict(full.named_modules(remove_duplicate=False))
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, PreTrainedModel) or name not in loaded:
+            continue
+        for flag, value in vars(module).items():
+            before = vars(loaded[name]).get(flag)
+            if flag in _SWITCHES or flag.startswith("_") or type(value) is not bool or type(before) is not bool:
+                continue
+            if value != before:
+                raise UnsupportedModelError(
+                    f"{type(model).__name__} has changed since it was loaded ({flag} is {value}), perhaps its weights "
+                    "by their layers' positions; load it again and keep layers before its first use"
+                )
 
 
 def _emptied(full: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> PreTrainedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -36,9 +35,46 @@ def _parameters(model: PreTrainedModel, layers: Collection[int], *, embeddings: 
         for part in stack[index]:
             yield from part.parameters()
     if embeddings:
-        in_layers = {id(each) for parts in stack for part in parts for each in part.parameters()}
-        # Models register their modules in the order of the forward pass, so embeddings come before the layers.
-        yield from takewhile(lambda each: id(each) not in in_layers, model.base_model.parameters())
+        yield from embedding_parameters(model, [part for parts in stack for part in parts])
+
+
+def embedding_parameters(model: PreTrainedModel, layers: Collection[nn.Module]) -> list[nn.Parameter]:
+    """The parameters of the modules that a forward pass completes before the first of these layers begins.
+
+    The order in which modules are registered does not tell: OPT registers its last norm before its layers.
+    """
+    completed: list[nn.Module] = []
+    begun: list[nn.Module] = []
+    inside = {id(each) for layer in layers for each in layer.modules()}
+
+    def note(module: nn.Module, *_: Any) -> None:
+        if not begun:
+            completed.append(module)
+
+    with ExitStack() as hooks:
+        for module in model.base_model.modules():
+            if id(module) not in inside:
+                hooks.enter_context(module.register_forward_hook(note))
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(lambda layer, _: begun.append(layer)))
+        with torch.no_grad(), _undisturbed(model):
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))
+    return list({id(each): each for module in completed for each in module.parameters()}.values())
+
+
+@contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """A forward pass inside draws no random numbers from outside and predicts nothing.
+
+    In training mode, because RWKV rescales its weights when it first predicts.
+    """
+    training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        model.train(training)
 
 
 @contextmanager

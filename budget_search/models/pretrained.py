@@ -107,6 +107,7 @@ def _require_files(folder: Path, model: str, option: str) -> None:
         raise UsageError(
             f"{option} {model}: no weights in that folder; expected model.safetensors or pytorch_model.bin"
         )
+    _require_shards(folder, model, option)
     from safetensors import SafetensorError, safe_open
 
     for path in sorted(folder.glob(_WEIGHTS[0])):
@@ -116,6 +117,21 @@ def _require_files(folder: Path, model: str, option: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file again") from error
+
+
+def _require_shards(folder: Path, model: str, option: str) -> None:
+    """Every file that an index of weights names. Raises UsageError."""
+    for index in sorted(folder.glob("*.index.json")):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UsageError(f"{option} {model}: {index.name} is damaged ({error!r}); get the file again") from error
+        missing = sorted(name for name in files if not (folder / str(name)).is_file())
+        if missing:
+            raise UsageError(
+                f"{option} {model}: {index.name} names {len(files)} files, of which {len(missing)} are missing, such "
+                f"as {missing[0]}; get the folder again"
+            )
 
 
 def _folder_digest(folder: Path) -> str:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from scipy import stats
-
 from budget_search.core.layers import LayerSet
 from budget_search.core.serialization import OMIT_IF_NONE, to_plain
 from budget_search.core.trial import Trial, TrialKey
@@ -159,6 +157,9 @@ ADDS = "adds to the probe"
 
 
 def _agreements(layerwise: LayerMeasurements, costs: Sequence[float | None]) -> Iterator[Agreement]:
+    # Imported here: it takes seconds, and reports without an inspection do not need it.
+    from scipy import stats
+
     probes = layerwise.probes
     measures = {
         CHANGED: [1 - cosine for cosine in layerwise.to_pretrained[1:]],

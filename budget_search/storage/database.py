@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from budget_search.core.errors import StudyError
 from budget_search.core.formatting import duration
+from budget_search.core.signals import ENDING
 from budget_search.storage.credentials import mask_passwords
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def _explained(advice: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _defer_signals() -> Iterator[None]:
-    """Defer a first Ctrl-C or SIGTERM: an interrupted connection may leave the database locked."""
+    """Defer a first signal that ends the command: an interrupted connection may leave the database locked."""
     pending: list[tuple[int, FrameType | None]] = []
     handlers: dict[int, Any] = {}
 
@@ -205,7 +206,7 @@ def _defer_signals() -> Iterator[None]:
 
     # Only the main thread can set signal handlers.
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in ENDING}
         handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
     for number in handlers:
         signal.signal(number, defer)

@@ -70,15 +70,18 @@ def _search(resolved: ResolvedRequest, console: Console, received: Sequence[str]
     try:
         return search_or_read(resolved, console, _portable_command(received))
     except KeyboardInterrupt:
-        console.close()
-        with contextlib.suppress(BudgetSearchError):
-            print(f"interrupted. {best_so_far(resolved)}", file=sys.stderr)
-        command = mask_passwords(shlex.join(["budget-search", *received]))
-        where = f" (with {VARIABLE} set as before)" if resolved.request.storage and OPTION not in command else ""
-        print(f"To resume{where}: {command}", file=sys.stderr)
+        # The terminal may be closed, and the database held by another process.
+        with contextlib.suppress(OSError):
+            console.close()
+            with contextlib.suppress(BudgetSearchError):
+                print(f"interrupted. {best_so_far(resolved)}", file=sys.stderr)
+            command = mask_passwords(shlex.join(["budget-search", *received]))
+            where = f" (with {VARIABLE} set as before)" if resolved.request.storage and OPTION not in command else ""
+            print(f"To resume{where}: {command}", file=sys.stderr)
         return None
     finally:
-        console.close()
+        with contextlib.suppress(OSError):
+            console.close()
 
 
 def _export(resolved: ResolvedRequest, report: Report) -> None:
