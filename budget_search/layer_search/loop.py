@@ -253,14 +253,20 @@ class Search:
         # The surrogate does not model broken sets. So a candidate has at most one layer less than any working set.
         fewest = self.state.screens.fewest_working - 1
         screened = [trial.layers for trial in trials if trial.state != "failed" and not trial.layers.is_full]
+        if self.settings.strategy == "auto":
+            sets = problem.sets(screened)
+        else:
+            sets = [layers for layers in screened if problem.allows(layers)]
         depth = self._expected_depth(delta)
         tried = [layers.depth for layers in planned]
+        # Sets without a run are open; they are most of the thousands in the pool.
+        begun = {*self.state.confirmations.started, *(job.key.layers for job in self._running)}
+        closed = {layers for layers in begun if not self._is_open(layers, delta)}
         pool = [
             layers
-            for layers in (problem.sets(screened) if self.settings.strategy == "auto" else screened)
+            for layers in sets
             if fewest <= layers.depth < depth
-            and problem.allows(layers)
-            and self._is_open(layers, delta)
+            and layers not in closed
             and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
         ]
         if not pool:

@@ -55,7 +55,8 @@ def at_the_boundary(history: Sequence[Trial], problem: SearchProblem) -> list[La
     """
     surrogate = problem.surrogate(history)
     measured = [trial.layers for trial in history]
-    pool = unmeasured(problem.sets(measured), history, problem)
+    seen = set(measured)
+    pool = [layers for layers in problem.sets(measured) if layers not in seen]
     if not pool:
         return []
     deltas = problem.deltas or (problem.delta,)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import Tolerance, Trial
-from budget_search.layer_search.acquisition import candidate_sets
+from budget_search.layer_search.acquisition import MAX_ENUMERATED_DEPTH, candidate_sets
 from budget_search.layer_search.surrogate import FullRuns, Surrogate, combine_with_loss
 
 
@@ -63,23 +64,32 @@ class SearchProblem:
 
     def allows(self, layers: LayerSet) -> bool:
         """Whether a set keeps the fixed layers, is within the limits and can be measured."""
-        return (
-            self.fixed.issubset(layers.kept)
-            and self.limits.allow(layers)
-            and (self.among is None or layers in self.among)
-        )
+        return _allows(layers, self.fixed, self.limits, self.among)
 
-    def sets(self, measured: Sequence[LayerSet]) -> list[LayerSet]:
+    def sets(self, measured: Sequence[LayerSet]) -> Sequence[LayerSet]:
         """The allowed sets; of a deep model only those near the measured ones and a sample (see ``candidate_sets``)."""
-        return [
-            layers
-            for layers in candidate_sets(self.total, self.fixed, measured, self.limits.drop)
-            if self.allows(layers)
-        ]
+        if self.total <= MAX_ENUMERATED_DEPTH:
+            return _allowed_sets(self.total, self.fixed, self.limits, self.among)
+        candidates = candidate_sets(self.total, self.fixed, measured, self.limits.drop)
+        return [layers for layers in candidates if self.allows(layers)]
 
     def remaining_evaluations(self, history: Sequence[Trial]) -> int:
         """How many more layer sets may be measured."""
         return max(0, self.evaluations - sum(not trial.layers.is_full for trial in history))
+
+
+def _allows(layers: LayerSet, fixed: frozenset[int], limits: Limits, among: frozenset[LayerSet] | None) -> bool:
+    return fixed.issubset(layers.kept) and limits.allow(layers) and (among is None or layers in among)
+
+
+@lru_cache(maxsize=8)
+def _allowed_sets(
+    total: int, fixed: frozenset[int], limits: Limits, among: frozenset[LayerSet] | None
+) -> tuple[LayerSet, ...]:
+    """Of a model so shallow that all sets are considered; every decision of a search needs them."""
+    return tuple(
+        layers for layers in candidate_sets(total, fixed, (), limits.drop) if _allows(layers, fixed, limits, among)
+    )
 
 
 Strategy = Callable[[Sequence[Trial], SearchProblem], list[LayerSet]]
