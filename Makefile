@@ -20,9 +20,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One torch thread per test process: two processes on two cores.
+# One torch thread per test process: two processes on two cores. Tests of one xdist_group share a process, and so its
+# imports of all architectures.
 test: lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --durations=15
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 clean:
 	rm -rf $(VENV) demo-smaller .mypy_cache .ruff_cache .pytest_cache

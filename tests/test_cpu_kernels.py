@@ -252,6 +252,7 @@ def far_from_plain(kind: str, taken: Counter[str]) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("architectures")
 def test_no_architecture_says_anything_else(taken: Counter[str]) -> None:
     found = {kind: far_from_plain(kind, taken) for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
     assert not [fault for fault in found.values() if fault]

@@ -19,7 +19,7 @@ def test_a_shortened_demo_ends_with_a_report_and_a_checkpoint(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     command = (
-        "--task demo --model demo --delta 0.05 --epochs 1 --train-examples 1000 --seeds 2 --workers 1 --max-trials 9 "
+        "--task demo --model demo --delta 0.05 --epochs 1 --train-examples 600 --seeds 1 --workers 1 --max-trials 6 "
         "--output smaller"
     )
     assert main(command.split()) == 0
@@ -29,7 +29,7 @@ def test_a_shortened_demo_ends_with_a_report_and_a_checkpoint(
     report = json.loads((folder / "report.json").read_text())
     assert report["layers_total"] == 12
     assert report["baseline"]["score"] > 60
-    assert len(report["trials"]) <= 9
+    assert len(report["trials"]) <= 6
     (result,) = report["results"]
     assert result["confirmed"]
     exported = AutoModelForSequenceClassification.from_pretrained("smaller")

@@ -212,6 +212,7 @@ def gradients(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("architectures")
 def test_no_architecture_is_changed() -> None:
     found = {kind: faults_with(kind) for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
     assert not [fault for fault in found.values() if fault]

@@ -153,7 +153,7 @@ def test_a_search_ends_when_the_lock_stays_and_runs_nothing_again(tmp_path: Path
     """Both baseline runs finish while the database is held: one is being recorded, the other was never taken."""
     tiny.context(tmp_path, sst2=sst2, bert=bert)
     env = tiny.environment(tmp_path)
-    options = [*tiny.search_options("sst2"), "--delta", "0.05", "--workers", "2"]
+    options = [*tiny.search_options("sst2"), "--delta", "0.05", "--workers", "2", "--layers", "0"]
     with tiny.ended(tiny.start([*options, "--storage-timeout", "0.1"], tmp_path, env)) as process:
         assert process.stderr is not None
         line = ""

@@ -219,6 +219,7 @@ def cut_reference_logits(model: PreTrainedModel, lists: list[str], kept: tuple[i
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("architectures")
 def test_every_architecture_is_exact_or_refused(capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = [sweep(kind) for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES]
     counts = Counter(outcome.verdict for outcome in outcomes)

@@ -148,6 +148,7 @@ def far_from_autocast(kind: str) -> str | None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("architectures")
 def test_no_architecture_calculates_anything_else() -> None:
     found = {kind: far_from_autocast(kind) for kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES}
     assert not [fault for fault in found.values() if fault]
