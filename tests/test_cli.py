@@ -17,6 +17,10 @@ from budget_search.cli import parser as arguments
 from budget_search.cli.main import main
 from budget_search.cli.options import request_from
 from budget_search.core.config import RECIPES
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_store import StudyStore
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -280,6 +284,29 @@ def test_the_studies_folder_of_the_environment_is_used_by_every_command(
     assert main(["report", sst2_study.name]) == 0
     assert main(["ls", "--studies-dir", str(tmp_path)]) == 0
     assert "no studies" in capsys.readouterr().out
+
+
+def test_trials_in_another_storage_are_counted_if_it_is_named(
+    sst2_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "studies" / "unfinished"
+    study.mkdir(parents=True)
+    for name in ("config.json", "environment.json"):
+        (study / name).write_bytes((sst2_study / name).read_bytes())
+    url = f"sqlite:///{tmp_path / 'central.db'}"
+    store = StudyStore.open("unfinished", 4, folder=StudyFolder(study), storage=url)
+    for seed in (42, 43):
+        store.append(Trial(TrialKey(LayerSet.full(4), FULL_RUNG, seed), "certification", "complete", score=90.0))
+    monkeypatch.chdir(tmp_path)
+
+    def trials(*options: str) -> str:
+        assert main(["ls", *options]) == 0
+        return capsys.readouterr().out.splitlines()[-1].split("  ")[-3].strip()
+
+    assert trials() == "0"
+    assert trials("--storage", url) == "2"
+    monkeypatch.setenv("BUDGET_SEARCH_STORAGE", url)
+    assert trials() == "2"
 
 
 # -- what is refused ------------------------------------------------------------------------------------------------

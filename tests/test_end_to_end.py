@@ -512,6 +512,18 @@ def test_a_second_command_waits_for_nobody_and_sigterm_ends_the_first(
         check_interrupted(process)
 
 
+def test_hours_spent_before_an_interruption_count(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny.command(*OPTIONS, "--layers", "0") == 0
+    study = tiny.only_study(fresh / "studies")
+    before = tiny.recorded(study)
+    StudyStore.open(study.name, 4, folder=StudyFolder(study)).set_facts(wall_seconds=3600.0)
+    capsys.readouterr()
+    assert tiny.command(*OPTIONS, "--max-hours", "1", "--format", "json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert tiny.recorded(study) == before
+    assert any("search budget" in note for note in report["notes"])
+
+
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 

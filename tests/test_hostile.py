@@ -167,6 +167,8 @@ CONTENTS = [
     model("endless-layers", says=("endless-layers", "1000000000")),
     model("negative-size", says=("negative-size",)),
     model("lying-header", says=("lying-header", "damaged")),
+    model("missing-shard", says=("missing-shard", "1 are missing", "model-00002-of-00002.safetensors")),
+    model("odd-index", says=("odd-index", "index.json is damaged")),
     model("binary-tokenizer", says=("binary-tokenizer", "tokenizer")),
     refused("deep report", "report", "deep-report", says=("report.json",), code=1),
 ]
@@ -287,6 +289,9 @@ def _write_models(folder: Path, bert: Path) -> None:
     variant("endless-layers", num_hidden_layers=1_000_000_000)
     variant("negative-size", hidden_size=-32)
     (variant("lying-header") / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (variant("missing-shard") / "model.safetensors.index.json").write_text(json.dumps(index))
+    (variant("odd-index") / "model.safetensors.index.json").write_text("[]")
     (variant("binary-tokenizer") / "tokenizer.json").write_bytes(bytes(range(256)))
 
 

@@ -16,6 +16,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForSequenceClassification,
     PreTrainedModel,
     XLMConfig,
     XLMForSequenceClassification,
@@ -172,6 +174,17 @@ def test_what_is_frozen_does_not_change_and_everything_else_does(make: Make, lay
     assert any(name.startswith(layer.format(0)) for name in moved)
     assert any(name.startswith(layer.format(2)) for name in moved)
     assert all(weight.requires_grad for weight in model.parameters()), "it can be trained again"
+
+
+def test_the_last_norm_of_opt_is_no_embedding_though_it_is_registered_before_the_layers() -> None:
+    sizes = {"vocab_size": 60, "hidden_size": 16, "ffn_dim": 32, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    model = OPTForSequenceClassification(OPTConfig(**sizes, num_hidden_layers=2, pad_token_id=1)).train()
+    drawn = torch.random.get_rng_state()
+    with frozen(model, [], embeddings=True):
+        still = {name for name, weight in model.named_parameters() if not weight.requires_grad}
+    assert still == {"model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"}
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
 @ARCHITECTURES

@@ -42,6 +42,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
@@ -293,6 +295,19 @@ def test_a_scale_by_layer_number_is_refused_unless_the_numbers_stay() -> None:
     assert len(find_layers(keep_layers(model, [0, 1]))) == 2
     with pytest.raises(UnsupportedModelError, match="scaling"):
         keep_layers(model, [0, 2])
+
+
+def test_a_used_rwkv_is_refused_because_use_has_scaled_its_layers() -> None:
+    """When it first predicts, RWKV divides weights in place, by the number of the layer."""
+    sizes = {"vocab_size": 60, "hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 32}
+    model = made(RwkvForCausalLM, RwkvConfig(**sizes, num_hidden_layers=4, rescale_every=2))
+    fresh = keep_layers(model, [0, 3])
+    weights = fresh.rwkv.blocks[1].attention.output.weight
+    assert torch.equal(weights, model.rwkv.blocks[3].attention.output.weight)
+    output(model)
+    assert not torch.equal(weights, model.rwkv.blocks[3].attention.output.weight)
+    with pytest.raises(UnsupportedModelError, match="has changed since it was loaded"):
+        keep_layers(model, [0, 3])
 
 
 def test_only_decoder_or_only_encoder_of_a_pair_has_one_stack(tmp_path: Path) -> None:

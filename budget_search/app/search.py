@@ -125,7 +125,8 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)
-    settings = _settings(resolved, task, store, context, workers.count, began)
+    before = float(store.facts.get("wall_seconds", 0.0))
+    settings = _settings(resolved, task, store, context, workers.count, before + time.monotonic() - began)
     workers.context = dataclasses.replace(context, teacher=settings.teacher)
     return OpenStudy(
         resolved=resolved,
@@ -134,7 +135,7 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
         workers=workers,
         settings=settings,
         paired=PairedOutputs(resolved.folder, task, settings.total, settings.seeds),
-        seconds_before=float(store.facts.get("wall_seconds", 0.0)),
+        seconds_before=before,
         began=began,
     )
 
@@ -161,7 +162,7 @@ def _settings(
     store: StudyStore,
     context: EvaluationContext,
     width: int,
-    began: float,
+    spent_seconds: float,
 ) -> SearchSettings:
     """The settings by the request, by measurements of the model, and by facts that the study keeps."""
     from budget_search.app.search_settings import search_settings, with_measured_limits
@@ -170,8 +171,8 @@ def _settings(
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, width)
     if settings.budget.max_hours is not None:
-        # Reading the task and the model counts as well.
-        left = max(0.0, settings.budget.max_hours - (time.monotonic() - began) / 3600)
+        # The hours are those of the study: earlier commands count, and so does reading the task and the model.
+        left = max(0.0, settings.budget.max_hours - spent_seconds / 3600)
         settings = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, max_hours=left))
     if request.strategy == "contribution" and not request.layers:
         settings = dataclasses.replace(settings, similarities=_similarities(store, context))

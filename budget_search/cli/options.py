@@ -106,7 +106,9 @@ def _add_strategy(run: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--max-trials", type=int, metavar="N", help="fine-tunes that the study may hold, the baseline's included"
     )
-    how.add_argument("--max-hours", type=float, metavar="H", help="start no further fine-tune after this many hours")
+    how.add_argument(
+        "--max-hours", type=float, metavar="H", help="hours that the study may take, those of interrupted runs included"
+    )
 
 
 def _add_limits(run: argparse.ArgumentParser) -> None:

@@ -42,7 +42,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.command in ("run", "plan"):
         settings = {**from_file(arguments.config), **from_environment((*SEARCH_FIELDS, *OTHER_OPTIONS))}
     else:
-        settings = from_environment(("studies_dir",))
+        settings = from_environment(("studies_dir", "storage"))
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     return argparse.Namespace(**{**vars(arguments), **settings, **given})
 

@@ -19,32 +19,33 @@ DESCRIPTION = HELP
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_studies_dir(parser)
+    parser.add_argument("--storage", metavar="URL", help="where the trials are, if a search was given this option")
 
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
-    print(studies_table(studies_dir(arguments)))
+    print(studies_table(studies_dir(arguments), arguments.storage))
     return 0
 
 
-def studies_table(folder: str) -> str:
-    """One line per study."""
+def studies_table(folder: str, storage: str | None = None) -> str:
+    """One line per study; the trials of an unfinished one are counted in its folder and in ``storage``."""
     from tabulate import tabulate
 
     from budget_search.storage.study_folder import study_paths
 
-    rows = [_study_row(path) for path in study_paths(folder)]
+    rows = [_study_row(path, storage) for path in study_paths(folder)]
     if not rows:
         return f"There are no studies in {folder}. Start one: budget-search --task demo --model demo"
     headers = ("study", "task", "model", "recipe", "trials", "state", "best answer")
     return tabulate(rows, headers=headers, tablefmt="simple")
 
 
-def _study_row(path: Path) -> Iterator[str]:
+def _study_row(path: Path, storage: str | None) -> Iterator[str]:
     """Name, task, model, recipe, trials, state, best answer; for a damaged study, what is damaged."""
     from budget_search.app.study_report import read_report
     from budget_search.report.renderers.sections import to_export
     from budget_search.storage.study_folder import StudyFolder, stored_config
-    from budget_search.storage.study_store import StudyStore
+    from budget_search.storage.study_store import recorded_trials
 
     folder = StudyFolder(path)
     yield folder.path.name
@@ -61,10 +62,9 @@ def _study_row(path: Path) -> Iterator[str]:
             best = to_export(report)
             yield f"{best.depth} of {report.layers_total} ({compact_indices(best.kept)}) within {tolerance(best.delta)}"
             return
-        trials = 0
-        if folder.database.exists():
-            trials = len(StudyStore.open(folder.path.name, int(facts["layers_total"]), folder=folder).history)
-        yield str(trials)
+        name, total = folder.path.name, int(facts["layers_total"])
+        places = (None, storage) if storage else (None,)
+        yield str(max(len(recorded_trials(name, total, folder=folder, storage=place)) for place in places))
         yield "unfinished"
         yield "-"
     except (StudyError, KeyError) as error:
