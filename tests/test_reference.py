@@ -12,7 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AlbertConfig, AlbertForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizer,
+)
 
 from budget_search.app.reference_models import ExecutionOptions, with_references
 from budget_search.app.resolve import resolve_references
@@ -84,6 +90,7 @@ def test_it_is_fine_tuned_as_the_baseline_was_and_kept(study: StudyFolder, capsy
     model = AutoModelForSequenceClassification.from_pretrained("xlnet", num_labels=2)
     assert reference.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert reference.parameters_saved == pytest.approx(1 - reference.parameters / report.baseline.parameters)
+    assert not [note for note in report.notes if "has not learnt" in note]
 
     before = tiny.tree(study.path)
     assert tiny.command("report", study.path.name, "--reference", "xlnet", "--format", "csv") == 0
@@ -91,6 +98,17 @@ def test_it_is_fine_tuned_as_the_baseline_was_and_kept(study: StudyFolder, capsy
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["model"] for row in rows] == ["tiny-bert", "tiny-bert", "tiny-xlnet"]
     assert (float(rows[-1]["score"]), rows[-1]["delta"]) == (pytest.approx(reference.score), "")
+
+
+def test_a_reference_that_has_not_learnt_is_noted(study: StudyFolder, bert: Path) -> None:
+    """Its tokenizer knows no word, so it reads all texts alike."""
+    shutil.copytree(bert, "deaf")
+    marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    BertTokenizer(vocab={name: number for number, name in enumerate((*marks, "unheard"))}).save_pretrained("deaf")
+    with_references(study, resolve_references(["deaf"], offline=True), ExecutionOptions(workers=1), Listener())
+    [note] = [note for note in read_report(study).notes if "has not learnt" in note]
+    assert note.startswith("The reference deaf has not learnt the task (")
+    assert "a constant answer scores 50.8" in note
 
 
 def test_it_reads_the_same_examples_with_its_own_tokenizer(study: StudyFolder) -> None:

@@ -18,6 +18,7 @@ from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import plural, points
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
+from budget_search.layer_search.learning import shortfall
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
 from budget_search.storage.database import LockWait
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from budget_search.engine.evaluation import EvaluationContext
     from budget_search.engine.workers import Workers
     from budget_search.layer_search.settings import SearchObserver
-    from budget_search.models.pretrained import PretrainedSource
+from budget_search.models.pretrained import PretrainedSource
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def with_references(
             # The command that held the lock may have measured them meanwhile.
             report = read_report(folder)
             for pretrained in _missing(report, sources):
-                reference = _measure(folder, report, pretrained, options, observer)
-                report = dataclasses.replace(report, references=(*report.references, reference))
+                reference, notes = _measure(folder, report, pretrained, options, observer)
+                references = (*report.references, reference)
+                report = dataclasses.replace(report, references=references, notes=(*report.notes, *notes))
                 write_report(folder, report)
     return report
 
@@ -83,7 +85,8 @@ def _measure(
     pretrained: PretrainedSource,
     options: ExecutionOptions,
     observer: SearchObserver,
-) -> Reference:
+) -> tuple[Reference, list[str]]:
+    """The comparison with the baseline, and notes on it for the report."""
     from budget_search.engine.dask_workers import workers_for
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext
@@ -105,10 +108,10 @@ def _measure(
     full = LayerSet.full(int(stored_config(own)["facts"]["layers_total"]))
     keys = [TrialKey(full, FULL_RUNG, seed) for seed in report.seeds]
     scores = _fine_tune(workers, keys, LockWait(60 * options.storage_timeout, observer.stage), observer)
-    reference = _compare(folder, report, pretrained, context, keys, scores)
+    compared = _compare(folder, report, pretrained, context, keys, scores)
     # A reference model is never exported.
     shutil.rmtree(own.path / "weights", ignore_errors=True)
-    return reference
+    return compared
 
 
 def _create(
@@ -158,8 +161,8 @@ def _compare(
     context: EvaluationContext,
     keys: Sequence[TrialKey],
     scores: Sequence[float],
-) -> Reference:
-    """Compare the finished runs with the study's baseline."""
+) -> tuple[Reference, list[str]]:
+    """Compare the finished runs with the study's baseline; a note says so if the model has not learnt the task."""
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.evaluation import loaded
     from budget_search.engine.measurements.cost import parameters
@@ -172,7 +175,10 @@ def _compare(
     confidence = float(report.question["confidence"])
     on_certification = baseline.compare_reference(paired, "certification", confidence)
     size = parameters(loaded(context).pretrained)
-    return Reference(
+    gain = paired.gain("certification")
+    short = shortfall(gain, gain.failed, seeds)
+    notes = [f"The reference {pretrained.name} has not learnt the task ({short}), so its comparison says nothing."]
+    reference = Reference(
         model=pretrained.name,
         revision=pretrained.digest,
         layers_total=full.total,
@@ -188,3 +194,4 @@ def _compare(
         parameters=size,
         parameters_saved=1 - size / report.baseline.parameters,
     )
+    return reference, notes if short else []

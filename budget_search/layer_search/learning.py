@@ -76,7 +76,16 @@ def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
 
 
 def why_not_learnt(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
-    """Why nothing can be compared with the full model, and what to change; None if it has learnt the task.
+    """Why nothing can be compared with the full model, and what to change; None if it has learnt the task."""
+    short = shortfall(gain, failed, seeds)
+    return short and (
+        f"the full model has not learnt the task ({short}), so no layer set can be compared with it; "
+        "try more --epochs or --train-examples, another --lr, or check the labels"
+    )
+
+
+def shortfall(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
+    """What a model lacks to have learnt the task; None if it has.
 
     ``failed`` are the ``seeds`` with which it has not: collapsed, or at the constant. ``gain`` is None where the best
     constant answer is unknown.
@@ -87,10 +96,7 @@ def why_not_learnt(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int
     reasons = [f"{gain.score:.1f}, a constant answer scores {gain.constant:.1f}"] if gain else []
     if too_many:
         reasons.append(f"no better than a constant answer with {len(failed)} of {plural(len(seeds), 'seed')}")
-    return (
-        f"the full model has not learnt the task ({'; '.join(reasons)}), so no layer set can be compared with it; "
-        "try more --epochs or --train-examples, another --lr, or check the labels"
-    )
+    return "; ".join(reasons)
 
 
 def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], deltas: Iterable[float]) -> list[str]:
