@@ -98,17 +98,15 @@ class Surrogate:
         ``seed_sd`` is the standard deviation of a full score between seeds; the baseline has ``seeds`` runs.
         """
         observations = _Observations.of(total, screened, full_runs, seed_sd, seeds)
-        grid = [_Hyperparameters(*point) for point in product(SCALES, SLOPES, SCREEN_NOISES)]
-        posteriors = [_posterior(observations, point) for point in grid]
-        evidence = np.array([posterior.log_evidence for posterior in posteriors])
-        weights = np.exp(evidence - evidence.max())
-        likely = [index for index, weight in enumerate(weights) if weight > NEGLIGIBLE]
+        posteriors = _posteriors(observations, np.array(list(product(SCALES, SLOPES, SCREEN_NOISES))))
+        weights = np.exp(posteriors.log_evidences - posteriors.log_evidences.max())
+        likely = weights > NEGLIGIBLE
         weights = weights[likely] / weights[likely].sum()
-        means = np.array([posteriors[index].mean for index in likely])
+        means = posteriors.means[likely]
         mean = weights @ means
         # The covariance of a mixture: the mean of the covariances, plus the covariance of the means.
         between = (means - mean) * np.sqrt(weights)[:, None]
-        within = sum(weight * posteriors[index].covariance for weight, index in zip(weights, likely, strict=True))
+        within = np.tensordot(weights, posteriors.covariances(likely), axes=1)
         values, vectors = np.linalg.eigh(between.T @ between + within)
         return cls(total, mean, vectors * np.sqrt(np.maximum(values, 0.0)))
 
@@ -192,49 +190,66 @@ class _Observations:
 
 
 @dataclass(frozen=True)
-class _Hyperparameters:
-    """A grid point: scale of the effects, degradation of a screen per point of a full run, noise of a screen (sd)."""
+class _Posteriors:
+    """The posteriors of the effects at every grid point.
 
-    scale: float
-    slope: float
-    screen_noise: float
-
-
-@dataclass(frozen=True)
-class _Posterior:
-    """Log marginal likelihood of a grid point, and the posterior of the effects: (features,), (features, features)."""
-
-    log_evidence: float
-    mean: np.ndarray
-    covariance: np.ndarray
-
-
-def _posterior(observed: _Observations, point: _Hyperparameters) -> _Posterior:
-    """Bayesian linear regression at one grid point.
-
-    The nuisance parameters follow the effects: the offset of screens, their offset per layer, and the error of the
-    baseline's mean in full runs.
+    ``log_evidences`` (grid,) are log marginal likelihoods, ``means`` have shape (grid, features). A covariance is the
+    diagonal of ``prior_variances`` (grid, features) minus ``explained.T @ explained`` (grid, observations, features).
     """
-    total, screens = observed.total, len(observed.screens)
+
+    log_evidences: np.ndarray
+    means: np.ndarray
+    prior_variances: np.ndarray
+    explained: np.ndarray
+
+    def covariances(self, chosen: np.ndarray) -> np.ndarray:
+        """The covariances at these grid points; (chosen, features, features)."""
+        explained = self.explained[chosen]
+        return self.prior_variances[chosen][:, :, None] * np.eye(self.means.shape[1]) - (
+            explained.transpose(0, 2, 1) @ explained
+        )
+
+
+def _posteriors(observed: _Observations, grid: np.ndarray) -> _Posteriors:
+    """Bayesian linear regressions, one per row of ``grid`` (grid, 3), solved together.
+
+    A grid point is the scale of the effects, the degradation of a screen per point of a full run, and the standard
+    deviation of a screen's noise. The nuisance parameters follow the effects: the offset of screens, their offset per
+    layer, and the error of the baseline's mean in full runs.
+    """
+    total, screens, points = observed.total, len(observed.screens), len(grid)
+    scales, slopes, screen_noises = grid.T[:, :, None]
     mean, sd = _prior(total)
     effects = len(mean)
-    nuisance_sds = np.r_[OFFSET_SD, np.full(total, LAYER_OFFSET_SD * point.scale), np.sqrt(observed.baseline_variance)]
-    rows = np.zeros((len(observed.degradations), effects + len(nuisance_sds)))
-    rows[:screens, :effects] = point.slope * observed.screens
-    rows[:screens, effects] = 1.0
-    rows[:screens, effects + 1 : effects + 1 + total] = observed.screens[:, FIRST_LAYER : FIRST_LAYER + total]
-    rows[screens:, :effects] = observed.full_runs
-    rows[screens:, -1] = 1.0
-    noise = np.r_[np.full(screens, point.screen_noise**2), observed.full_variances]
-    prior_mean = np.r_[mean * point.scale, np.zeros(len(nuisance_sds))]
-    prior_variance = np.r_[(sd * point.scale) ** 2, nuisance_sds**2]
-    residual = observed.degradations - rows @ prior_mean
-    cross_covariance = rows * prior_variance
-    covariance = cross_covariance @ rows.T + np.diag(noise)
-    factor = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(noise)))
-    whitened = np.linalg.solve(factor, np.column_stack([residual, cross_covariance]))
-    log_evidence = -0.5 * float(whitened[:, 0] @ whitened[:, 0]) - float(np.log(np.diag(factor)).sum())
-    posterior_mean = prior_mean + whitened[:, 1:].T @ whitened[:, 0]
-    explained = whitened[:, 1 : 1 + effects]
-    posterior_covariance = np.diag(prior_variance[:effects]) - explained.T @ explained
-    return _Posterior(log_evidence, posterior_mean[:effects], posterior_covariance)
+    prior_means = np.zeros((points, effects + 2 + total))
+    prior_means[:, :effects] = mean * scales
+    prior_variances = np.empty_like(prior_means)
+    prior_variances[:, :effects] = (sd * scales) ** 2
+    prior_variances[:, effects] = OFFSET_SD**2
+    prior_variances[:, effects + 1 : -1] = (LAYER_OFFSET_SD * scales) ** 2
+    prior_variances[:, -1] = observed.baseline_variance
+    rows = np.zeros((points, len(observed.degradations), prior_means.shape[1]))
+    rows[:, :screens, :effects] = slopes[:, :, None] * observed.screens
+    rows[:, :screens, effects] = 1.0
+    rows[:, :screens, effects + 1 : -1] = observed.screens[:, FIRST_LAYER : FIRST_LAYER + total]
+    rows[:, screens:, :effects] = observed.full_runs
+    rows[:, screens:, -1] = 1.0
+    noises = np.empty(rows.shape[:2])
+    noises[:, :screens] = screen_noises**2
+    noises[:, screens:] = observed.full_variances
+    residuals = observed.degradations - (rows @ prior_means[:, :, None])[:, :, 0]
+    cross_covariances = rows * prior_variances[:, None, :]
+    covariances = cross_covariances @ rows.transpose(0, 2, 1)
+    covariances += (noises + 1e-9)[:, :, None] * np.eye(noises.shape[1])
+    factors = np.linalg.cholesky(covariances)
+    whitened = np.linalg.solve(
+        factors, np.concatenate([residuals[:, :, None], cross_covariances[:, :, :effects]], axis=2)
+    )
+    first, explained = whitened[:, :, 0], whitened[:, :, 1:]
+    log_determinants = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
+    return _Posteriors(
+        log_evidences=-0.5 * (first**2).sum(axis=1) - log_determinants,
+        means=prior_means[:, :effects] + (explained.transpose(0, 2, 1) @ first[:, :, None])[:, :, 0],
+        prior_variances=prior_variances[:, :effects],
+        explained=explained,
+    )
