@@ -26,8 +26,8 @@ from budget_search.layer_search.strategies import STRATEGIES
 from budget_search.report.layout import Grid, Section
 from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.renderers.markdown import markdown_section
-from budget_search.report.renderers.sections import VERDICTS
 from budget_search.report.report import Report
+from budget_search.report.sections import VERDICTS
 
 TASKS = ("sst2", "mrpc", "rte", "stsb", "qqp")
 DELTAS = (0.01, 0.02, 0.03)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from budget_search.core.layers import LayerSet
+from budget_search.layer_search.acceptance import AcceptanceRule
 from budget_search.layer_search.acquisition import (
     ConfirmationRule,
     _best_first,
@@ -20,6 +21,8 @@ from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, co
 
 EFFECTS = np.array([2.6, 1.4, 0.3, 0.5, 0.1, 0.6, 0.1, 0.4, 0.1, 0.7, 0.2, 0.1])
 EVERY = [LayerSet.dropping(gone, 12) for count in range(1, 12) for gone in itertools.combinations(range(12), count)]
+
+OBSERVED, LIKELY = AcceptanceRule("observed", 0.8), AcceptanceRule("likely", 0.8)
 
 
 def truth(layers: LayerSet) -> float:
@@ -123,18 +126,16 @@ def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_d
 def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     surrogate = fitted()
     harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
-    either = confirmation_probabilities(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}))
+    either = confirmation_probabilities(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}, OBSERVED))
     assert either[0] > either[1]
-    assert confirmation_probabilities(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}))[0] > either[1]
+    assert confirmation_probabilities(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}, OBSERVED))[0] > either[1]
 
 
 def test_a_probability_asks_for_a_lower_mean_the_less_is_known() -> None:
     expected, sds = np.array([0.5, 0.5, 3.0]), np.array([0.1, 1.0, 1.0])
-    by_mean = ConfirmationRule(1.0, 0.5, 3, {}).required_means(expected, sds)
-    likely = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8).required_means(expected, sds)
-    few_examples = ConfirmationRule(1.0, 0.5, 3, {}, probability=0.8, example_variance=0.5).required_means(
-        expected, sds
-    )
+    by_mean = ConfirmationRule(1.0, 0.5, 3, {}, OBSERVED).required_means(expected, sds)
+    likely = ConfirmationRule(1.0, 0.5, 3, {}, LIKELY).required_means(expected, sds)
+    few_examples = ConfirmationRule(1.0, 0.5, 3, {}, LIKELY, example_variance=0.5).required_means(expected, sds)
     assert by_mean.tolist() == [1.0, 1.0, 1.0]
     assert likely[0] > likely[1] > likely[2]
     assert (likely <= by_mean).all()
@@ -143,7 +144,7 @@ def test_a_probability_asks_for_a_lower_mean_the_less_is_known() -> None:
 
 def test_runs_already_there_count_towards_the_chance() -> None:
     surrogate, layers = fitted(), LayerSet.dropping({11}, 12)
-    lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}) for lost in (0.0, 1.6))
+    lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}, OBSERVED) for lost in (0.0, 1.6))
     assert lucky.allowed_degradation(layers, 1.0) == pytest.approx(3.0)
     assert unlucky.allowed_degradation(layers, 1.0) == pytest.approx(-0.2)
     assert (
@@ -190,7 +191,7 @@ def test_any_answer_is_worth_more_than_its_layers() -> None:
 def test_choosing_takes_the_likeliest_set_of_a_depth_and_nothing_from_nothing() -> None:
     surrogate = fitted()
     worse, better = LayerSet.dropping({0, 1}, 12), LayerSet.dropping({10, 11}, 12)
-    confirming = ConfirmationRule(2.0, 0.3, 3, {})
+    confirming = ConfirmationRule(2.0, 0.3, 3, {}, OBSERVED)
     assert choose(surrogate, [worse, better], confirming, 12, 5) == better
     assert choose(surrogate, [], confirming, 12, 5) is None
 

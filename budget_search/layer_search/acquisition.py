@@ -18,7 +18,7 @@ import numpy as np
 from scipy import special
 
 from budget_search.core.layers import LayerSet
-from budget_search.layer_search.shrinkage import RESIDUAL_SD, shrink
+from budget_search.layer_search.acceptance import SELECTION_BIAS, AcceptanceRule
 from budget_search.layer_search.surrogate import PAIRED_VARIANCE, FullRuns, Surrogate
 
 LAYER_UTILITY, ANSWER_UTILITY = 2.0, 2.0
@@ -26,9 +26,6 @@ LAYER_UTILITY, ANSWER_UTILITY = 2.0, 2.0
 expensive and its answers smaller."""
 FAILING_SHARE = 0.55
 """Mean share of its runs that a set takes until it is rejected."""
-SELECTION_BIAS = 0.4
-"""The best of many sets is chosen partly for its noise; its predicted degradation is raised by this many standard
-deviations."""
 SAMPLES = 1000
 MAX_ENUMERATED_DEPTH = 13
 """All sets of models up to this depth are considered; of deeper models those near the measured ones, and a sample."""
@@ -37,9 +34,8 @@ SAMPLED_PER_DEPTH = 400
 
 @dataclass(frozen=True)
 class ConfirmationRule:
-    """When a set is confirmed: its mean degradation over ``seeds`` runs is at most ``delta`` points.
+    """When a set is expected to be accepted (see ``acceptance``) for ``delta`` points after ``seeds`` runs.
 
-    With a ``probability``, its estimate must be within delta with that probability as well (see ``shrinkage``).
     ``seed_sd`` is the standard deviation of a score between seeds, ``example_variance`` the variance of a mean
     degradation due to the examples, both in points. ``full_runs`` are the runs so far.
     """
@@ -48,18 +44,13 @@ class ConfirmationRule:
     seed_sd: float
     seeds: int
     full_runs: Mapping[LayerSet, FullRuns]
-    probability: float | None = None
+    acceptance: AcceptanceRule
     example_variance: float = 0.0
 
     def required_means(self, expected: np.ndarray, expected_sds: np.ndarray) -> np.ndarray:
-        """The mean degradation, in points, up to which sets with these predictions are confirmed; (sets,)."""
-        if self.probability is None:
-            return np.full(len(expected), self.delta)
+        """The mean degradation, in points, up to which sets with these predictions are accepted; (sets,)."""
         variance = 2 * self.seed_sd**2 / self.seeds + self.example_variance
-        estimates = [shrink(0.0, variance, mean, sd) for mean, sd in zip(expected, expected_sds, strict=True)]
-        weights = (expected_sds**2 + RESIDUAL_SD**2) / (expected_sds**2 + RESIDUAL_SD**2 + variance)
-        spare = np.array([self.delta - estimate.quantile(self.probability) for estimate in estimates])
-        return np.minimum(self.delta, spare / weights)
+        return self.acceptance.required_means(self.delta, expected, expected_sds, variance)
 
     def remaining_runs(self, layers: LayerSet) -> int:
         return self.seeds - (self.full_runs[layers].runs if layers in self.full_runs else 0)

@@ -11,12 +11,12 @@ from statistics import NormalDist
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import BindingLimit, Loss
 from budget_search.core.trial import Trial, TrialKey
-from budget_search.layer_search.acquisition import SELECTION_BIAS, ConfirmationRule, candidate_sets
+from budget_search.layer_search.acceptance import SELECTION_BIAS, AcceptanceRule, Estimate, shrink
+from budget_search.layer_search.acquisition import ConfirmationRule, candidate_sets
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
-from budget_search.layer_search.shrinkage import Estimate, shrink
 from budget_search.layer_search.strategies.problem import SearchProblem
 from budget_search.layer_search.verdict import Judgement, expected_seed_sd, share_of_error
 
@@ -41,6 +41,7 @@ class SearchState:
         self._store = store
         self._compare = compare
         self._gain = gain
+        self.acceptance = AcceptanceRule(settings.criterion, settings.probability)
         self._known_gain: Gain | None = None
         self._views: tuple[Confirmations, Screens] | None = None
         self._estimates: dict[LayerSet, Estimate] = {}
@@ -171,14 +172,8 @@ class SearchState:
         )
 
     def holds(self, layers: LayerSet, delta: float) -> bool:
-        """Whether a confirmed set is within delta (points), by the criterion."""
-        settings = self.settings
-        if settings.criterion == "certified":
-            return self.judge(layers, delta).certified(delta)
-        observed = statistics.fmean(self.confirmations.degradations(layers)) <= delta
-        if settings.criterion == "observed":
-            return observed
-        return observed and self.estimate(layers).quantile(settings.probability) <= delta
+        """Whether a confirmed set is accepted for delta (points), by the criterion."""
+        return self.acceptance.accepts(delta, self.judge(layers, delta), lambda: self.estimate(layers))
 
     def estimate(self, layers: LayerSet) -> Estimate:
         """The degradation of a confirmed set: its runs, shrunk towards what the surrogate predicts from all others.
@@ -212,7 +207,7 @@ class SearchState:
             confirmations.seed_sd,
             seeds,
             confirmations.full_runs,
-            settings.probability if settings.criterion == "likely" else None,
+            self.acceptance,
             statistics.fmean(variances) if variances else 0.0,
         )
 

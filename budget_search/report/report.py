@@ -80,6 +80,13 @@ class Report:
         raise UsageError(f"study {self.study} has no answer for --delta {delta:g}; it has: {asked}")
 
     @property
+    def best(self) -> Result:
+        """The smaller, reliable answer with the smallest delta; without one, the answer of the smallest delta."""
+        by_delta = sorted(self.results, key=lambda result: result.delta)
+        useful = (result for result in by_delta if not result.is_full and result.verdict != "held_out disagrees")
+        return next(useful, by_delta[0])
+
+    @property
     def seeds(self) -> range:
         """The seeds of the baseline and of every confirmation. Raises StudyError for a report without them."""
         try:

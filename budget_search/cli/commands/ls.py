@@ -43,7 +43,6 @@ def studies_table(folder: str, storage: str | None = None) -> str:
 def _study_row(path: Path, storage: str | None) -> Iterator[str]:
     """Name, task, model, recipe, trials, state, best answer; for a damaged study, what is damaged."""
     from budget_search.app.study_report import read_report
-    from budget_search.report.renderers.sections import to_export
     from budget_search.storage.study_folder import StudyFolder, stored_config
     from budget_search.storage.study_store import recorded_trials
 
@@ -59,7 +58,7 @@ def _study_row(path: Path, storage: str | None) -> Iterator[str]:
             report = read_report(folder)
             yield str(report.cost.fine_tunes)
             yield "finished"
-            best = to_export(report)
+            best = report.best
             yield f"{best.depth} of {report.layers_total} ({compact_indices(best.kept)}) within {tolerance(best.delta)}"
             return
         name, total = folder.path.name, int(facts["layers_total"])

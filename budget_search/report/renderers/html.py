@@ -13,13 +13,14 @@ from markupsafe import Markup
 from budget_search.core.errors import UsageError
 from budget_search.core.formatting import count, percent, points, printable, tolerance
 from budget_search.core.versions import VERSION
+from budget_search.report import sections
 from budget_search.report.comparison import reference_section
 from budget_search.report.entries import Result
 from budget_search.report.measured_sets import distinct_answers
 from budget_search.report.paper_protocols import protocol_sections
 from budget_search.report.plots.figures import COLOURS, inline
 from budget_search.report.plots.study_plots import draw
-from budget_search.report.renderers import page_sections, sections
+from budget_search.report.renderers import page_sections
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence, largest_batch
 
@@ -63,7 +64,7 @@ def page(report: Report, exported: str | None = None) -> str:
         report=report,
         version=VERSION,
         sentences=_sentences(report),
-        headline=sections.to_export(report) if report.results else None,
+        headline=report.best if report.results else None,
         cards=_cards(report),
         pictures={name: Markup(inline(drawn[name], name, CAPTIONS[name])) for name in drawn},
         captions=CAPTIONS,
@@ -81,14 +82,14 @@ def _sentences(report: Report) -> list[str]:
     """The answers, the most useful one first."""
     if not report.results:
         return ["No answer yet."]
-    headline = answer_sentence(report, sections.to_export(report))
+    headline = answer_sentence(report, report.best)
     return sorted(sections.sentences(report), key=lambda sentence: not sentence.startswith(headline))
 
 
 def _cards(report: Report) -> list[Card]:
     if not report.results:
         return []
-    result = sections.to_export(report)
+    result = report.best
     cards = [
         Card(f"{result.depth} of {report.layers_total}", "layers", f"within {tolerance(result.delta)}"),
         _lost_card(result),

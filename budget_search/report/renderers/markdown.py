@@ -11,9 +11,9 @@ from budget_search.core.formatting import printable
 from budget_search.report.comparison import comparison
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers.page_sections import details
-from budget_search.report.renderers.sections import sections
 from budget_search.report.renderers.terminal import grid_alignment
 from budget_search.report.report import Report
+from budget_search.report.sections import sections
 
 
 def render(reports: Sequence[Report], exported: str | None = None) -> str:

@@ -11,8 +11,8 @@ from tabulate import tabulate
 from budget_search.core.formatting import printable
 from budget_search.report.comparison import comparison
 from budget_search.report.layout import Grid, Section
-from budget_search.report.renderers.sections import sections
 from budget_search.report.report import Report
+from budget_search.report.sections import sections
 
 COLUMNS = 80
 

@@ -1,4 +1,4 @@
-"""The estimate behind criterion ``likely``: a set's own runs, shrunk towards what all other runs predict of it."""
+"""The rule by which a set is accepted, and the estimate behind ``likely``: own runs shrunk towards a prediction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial
-from budget_search.layer_search.shrinkage import RESIDUAL_SD, Estimate, shrink
+from budget_search.layer_search.acceptance import RESIDUAL_SD, AcceptanceRule, Estimate, shrink
 from budget_search.simulation.replay import InMemoryHistory
 from tests.worlds import World, search, settings
 
@@ -31,6 +31,15 @@ def test_the_quantile_inverts_the_probability() -> None:
     estimate = Estimate(0.6, 0.3)
     assert estimate.probability_within(estimate.quantile(0.8)) == pytest.approx(0.8)
     assert estimate.quantile(0.5) == pytest.approx(0.6)
+
+
+def test_required_means_invert_the_rule() -> None:
+    """A mean slightly below is accepted with the same prediction and variance, one slightly above is not."""
+    rule, variance, delta = AcceptanceRule("likely", 0.8), 0.2, 1.0
+    expected, sds = np.array([0.2, 0.9, 1.5]), np.array([0.3, 0.1, 0.6])
+    for mean, prior, sd in zip(rule.required_means(delta, expected, sds, variance), expected, sds, strict=True):
+        below, above = (shrink(mean + step, variance, prior, sd).quantile(0.8) for step in (-1e-6, 1e-6))
+        assert below <= delta < above or mean == delta
 
 
 class Lucky(World):

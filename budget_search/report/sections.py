@@ -19,7 +19,7 @@ from budget_search.core.formatting import (
 )
 from budget_search.core.layers import compact_indices
 from budget_search.report.comparison import reference_section
-from budget_search.report.entries import InferencePoint, Result
+from budget_search.report.entries import InferencePoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -298,7 +298,7 @@ def loading(report: Report, exported: str | None = None) -> str:
         f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
     ]
     if not exported:
-        delta = to_export(report).delta
+        delta = report.best.delta
         code.insert(0, f"$ budget-search export {printable(report.study)} --delta {delta:g} --output DIR")
     return "\n".join(code)
 
@@ -312,10 +312,3 @@ def sentences(report: Report) -> Iterator[str]:
         results = [result for result in results if result not in same]
         also = " and ".join(tolerance(result.delta) for result in same)
         yield answer_sentence(report, first) + (f" For {also} the answer is the same." if same else "")
-
-
-def to_export(report: Report) -> Result:
-    """The smaller, reliable answer with the smallest delta; without one, the answer of the smallest delta."""
-    by_delta = sorted(report.results, key=lambda result: result.delta)
-    useful = (result for result in by_delta if not result.is_full and result.verdict != "held_out disagrees")
-    return next(useful, by_delta[0])
