@@ -58,8 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _handle_signals() -> None:
-    """SIGTERM and a closed terminal act like Ctrl-C; a second signal exits at once. ``nohup`` keeps its effect."""
-    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    """SIGTERM and a closed terminal act like Ctrl-C; a second signal exits at once.
+
+    ``nohup`` keeps its effect: a closed terminal that is ignored stays so. Ctrl-C is heeded in any case, because a
+    shell starts background commands with it ignored, and a script may send it to them.
+    """
+    heeded = [number for number in ENDING if number in (signal.SIGINT, signal.SIGTERM) or not _is_ignored(number)]
 
     def interrupt(number: int, frame: object) -> None:
         for each in heeded:
@@ -70,6 +74,10 @@ def _handle_signals() -> None:
 
     for each in heeded:
         signal.signal(each, interrupt)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _one_line(error: BaseException) -> str:
