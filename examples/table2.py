@@ -4,9 +4,10 @@
     python examples/table2.py                                                         print the finished studies
 
 Searches every model on every task by the paper's top-dropping and by `auto`, both in one study, so that a layer set is
-fine-tuned once. Both answer by the paper's rule, a mean loss within delta (`--criterion observed`). `--data-dir` contains a folder per task; without it the tasks come from the hub. Repeat the command to
-resume. Prints the studies in `--studies-dir` as Markdown: the table in the layout of the paper, verdicts and costs, and
-whether the paper's findings hold.
+fine-tuned once. Both answer by the paper's rule, a mean loss within delta (`--criterion observed`). `--data-dir`
+contains a folder per task; without it the tasks come from the hub. Repeat the command to resume. Prints the studies in
+`--studies-dir` as Markdown: the table in the layout of the paper, verdicts and costs, and whether the paper's findings
+hold.
 """
 
 from __future__ import annotations
