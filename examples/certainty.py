@@ -19,7 +19,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
@@ -72,7 +72,7 @@ class World:
     unequal: bool = False
     half_recipe: bool = False
 
-    @cached_property
+    @property
     def _grid(self) -> tuple[np.ndarray, np.ndarray]:
         """Expected scores in points, ascending, and the parameter that gives each: the chance of a correct answer, or
         the correlation with the label."""
