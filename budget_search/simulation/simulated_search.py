@@ -20,8 +20,8 @@ from budget_search.layer_search.verdict import Judgement
 from budget_search.simulation.generated_models import GeneratedModel, Noise
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
-SIMULATIONS = 30
-"""The range of 30 simulations contains a further one with probability 29/31."""
+SIMULATIONS = 19
+"""The range of 19 simulations contains a further one with probability 18/20."""
 # Other depths are simulated with the nearest of these; costs are relative to the depth.
 MAX_LAYERS, MIN_LAYERS = 12, 4
 
