@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test test-all lint install clean
 
 install: $(VENV)/.installed
 
@@ -22,8 +22,14 @@ lint: install
 
 # One torch thread per test process: two processes on two cores. Tests of one xdist_group share a process, and so its
 # imports of all architectures.
+PYTEST = OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
+
 test: lint
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
+	$(PYTEST) -m "not slow"
+
+# Also the tests that kill searches, fill disks, start clusters and build every architecture.
+test-all: lint
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) demo-smaller .mypy_cache .ruff_cache .pytest_cache

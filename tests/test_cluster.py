@@ -96,6 +96,7 @@ def scores(report: dict) -> set[tuple[tuple[int, ...], int, float]]:
     return {(tuple(trial["kept"]), trial["seed"], trial["score"]) for trial in report["trials"]}
 
 
+@pytest.mark.slow
 def test_no_scheduler_there(tmp_path: Path, bert: Path, sst2: Path) -> None:
     pytest.importorskip("distributed", reason="the extra budget-search[dask] is not installed")
     tiny.context(tmp_path, sst2=sst2, bert=bert)

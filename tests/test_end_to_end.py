@@ -417,6 +417,7 @@ def has_recorded(folder: Path, trials: int) -> Callable[[], bool]:
     return reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [0, 2, 6])
 def test_a_killed_search_goes_on_as_if_nothing_had_happened(trials: int, fresh: Path, sst2_study: Path) -> None:
     with tiny.ended(tiny.start(OPTIONS, fresh, tiny.environment(fresh))) as process:

@@ -69,6 +69,7 @@ def goes_on_as_if_nothing_had_happened(folder: Path, undisturbed: Path) -> None:
     assert json.dumps(timeless(read_report(study))) == json.dumps(timeless(read_report(undisturbed)))
 
 
+@pytest.mark.slow
 def test_a_full_disk(disk: Path, sst2_study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The disk grows a little whenever the search has ended for want of room."""
     recorded: list[int] = []
@@ -125,6 +126,7 @@ def test_a_study_file_cut_short_or_overwritten_is_never_taken_for_a_smaller_one(
     assert StudyStore.open("one", 12, folder=folder).history == expected
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_on_the_device(
     fresh: Path, sst2_study: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +242,7 @@ def start_script(script: str, env: dict[str, str], *arguments: str) -> subproces
     return subprocess.Popen([sys.executable, "-c", script, *arguments], env=env, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_calculate_in_bf16(fresh: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from transformers import AutoTokenizer, DebertaConfig, DebertaForMaskedLM
 

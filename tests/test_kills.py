@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 OPTIONS = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet"]
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_again_and_again(tmp_path: Path) -> None:
     env = tiny.environment(tmp_path, TMPDIR=str(tmp_path), PYTHONPATH=str(ROOT))
     command = [sys.executable, "-m", "tests.kills", "--kills", "12", "--json"]
@@ -67,6 +68,7 @@ def ends_alone(env: dict[str, str]) -> bool:
     return tiny.within(20, lambda: not with_mark(env["KILL_TEST"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [300, 1100])
 def test_a_real_search_killed_inside_a_write(step: int, fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
     """Opening, renaming and removing files, and statements of the database, are counted; the process dies at one."""
@@ -93,6 +95,7 @@ def loky_workers(mark: str) -> list[int]:
     return [number for number in with_mark(mark) if b"LokyProcess" in Path(f"/proc/{number}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_and_then_a_killed_search(fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
     """The worker's evaluation is run again; the search's workers end with it."""
     options = [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--workers", "2"]
@@ -118,6 +121,7 @@ def rows(folder: Path) -> int:
     return len(tiny.recorded(studies[0])) if studies else 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_the_workers_too_and_nobody_complains(fresh: Path, marked: dict[str, str]) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "budget_search", *OPTIONS, "--workers", "2"],
@@ -143,6 +147,7 @@ def test_a_second_signal_quits_at_once(fresh: Path, marked: dict[str, str]) -> N
     assert ends_alone(marked)
 
 
+@pytest.mark.slow
 def test_a_second_command_can_wait_for_the_first(fresh: Path, marked: dict[str, str], sst2_study: Path) -> None:
     with tiny.ended(tiny.start(OPTIONS, fresh, marked)) as first:
         tiny.wait_for(lambda: rows(fresh) >= 1, first)

@@ -149,6 +149,7 @@ def test_looking_at_a_study_creates_none(tmp_path: Path) -> None:
     assert optuna.get_all_study_names(url) == ["of somebody else"]
 
 
+@pytest.mark.slow
 def test_a_search_ends_when_the_lock_stays_and_runs_nothing_again(tmp_path: Path, bert: Path, sst2: Path) -> None:
     """Both baseline runs finish while the database is held: one is being recorded, the other was never taken."""
     tiny.context(tmp_path, sst2=sst2, bert=bert)

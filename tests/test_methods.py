@@ -475,6 +475,7 @@ def here(tmp_path: Path, bert: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_method_together_from_the_command_to_the_checkpoint(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -509,6 +510,7 @@ def test_every_method_together_from_the_command_to_the_checkpoint(
     assert len(tiny.recorded(here / "studies" / report["study"])) == len(scores(more)) == 8
 
 
+@pytest.mark.slow
 def test_a_search_among_parts_of_the_trained_model(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,7 @@ def planned(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]
     return told
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_nothing_behind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = planned(capsys, "plan", *tiny.search_options("sst2"), "--delta", "0.05")
     assert {path.name for path in here.iterdir()} <= {"sst2", "bert", "cache"}

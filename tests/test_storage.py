@@ -65,6 +65,7 @@ def in_database(url: str, study: str) -> list[tuple[tuple[int, ...], float, int]
     return [(k, t.user_attrs["rung"], t.user_attrs["seed"]) for k, t in zip(kept, trials, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_search_in_postgresql_killed_and_resumed(
     server: str, tmp_path: Path, bert: Path, sst2: Path, sst2_study: Path
 ) -> None:

@@ -91,6 +91,7 @@ def test_certified_answers_break_delta_in_at_most_one_study_of_twenty(scenario, 
     assert min(wrong) > LIMIT, dict(zip(worse, wrong, strict=True))
 
 
+@pytest.mark.slow
 def test_a_likely_answer_is_seldom_wrong_and_an_observed_one_or_that_of_one_seed_often() -> None:
     rows = {row.rule: row for row in certainty.rows("ordinary", studies=25, workers=1)}
     wrong = {rule: row.wrong for rule, row in rows.items()}
