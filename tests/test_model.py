@@ -55,6 +55,7 @@ from transformers import (
 
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.models.keep_layers import find_layers, keep_layers, undroppable
+from budget_search.models.pretrained import load_pretrained
 
 IDS = torch.arange(10, 26).reshape(2, 8)
 SMALL_PART: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -423,3 +424,15 @@ def test_a_model_that_is_not_what_its_config_says_is_refused() -> None:
 def test_anything_but_a_transformers_model_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="Linear: expected a transformers model"):
         keep_layers(nn.Linear(2, 2), [0])  # type: ignore[arg-type]
+
+
+def test_a_parent_fine_tuned_for_another_task_gets_a_fresh_head(tmp_path: Path) -> None:
+    """With another number of labels, another problem type, and a classifier that is already trained."""
+    parent = bert(num_labels=5, problem_type="multi_label_classification")
+    parent.save_pretrained(tmp_path)
+    for names in (("no", "yes"), tuple("abcde"), ()):
+        model, fresh = load_pretrained(tmp_path, name="parent", label_names=names, pad_token=0)
+        assert fresh == {"classifier.weight", "classifier.bias"}
+        assert model.config.problem_type == ("single_label_classification" if names else "regression")
+        assert model.classifier.out_features == max(1, len(names))
+        assert torch.equal(model.bert.pooler.dense.weight, parent.bert.pooler.dense.weight)
