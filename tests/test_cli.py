@@ -360,6 +360,8 @@ ARGUMENTS = [
     bad("unknown sampler", f"{GOOD_ONES} --sampler cmaes", "cmaes", "tpe"),
     bad("unknown metric", f"{GOOD_ONES} --metric bleu", "bleu", "accuracy"),
     bad("unknown recipe", f"{GOOD_ONES} --recipe fast", "fast", "quick"),
+    bad("probability 1", f"{GOOD_ONES} --probability 1", "--probability 1", "below 1"),
+    bad("probability of a bound", f"{GOOD_ONES} --criterion certified --probability 0.9", "--criterion likely"),
     bad("unknown criterion", f"{GOOD_ONES} --criterion sure", "sure", "certified"),
     bad("unknown splits", f"{GOOD_ONES} --splits random", "random", "carved"),
     bad("unknown precision", f"{GOOD_ONES} --precision fp16", "fp16", "bf16"),

@@ -96,6 +96,9 @@ class Request:
             else "--backend dask and --scheduler ADDR, such as tcp://127.0.0.1:8786, belong together",
             _within("--confidence", self.confidence, 0.5 <= self.confidence < 1, "from 0.5 to below 1"),
             _within("--probability", self.probability, 0.5 <= self.probability < 1, "from 0.5 to below 1"),
+            None
+            if self.criterion == "likely" or self.probability == type(self).probability
+            else f"--probability {self.probability} applies to --criterion likely, not to {self.criterion}",
             _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
             self._problem_with_max_trials(),
