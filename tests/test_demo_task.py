@@ -1,5 +1,6 @@
 """The demo task says what it promises: right labels, fair splits, no short cuts, and a model that fits."""
 
+import hashlib
 import json
 import re
 from itertools import islice, product
@@ -13,9 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from budget_search.data import demo_task as demo
+from budget_search.data.tasks import DEMO_DIGEST
 from budget_search.models.pretrained import MODEL_DIR
 
 Fact = tuple[str, ...]
+EXAMPLES_SHA256 = "879ded859bcd48e9e7a38fa51eb923a6f211a5198539cddb98c5be1ee7d71548"
 
 # How sentences are read, written down apart from how they are made: capital letters stand for one word each.
 READINGS = {
@@ -214,3 +217,9 @@ def test_the_packaged_model_is_a_small_stock_bert_in_half_precision():
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
     model = AutoModelForSequenceClassification.from_pretrained(MODEL_DIR, dtype=torch.float32)
     assert len(model.bert.encoder.layer) == 12
+
+
+def test_other_examples_have_another_digest() -> None:
+    """Studies are named by DEMO_DIGEST. If the generator produces other examples, change it and both values here."""
+    generated = json.dumps([demo.examples(split) for split in ("train", "validation")], sort_keys=True)
+    assert (hashlib.sha256(generated.encode()).hexdigest(), DEMO_DIGEST[:8]) == (EXAMPLES_SHA256, "a20ca37d")
