@@ -69,10 +69,10 @@ class AcceptanceRule:
         """
         if self.criterion != "likely":
             return np.full(len(expected), delta)
-        pairs = zip(expected.tolist(), expected_sds.tolist(), strict=True)
-        at_zero = np.array([shrink(0.0, variance, mean, sd).quantile(self.probability) for mean, sd in pairs])
-        weights = (expected_sds**2 + RESIDUAL_SD**2) / (expected_sds**2 + RESIDUAL_SD**2 + variance)
-        return np.minimum(delta, (delta - at_zero) / weights)
+        prior_variances = expected_sds**2 + RESIDUAL_SD**2
+        weights = prior_variances / (prior_variances + variance)
+        margins = NormalDist().inv_cdf(self.probability) * np.sqrt(weights * variance)
+        return np.minimum(delta, (delta - margins - (1 - weights) * expected) / weights)
 
 
 def shrink(observed: float, observed_variance: float, expected: float, expected_sd: float) -> Estimate:
