@@ -289,9 +289,11 @@ def _write_models(folder: Path, bert: Path) -> None:
     variant("endless-layers", num_hidden_layers=1_000_000_000)
     variant("negative-size", hidden_size=-32)
     (variant("lying-header") / "model.safetensors").write_bytes(struct.pack("<Q", 2**62) + b"{}")
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (variant("missing-shard") / "model.safetensors.index.json").write_text(json.dumps(index))
-    (variant("odd-index") / "model.safetensors.index.json").write_text("[]")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    for name, content in (("missing-shard", json.dumps(index)), ("odd-index", "[]")):
+        shard = variant(name) / "model.safetensors"
+        shard.rename(shard.with_name("model-00001-of-00002.safetensors"))
+        shard.with_name("model.safetensors.index.json").write_text(content)
     (variant("binary-tokenizer") / "tokenizer.json").write_bytes(bytes(range(256)))
 
 

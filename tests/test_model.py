@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -53,9 +54,9 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from budget_search.core.errors import UnsupportedModelError
+from budget_search.core.errors import UnsupportedModelError, UsageError
 from budget_search.models.keep_layers import find_layers, keep_layers, undroppable
-from budget_search.models.pretrained import load_pretrained
+from budget_search.models.pretrained import load_pretrained, resolve_model
 
 IDS = torch.arange(10, 26).reshape(2, 8)
 SMALL_PART: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
@@ -436,3 +437,15 @@ def test_a_parent_fine_tuned_for_another_task_gets_a_fresh_head(tmp_path: Path) 
         assert model.config.problem_type == ("single_label_classification" if names else "regression")
         assert model.classifier.out_features == max(1, len(names))
         assert torch.equal(model.bert.pooler.dense.weight, parent.bert.pooler.dense.weight)
+
+
+def test_an_index_of_weights_that_are_not_read_may_name_files_that_are_not_there(tmp_path: Path) -> None:
+    """Hub repositories often hold both formats, of which one is downloaded with the indices of both."""
+    bert().save_pretrained(tmp_path, max_shard_size="5KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    absent = {"weight_map": {"a": "pytorch_model-00001-of-00009.bin"}}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(absent))
+    assert resolve_model(str(tmp_path), offline=True).folder == tmp_path
+    next(tmp_path.glob("model-00002-*.safetensors")).unlink()
+    with pytest.raises(UsageError, match="model-00002"):
+        resolve_model(str(tmp_path), offline=True)

@@ -142,6 +142,17 @@ def test_shards_are_read_in_order_and_incomplete_ones_refused(tmp_path: Path) ->
     assert "holds 2 of the 3 shards of train" in refusal(folder)
 
 
+def test_files_beside_those_of_a_split_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    write_csv(folder / "train.csv", REVIEWS)
+    for name in ("train.backup.csv", "train-old.csv", "train.txt", "train.csv.bak", "training.csv"):
+        (folder / name).write_text("other")
+    assert len(load(folder).splits["train"]) == len(REVIEWS)
+    (folder / "train.csv.gz").write_bytes(gzip.compress((folder / "train.csv").read_bytes()))
+    assert "train.csv and train.csv.gz; keep only one of them" in refusal(folder)
+
+
 @pytest.mark.parametrize("ending", ["xlsx", "ods"])
 def test_a_spreadsheet_is_refused_with_the_export_to_make(tmp_path: Path, ending: str) -> None:
     (tmp_path / f"r.{ending}").write_bytes(b"PK")

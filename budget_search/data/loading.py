@@ -59,7 +59,7 @@ def load_task(source: TaskSource, *, offline: bool = False) -> RawTask:
         shards = {
             split: [tables.Table(path, source.encoding) for path in paths] for split, paths in source.files.items()
         }
-        columns = {_split_name(spec, split): _joined(tables, wanted) for split, tables in shards.items()}
+        columns = {_split_name(spec, split): _joined(each, wanted) for split, each in shards.items()}
         notes += [table.note for each in shards.values() for table in each if table.note]
         names = spec.label_names or shards["train"][0].class_names(spec.label_column)
         return _check_and_encode(source, columns, names, notes)

@@ -44,9 +44,12 @@ def check_columns(source: str, available: Sequence[str], wanted: Sequence[str]) 
         )
 
 
-def names_a_table(path: Path) -> bool:
-    """Whether the name has one of the extensions, perhaps with that of a compression after it."""
-    return _extensions(path)[0] in EXTENSIONS
+def table_stem(path: Path) -> str | None:
+    """The name without its extension and that of a compression after it; None for another kind of file."""
+    extension, compression = _extensions(path)
+    if extension not in EXTENSIONS:
+        return None
+    return path.name[: -len(f".{extension}.{compression}" if compression else f".{extension}")]
 
 
 def _extensions(path: Path) -> tuple[str, str]:

@@ -231,9 +231,9 @@ def _local_files(path: Path) -> dict[str, tuple[Path, ...]]:
 
 def _split_files(folder: Path, split: str) -> tuple[Path, ...]:
     """The file of a split, such as ``train.csv``, or its shards, such as ``train-00000-of-00002.parquet``."""
-    tables_here = sorted(path for path in folder.iterdir() if path.is_file() and tables.names_a_table(path))
-    whole = [path for path in tables_here if path.name.partition(".")[0] == split]
-    shards = [path for path in tables_here if re.fullmatch(_SHARD.format(split), path.name.partition(".")[0])]
+    stems = {path: tables.table_stem(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    whole = [path for path, stem in stems.items() if stem == split]
+    shards = [path for path, stem in stems.items() if stem and re.fullmatch(_SHARD.format(split), stem)]
     if len(whole) > 1 or (whole and shards):
         names = " and ".join(path.name for path in (*whole, *shards)[:3])
         raise UsageError(f"{folder} holds {names}; keep only one of them")

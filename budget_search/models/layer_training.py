@@ -64,17 +64,18 @@ def embedding_parameters(model: PreTrainedModel, layers: Collection[nn.Module]) 
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
-    """A forward pass inside draws no random numbers from outside and predicts nothing.
+    """A forward pass inside leaves the random state and the modes of all modules as they were.
 
-    In training mode, because RWKV rescales its weights when it first predicts.
+    It runs in training mode, because RWKV rescales its weights when it first predicts.
     """
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.train()
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

@@ -21,6 +21,7 @@ MODEL_DIR = Path(__file__).parent / "demo_model"
 """The embedded model of the demo."""
 # LayerSet parses numbers of up to four digits.
 MAX_LAYERS = 9_999
+_INDEX = ".index.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 # Weights of other frameworks and copies in other precisions are not downloaded.
 _DOWNLOADED = ("*.json", "*.txt", "*.model", "*.py")
@@ -120,18 +121,27 @@ def _require_files(folder: Path, model: str, option: str) -> None:
 
 
 def _require_shards(folder: Path, model: str, option: str) -> None:
-    """Every file that an index of weights names. Raises UsageError."""
-    for index in sorted(folder.glob("*.index.json")):
-        try:
-            files = set(json.loads(index.read_text(encoding="utf8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UsageError(f"{option} {model}: {index.name} is damaged ({error!r}); get the file again") from error
-        missing = sorted(name for name in files if not (folder / str(name)).is_file())
-        if missing:
-            raise UsageError(
-                f"{option} {model}: {index.name} names {len(files)} files, of which {len(missing)} are missing, such "
-                f"as {missing[0]}; get the folder again"
-            )
+    """Every file that the index of the weights names, if transformers reads one. Raises UsageError.
+
+    transformers looks for these files in this order. The index of the other format may name files that were never
+    downloaded.
+    """
+    places = (
+        folder / name for whole in ("model.safetensors", "pytorch_model.bin") for name in (whole, f"{whole}{_INDEX}")
+    )
+    read = next((path for path in places if path.is_file()), None)
+    if read is None or not read.name.endswith(_INDEX):
+        return
+    try:
+        files = set(json.loads(read.read_text(encoding="utf8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UsageError(f"{option} {model}: {read.name} is damaged ({error!r}); get the file again") from error
+    missing = sorted(name for name in files if not (folder / str(name)).is_file())
+    if missing:
+        raise UsageError(
+            f"{option} {model}: {read.name} names {len(files)} files, of which {len(missing)} are missing, such "
+            f"as {missing[0]}; get the folder again"
+        )
 
 
 def _folder_digest(folder: Path) -> str:
