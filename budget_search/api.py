@@ -1,4 +1,4 @@
-"""The Python interface: ``search`` and ``read_report``, and the report that they return."""
+"""The Python interface: ``search``, ``minimize_layers`` and ``read_report``, and the report that they return."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from budget_search.app.objective_search import ObjectiveSearch, request_for, search_objective
 from budget_search.app.request import RECIPE_FIELDS, Request
 from budget_search.app.resolve import resolve_request
 from budget_search.app.search import search_or_read
 from budget_search.app.study_report import report_for
 from budget_search.cli.progress import Console
 from budget_search.core.errors import UsageError
+from budget_search.core.objective import Measure, Objective
 from budget_search.core.serialization import to_plain
 from budget_search.models.export_folder import refuse_foreign
 from budget_search.report.entries import Result
@@ -95,6 +97,42 @@ def search(*, quiet: bool = False, **options: Any) -> StudyReport:
     if request.output:
         report.export(request.output, min(request.deltas), trust_remote_code=request.trust_remote_code)
     return report
+
+
+def minimize_layers(
+    objective: Objective,
+    *,
+    layers: int,
+    study: str,
+    model: str = "the model",
+    metric: str = "score",
+    screen_fraction: float = 0.25,
+    measure: Measure | None = None,
+    constant_score: float | None = None,
+    version: str = "",
+    quiet: bool = False,
+    **options: Any,
+) -> StudyReport:
+    """Search with an objective of your own: the fewest of ``layers`` layers within each delta of its score.
+
+    ``objective(kept, seed, fraction, split)`` trains the model that keeps the layers ``kept`` (a LayerSet), with this
+    seed and this ``fraction`` of the whole training, and returns an ``Outcome`` on ``split``: ``selection`` for screens
+    (``screen_fraction`` of the training), ``certification`` for the runs that answers rest on. An exception makes a
+    failed evaluation. ``measure(kept)`` tells size and latency of an answer (``Measured``). ``constant_score`` is the
+    score in points of the best answer that ignores its input: a full model that is no better ends the search.
+
+    ``study`` names a folder in ``studies_dir``; the same call goes on with it, another ``version`` of the objective
+    does not. ``options`` are those of ``search`` that concern neither data nor fine-tunes, such as ``deltas``,
+    ``seeds``, ``criterion``, ``max_hours``, ``workers`` (evaluations at a time, each in a process of its own).
+    Raises ``budget_search.errors.BudgetSearchError``.
+    """
+    request = request_for(study, study, model, options)
+    search = ObjectiveSearch(objective, layers, request, metric, screen_fraction, measure, constant_score, version)
+    console = Console(quiet=quiet)
+    try:
+        return StudyReport.of(search_objective(search, console))
+    finally:
+        console.close()
 
 
 def read_report(study: str | Path) -> StudyReport:

@@ -7,6 +7,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
@@ -105,3 +106,17 @@ def test_your_own_task_in_five_lines(tmp_path: Path, bert: Path, monkeypatch: py
     exec(snippet, {})
     exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "smaller")
     assert set(exported.config.id2label.values()) == {"five", "one"}
+
+
+def test_your_own_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there; what is "your code" is a table: every layer but the first three is worth nothing."""
+    (snippet,) = [text for text in SNIPPETS if "minimize_layers" in text]
+    monkeypatch.chdir(tmp_path)
+
+    def correct(model: tuple[tuple[int, ...], float], split: str) -> np.ndarray:
+        kept, epochs = model
+        return np.arange(500) < 500 * (0.9 - 0.1 * (3.0 - epochs) / 3 - 0.05 * len({0, 1, 2} - set(kept)))
+
+    names = {"train": lambda kept, seed, epochs: (kept, epochs), "correct": correct}
+    exec(snippet, names)
+    assert [result.kept for result in names["report"].results] == [(0, 1, 2), (0, 1, 2)]  # type: ignore[attr-defined]

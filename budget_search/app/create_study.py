@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import platform
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from budget_search.app.search_settings import evaluation_context, with_measured_limits
-from budget_search.core.errors import BudgetSearchError, UsageError
+from budget_search.core.errors import UsageError
+from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
 from budget_search.core.versions import versions
 from budget_search.data.loading import load_task
@@ -25,7 +24,7 @@ from budget_search.models.keep_layers import find_layers, undroppable
 from budget_search.models.layer_training import skippable_layers
 from budget_search.models.pretrained import PretrainedSource, load_tokenizer, outline
 from budget_search.storage.files import write_json
-from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_folder import StudyFolder, draft_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,8 +111,12 @@ def _new_study(
     The caller may add files before the draft gets its name.
     """
     encoded = reader.encode(task, config.recipe)
-    facts = {**reader.facts, "device": device.describe(), "created": now()}
-    with _complete_folder(folder, wait=wait) as draft:
+    facts = {
+        **reader.facts,
+        "device": device.describe(),
+        "created": timestamp(),
+    }
+    with draft_of(folder, wait=wait) as draft:
         encoded.save(draft.examples)
         reader.tokenizer.save_pretrained(draft.tokenizer)
         write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
@@ -131,28 +134,6 @@ def _subsample_train(task: SplitTask, count: int | None, seed: int) -> SplitTask
     return dataclasses.replace(task, splits={**task.splits, "train": train.take(np.sort(rows))})
 
 
-@contextlib.contextmanager
-def _complete_folder(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
-    """A locked draft, which is renamed to ``folder`` when the caller has filled it."""
-    draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
-    try:
-        draft.path.mkdir(parents=True, exist_ok=True)
-        with draft.locked(wait=wait):
-            try:
-                # A killed command may have left files.
-                shutil.rmtree(draft.tokenizer, ignore_errors=True)
-                yield draft
-                if not folder.config.exists():
-                    draft.path.rename(folder.path)
-            finally:
-                shutil.rmtree(draft.path, ignore_errors=True)
-    except OSError as error:
-        raise BudgetSearchError(
-            f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
-            "choose another --studies-dir"
-        ) from error
-
-
 def _layer_facts(model: Any) -> dict[str, Any]:
     layers = find_layers(model)
     return {
@@ -160,7 +141,3 @@ def _layer_facts(model: Any) -> dict[str, Any]:
         "layer_parameters": [sum(p.numel() for part in layer for p in part.parameters()) for layer in layers],
         "undroppable": sorted(undroppable(model)),
     }
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

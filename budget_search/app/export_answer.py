@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from budget_search.app.study_report import confirmed_weights
+from budget_search.app.study_report import confirmed_weights, require_weights_kept
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, TrialKey
@@ -47,6 +47,7 @@ def export_answer(
     gone or damaged.
     """
     quiet_transformers()
+    require_weights_kept(report)
     result = report.result(delta)
     if result.exported_seed is None:
         raise StudyError(f"the report of {folder.path.name} does not say which weights to export; run the search again")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_search.app.create_study import create
-from budget_search.app.resolve import ResolvedRequest, finished_report
+from budget_search.app.resolve import ResolvedRequest, known_report
 from budget_search.app.search_settings import (
     evaluation_context,
     search_settings,
@@ -176,7 +176,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     workers = Workers(context, request.workers, asked=resolved.config.device)
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, workers.count)
-    history, answered = _history(resolved, settings.total, observer), finished_report(resolved) is not None
+    history, answered = _history(resolved, settings.total, observer), known_report(resolved) is not None
     where = ""
     if request.scheduler:
         where = " here, not on the cluster: --workers says how many evaluations it will run"

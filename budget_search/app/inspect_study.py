@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from budget_search.app.study_report import confirmed_weights, read_report
+from budget_search.app.study_report import confirmed_weights, read_report, require_weights_kept
 from budget_search.core.config import Recipe
 from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.layers import LayerSet
@@ -32,6 +32,7 @@ def inspect_study(
     UsageError for another model than the study's.
     """
     report = read_report(folder)
+    require_weights_kept(report)
     measured = _stored_measurements(folder)
     if measured is None:
         observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")

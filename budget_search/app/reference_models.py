@@ -189,9 +189,9 @@ def _compare(
         degradation=on_certification.degradation,
         degradation_upper=on_certification.upper,
         confidence=confidence,
-        held_out_score=statistics.fmean(paired.metrics(full, "held_out")[task.metric]),
+        held_out_score=statistics.fmean(paired.held_out_scores(full)),
         held_out_degradation=baseline.compare_reference(paired, "held_out", confidence).degradation,
         parameters=size,
-        parameters_saved=1 - size / report.baseline.parameters,
+        parameters_saved=1 - size / (report.baseline.parameters or size),
     )
     return reference, notes if short else []

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from budget_search.app.request import Request
-from budget_search.app.study_report import read_report
+from budget_search.app.study_report import finished_report, readable_report
 from budget_search.app.warm_start import WarmStart, warm_start_from
 from budget_search.core.config import SearchConfig, in_points
 from budget_search.core.errors import StudyError
@@ -89,38 +89,19 @@ def require_same_config(resolved: ResolvedRequest) -> None:
         )
 
 
-def finished_report(resolved: ResolvedRequest) -> Report | None:
+def known_report(resolved: ResolvedRequest) -> Report | None:
     """The study's report if it answers the same question for every delta asked; else None. Raises StudyError."""
     if not resolved.folder.report.is_file():
         return None
     require_same_config(resolved)
-    report = read_report(resolved.folder)
-    if report.finished is None or report.question != resolved.request.question:
-        return None
-    answered = {in_points(result.delta) for result in report.results}
-    return report if {in_points(delta) for delta in resolved.request.deltas} <= answered else None
-
-
-def deltas_answered(resolved: ResolvedRequest) -> tuple[float, ...]:
-    """The deltas (fractions) for which the study has answered the same question; none where no report can be read."""
-    report = _readable_report(resolved.folder)
-    if report is None or report.question != resolved.request.question:
-        return ()
-    return tuple(result.delta for result in report.results)
+    return finished_report(resolved.folder, resolved.request.question, resolved.request.deltas)
 
 
 def kept_references(resolved: ResolvedRequest) -> tuple[Reference, ...]:
     """The reference models in the study's report, as long as they were compared with the same baseline."""
-    report, asked = _readable_report(resolved.folder), resolved.request.question
+    report, asked = readable_report(resolved.folder), resolved.request.question
     same = report and all(report.question.get(name) == asked[name] for name in ("seeds", "base_seed", "confidence"))
     return report.references if report and same else ()
-
-
-def _readable_report(folder: StudyFolder) -> Report | None:
-    try:
-        return read_report(folder)
-    except StudyError:
-        return None
 
 
 def best_so_far(resolved: ResolvedRequest) -> str:

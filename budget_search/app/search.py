@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
-from budget_search.app.resolve import ResolvedRequest, deltas_answered, finished_report, kept_references
-from budget_search.app.study_report import select_deltas, write_report
+from budget_search.app.resolve import ResolvedRequest, kept_references, known_report
+from budget_search.app.study_report import deltas_answered, select_deltas, write_report
+from budget_search.app.study_run import Clock, run_search
 from budget_search.app.warm_start import warm_start_note
 from budget_search.core.config import SearchConfig, in_points
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
 from budget_search.core.versions import versions
 from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.models.pretrained import licence_of
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from budget_search.engine.evaluation import EvaluationContext
     from budget_search.engine.workers import Workers
     from budget_search.layer_search.loop import Search
-    from budget_search.layer_search.verdict import Judgement
     from budget_search.report.predictions import PairedOutputs
 
 
@@ -54,7 +54,7 @@ def search_or_read(resolved: ResolvedRequest, observer: Observer, command: str =
 
     ``command`` is what the report names to reproduce it. Raises BudgetSearchError; finished evaluations are kept.
     """
-    report = finished_report(resolved) or _search(resolved, observer, command)
+    report = known_report(resolved) or _search(resolved, observer, command)
     if resolved.references:
         report = with_references(resolved.folder, resolved.references, _options(resolved), observer)
     return dataclasses.replace(select_deltas(report, resolved.request.deltas), folder=resolved.folder.path)
@@ -77,11 +77,11 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
     with resolved.folder.locked(wait=resolved.request.wait):
         resolved.folder.remove_temporary_files()
         # The command that held the lock may have found the answers meanwhile.
-        if report := finished_report(resolved):
+        if report := known_report(resolved):
             return report
         study = _open(resolved, device, observer, began)
         observer.planned(study.settings, resolved.config, study.task, device, study.workers.count, study.store.history)
-        search = _run(study, observer)
+        search = run_search(study.settings, study.store, study.workers, study.paired, observer, study.clock)
         observer.stage("scoring the answers on held_out and timing them")
         return _report(study, search, command)
 
@@ -95,10 +95,7 @@ def _options(resolved: ResolvedRequest) -> ExecutionOptions:
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """A study with its trials, its workers and the settings of the search.
-
-    ``seconds_before`` is the time that earlier commands spent on it, ``began`` when this one started (monotonic).
-    """
+    """A study with its trials, its workers and the settings of the search."""
 
     resolved: ResolvedRequest
     task: EncodedTask
@@ -106,12 +103,7 @@ class OpenStudy:
     workers: Workers
     settings: SearchSettings
     paired: PairedOutputs
-    seconds_before: float
-    began: float
-
-    @property
-    def wall_seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.began
+    clock: Clock
 
 
 def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: float) -> OpenStudy:
@@ -125,8 +117,8 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)
-    before = float(store.facts.get("wall_seconds", 0.0))
-    settings = _settings(resolved, task, store, context, workers.count, before + time.monotonic() - began)
+    clock = Clock.of(store, began)
+    settings = _settings(resolved, task, store, context, workers.count, clock.seconds)
     workers.context = dataclasses.replace(context, teacher=settings.teacher)
     return OpenStudy(
         resolved=resolved,
@@ -135,8 +127,7 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
         workers=workers,
         settings=settings,
         paired=PairedOutputs(resolved.folder, task, settings.total, settings.seeds),
-        seconds_before=before,
-        began=began,
+        clock=clock,
     )
 
 
@@ -170,10 +161,7 @@ def _settings(
     request, facts = resolved.request, stored_config(resolved.folder)["facts"]
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, width)
-    if settings.budget.max_hours is not None:
-        # The hours are those of the study: earlier commands count, and so does reading the task and the model.
-        left = max(0.0, settings.budget.max_hours - spent_seconds / 3600)
-        settings = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, max_hours=left))
+    settings = dataclasses.replace(settings, budget=settings.budget.after(spent_seconds))
     if request.strategy == "contribution" and not request.layers:
         settings = dataclasses.replace(settings, similarities=_similarities(store, context))
     if resolved.config.recipe.distil:
@@ -202,51 +190,29 @@ def _similarities(store: StudyStore, context: EvaluationContext) -> tuple[float,
     return tuple(known)
 
 
-def _run(study: OpenStudy, observer: Observer) -> Search:
-    """Evaluate until every delta has its answer or the search budget is spent; every trial is recorded."""
-    from budget_search.layer_search.loop import Search
-    from budget_search.layer_search.state import SearchState
-
-    def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return study.paired.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
-
-    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
-        for trial in study.workers.run(jobs):
-            yield trial
-            study.store.set_facts(wall_seconds=study.wall_seconds)
-
-    state = SearchState(study.settings, study.store, judge, lambda: study.paired.gain("certification"))
-    search = Search(state, run_jobs, observer)
-    try:
-        search.run()
-    finally:
-        for trial in study.workers.untaken:
-            study.store.keep(trial)
-    return search
-
-
 def _report(study: OpenStudy, search: Search, command: str) -> Report:
     """Score and time the answers, write the report, delete weights that no answer can need."""
     from budget_search.app.measure_answers import delete_unneeded_weights, measure_answers
-    from budget_search.report.builder import ReportBuilder, build_report
+    from budget_search.report.builder import ReportBuilder, build_report, split_summaries
 
     resolved, store, state = study.resolved, study.store, search.state
     facts, warm_start = stored_config(resolved.folder)["facts"], resolved.warm_start
     # A report keeps the answers to earlier deltas.
-    deltas = sorted({*resolved.request.deltas, *deltas_answered(resolved)})
+    deltas = sorted({*resolved.request.deltas, *deltas_answered(resolved.folder, resolved.request.question)})
     answers = state.answers(map(in_points, deltas))
     measured = measure_answers(study.workers, state, answers)
     report = build_report(
         builder=ReportBuilder(state, search.fine_tuned, study.paired, measured, facts["layer_parameters"]),
-        task=study.task,
         answers=answers,
         identity={
             **_identity(resolved, facts, command),
+            "metric": study.task.metric,
+            "splits": split_summaries(study.task),
             "device": {**facts["device"], **execution(store.history)},
             "similarities": store.facts.get("similarities"),
         },
-        wall_seconds=study.wall_seconds,
-        notes=[*search.notes(), *([warm_start_note(state, warm_start.study)] if warm_start else [])],
+        wall_seconds=study.clock.seconds,
+        notes=[*study.task.notes, *search.notes(), *([warm_start_note(state, warm_start.study)] if warm_start else [])],
         references=kept_references(resolved),
     )
     write_report(resolved.folder, report)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from budget_search.core.errors import StudyError
+from budget_search.core.config import in_points
+from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.trial import TrialKey
 from budget_search.report.report import Report
 from budget_search.storage.files import write_atomically, write_json
@@ -29,6 +31,39 @@ def read_report(folder: StudyFolder) -> Report:
         return Report.from_json(fields)
     except StudyError as error:
         raise StudyError(f"report.json of the study {folder.path.name} cannot be used: {error}") from error
+
+
+def finished_report(folder: StudyFolder, question: Mapping[str, Any], deltas: Iterable[float]) -> Report | None:
+    """The study's report if it answers this question for every delta (a fraction); else None. Raises StudyError."""
+    if not folder.report.is_file():
+        return None
+    report = read_report(folder)
+    if report.finished is None or report.question != question:
+        return None
+    answered = {in_points(result.delta) for result in report.results}
+    return report if set(map(in_points, deltas)) <= answered else None
+
+
+def deltas_answered(folder: StudyFolder, question: Mapping[str, Any]) -> set[float]:
+    """The deltas (fractions) for which the study has answered this question; none where no report can be read."""
+    report = readable_report(folder)
+    return {result.delta for result in report.results} if report and report.question == question else set()
+
+
+def readable_report(folder: StudyFolder) -> Report | None:
+    try:
+        return read_report(folder)
+    except StudyError:
+        return None
+
+
+def require_weights_kept(report: Report) -> None:
+    """Raises UsageError for a study of a user's own objective, which keeps no models."""
+    if not report.keeps_weights:
+        raise UsageError(
+            f"the study {report.study} searched with an objective of its own, so it has no models: train and save the "
+            "answer with the code that the objective trains with"
+        )
 
 
 def write_report(folder: StudyFolder, report: Report) -> None:

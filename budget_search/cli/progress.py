@@ -74,11 +74,15 @@ class Console:
             f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
             f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
-        seeds = plural(len(settings.seeds), "seed")
         certifiable = resolution(
             task.splits["certification"].examples, len(settings.seeds), confidence=settings.confidence
         )
         self._fact("resolution", certifiable.explanation)
+        self.begin(settings, workers, known)
+
+    def begin(self, settings: SearchSettings, workers: int, known: Sequence[Trial]) -> None:
+        """The plan, and a bar on a terminal."""
+        seeds = plural(len(settings.seeds), "seed")
         if settings.named:
             self._fact("plan", f"{plural(len(settings.named), 'named layer set')} and the full model, {seeds} each")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,8 +34,10 @@ def tolerance(delta: float) -> str:
     return f"{amount} point" if amount == "1" else f"{amount} points"
 
 
-def count(number: int) -> str:
+def count(number: int | None) -> str:
     """``116.7 M``; all digits below a million."""
+    if number is None:
+        return NO_VALUE
     return f"{number / 1e6:,.1f} M" if number >= 1_000_000 else f"{number:,}"
 
 
@@ -68,3 +71,8 @@ def _format_value(value: Any) -> str:
 
 def plural(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def timestamp() -> str:
+    """The present time in UTC, ISO 8601 to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from budget_search.core.layers import LayerSet
@@ -121,6 +121,11 @@ class SearchBudget:
 
     max_trials: int | None = None
     max_hours: float | None = None
+
+    def after(self, seconds: float) -> SearchBudget:
+        """What is left after so many seconds: the hours are those of the study, so earlier commands count."""
+        left = None if self.max_hours is None else max(0.0, self.max_hours - seconds / 3600)
+        return replace(self, max_hours=left)
 
 
 class TrialsByKey:

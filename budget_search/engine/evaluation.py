@@ -6,7 +6,6 @@ over from one of the full model, weights or outputs, lies in the study's folder.
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from budget_search.engine.training_step import out_of_memory
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen
 from budget_search.models.pretrained import fresh_head, load_pretrained
-from budget_search.storage.files import atomic_path, write_atomically
+from budget_search.storage.files import atomic_path, write_array
 from budget_search.storage.study_folder import StudyFolder
 
 _loading = threading.RLock()
@@ -99,13 +98,13 @@ def _run(context: EvaluationContext, job: Job) -> Trial:
     if not np.isfinite(outputs).all():
         raise DivergedError("the fine-tuned model's outputs are not numbers")
     if job.key == context.teacher:
-        save_outputs(context.folder.outputs(job.key, "train"), outputs_of(context, model, "train"))
+        write_array(context.folder.outputs(job.key, "train"), outputs_of(context, model, "train"))
         read += int(split_of(context, "train").lengths.sum())
     evaluation_seconds = time.perf_counter() - started
 
     labels = here.task.splits[job.split].labels
     metrics = measure((here.task.metric, *here.task.also), outputs, labels)
-    save_outputs(context.folder.outputs(job.key, job.split), outputs)
+    write_array(context.folder.outputs(job.key, job.split), outputs)
     if job.keep_weights:
         save_weights(model, context.folder.weights(job.key))
     return Trial(
@@ -161,7 +160,7 @@ def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit
         path = context.folder.outputs(teacher, "train")
         if not path.exists():
             # Somebody deleted it.
-            save_outputs(path, outputs_of(context, load_weights(context, teacher), "train"))
+            write_array(path, outputs_of(context, load_weights(context, teacher), "train"))
         logits = torch.from_numpy(np.load(path)).to(context.device.name)
         splits[name] = replace(train, soft=SoftTargets(logits, context.recipe.distil))
     return splits[name]
@@ -173,7 +172,7 @@ def score_from_weights(context: EvaluationContext, key: TrialKey) -> None:
     if missing := {name: path for name, path in wanted.items() if not path.exists()}:
         model = load_weights(context, key)
         for name, path in missing.items():
-            save_outputs(path, outputs_of(context, model, name))
+            write_array(path, outputs_of(context, model, name))
 
 
 def outputs_of(context: EvaluationContext, model: PreTrainedModel, split: str) -> np.ndarray:
@@ -192,13 +191,6 @@ def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
     )
     torch.nn.Module.to(model, context.device.name)
     return model
-
-
-def save_outputs(path: Path, outputs: np.ndarray) -> None:
-    """Raises StudyError when they cannot be written."""
-    content = io.BytesIO()
-    np.save(content, outputs)
-    write_atomically(path, content.getvalue())
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:

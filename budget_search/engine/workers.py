@@ -3,91 +3,30 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from budget_search.core.errors import StudyError
-from budget_search.core.signals import ENDING
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import default_workers, one_of, slots
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
+from budget_search.engine.pools import LocalPool, Pool, completed, trial_of
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
-# Loading the model again costs more than a waiting process does.
-IDLE_SECONDS = 600
 # For glibc's mallopt (malloc.h): from which size on memory comes from the system, and goes back to it, at once.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 2**30
-ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-
-
-class Pool(Protocol):
-    """Processes that work for a search; ``lost`` are the exceptions that their deaths raise."""
-
-    @property
-    def lost(self) -> tuple[type[BaseException], ...]: ...
-
-    @property
-    def count(self) -> int:
-        """How many evaluations to hand out at a time."""
-        ...
-
-    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]: ...
-
-    def abandon(self) -> None:
-        """Nobody waits for what is running any more."""
-        ...
-
-
-class LocalPool:
-    """One process per slot on this machine, started when there is something to do.
-
-    On a CPU every worker calculates with one thread: two threads of one process wait for each other whenever another
-    process has the second core.
-    """
-
-    lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._executor: ProcessPoolExecutor | None = None
-
-    def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        if self._executor is None:
-            self._executor = self._new()
-        try:
-            future: Future[Outcome] = self._executor.submit(function, *arguments)
-        except BrokenProcessPool:
-            # A worker was killed, and its fellows ended with it.
-            self._executor = self._new()
-            future = self._executor.submit(function, *arguments)
-        return future
-
-    def abandon(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, kill_workers=True)
-        self._executor = None
-
-    def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.count, timeout=IDLE_SECONDS, initializer=begin_worker, initargs=(os.getpid(),), env=ONE_THREAD
-        )
 
 
 class Workers:
@@ -117,12 +56,9 @@ class Workers:
             yield from self._each(run_job, jobs)
             return
         self.untaken = []
-        for job, future in self._finished(self._pool, run_job, iter(jobs)):
+        for job, future in completed(self._pool, partial(self._place, run_job), iter(jobs), self.untaken):
             try:
-                yield future.result()
-            except self._pool.lost:
-                # Nobody can tell which job it was: all that were running come back as the machine's failures.
-                yield Trial(job.key, job.split, "failed", error="its worker process was killed", machine_failure=True)
+                yield trial_of(self._pool, job, future)
             except CancelledError:
                 raise StudyError(
                     "the Dask scheduler is gone; everything finished is kept: start it again, then run the same command"
@@ -150,33 +86,12 @@ class Workers:
             return
         lost: tuple[type[BaseException], ...] = (*self._pool.lost, CancelledError)
         try:
-            yield from (future.result() for _, future in self._finished(self._pool, function, iter(items)))
+            finished = completed(self._pool, partial(self._place, function), iter(items), self.untaken)
+            yield from (future.result() for _, future in finished)
         except lost:
             raise StudyError(
                 "a worker was lost (out of memory?); everything finished is kept: run the same command again"
             ) from None
-
-    def _finished(
-        self, pool: Pool, function: Callable[[EvaluationContext, Item], Outcome], items: Iterator[Item | None]
-    ) -> Iterator[tuple[Item, Future[Outcome]]]:
-        running: dict[Future[Outcome], Item] = {}
-        try:
-            while True:
-                while len(running) < pool.count and (item := next(items, None)) is not None:
-                    running[pool.submit(self._place, function, item)] = item
-                if not running:
-                    return
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                yield from ((running.pop(future), future) for future in done)
-        finally:
-            if running:
-                self.untaken += [each for each in map(_result, running) if isinstance(each, Trial)]
-                pool.abandon()
-
-
-def _result(future: Future[Outcome]) -> Outcome | None:
-    """The outcome of an evaluation; None if it is still running or failed."""
-    return None if not future.done() or future.cancelled() or future.exception() else future.result()
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
@@ -233,18 +148,3 @@ def _memory_at_hand() -> Iterator[None]:
     finally:
         if hasattr(library, "malloc_trim"):
             library.malloc_trim(0)
-
-
-def begin_worker(coordinator: int) -> None:
-    """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
-    for number in ENDING:
-        # SIGTERM is sent to a worker alone, to end it.
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == coordinator:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

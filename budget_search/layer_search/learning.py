@@ -76,12 +76,9 @@ def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
 
 
 def why_not_learnt(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
-    """Why nothing can be compared with the full model, and what to change; None if it has learnt the task."""
+    """Why nothing can be compared with the full model; None if it has learnt the task."""
     short = shortfall(gain, failed, seeds)
-    return short and (
-        f"the full model has not learnt the task ({short}), so no layer set can be compared with it; "
-        "try more --epochs or --train-examples, another --lr, or check the labels"
-    )
+    return short and (f"the full model has not learnt the task ({short}), so no layer set can be compared with it")
 
 
 def shortfall(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:

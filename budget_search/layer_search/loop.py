@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from budget_search.core.errors import BudgetSearchError
+from budget_search.core.formatting import tolerance
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.layer_search.acquisition import choose
@@ -103,7 +104,7 @@ class Search:
             trial = self.state.find(job.key)
             raise BudgetSearchError(
                 f"the machine made {job.key} fail twice ({trial.error if trial else 'no result'}); "
-                "free memory, or try --workers 1 or a smaller --batch-size or --max-length, then repeat the command"
+                f"{self.settings.advice.machine_failed}"
             )
         retried.add(job)
         self._observer.stage(f"retrying after a failure of the machine: layers {job.key.layers}")
@@ -130,7 +131,7 @@ class Search:
         for position, delta in enumerate(sorted(self.settings.deltas, reverse=True)):
             if delta in self._finished_deltas:
                 continue
-            self._stage(f"searching for the fewest layers within {delta:g} points")
+            self._stage(f"searching for the fewest layers within {tolerance(delta / 100)}")
             if not self.state.is_answered(delta):
                 job = self._next_screen(delta, position)
                 if job is None and not self._waits_for_screens:
@@ -167,14 +168,14 @@ class Search:
         if failed := confirmations.failed_run(confirmations.full):
             raise BudgetSearchError(
                 f"the full model could not be fine-tuned ({failed.error}): nothing can be compared with it; "
-                "try a lower --lr or --precision fp32"
+                f"{self.settings.advice.not_trainable}"
             )
         self._baseline_checked = confirmations.is_complete(confirmations.full)
         reason = self._baseline_checked and why_not_learnt(
             self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds
         )
         if reason:
-            raise BudgetSearchError(reason)
+            raise BudgetSearchError(f"{reason}; {self.settings.advice.not_learnt}")
 
     # -- screens ------------------------------------------------------------------------------------------------
 
@@ -206,7 +207,7 @@ class Search:
             return self._startable(wanted)
         if screens.rung not in screens.tolerance(delta).baselines:
             raise BudgetSearchError(
-                "the full model could not be fine-tuned for a screen; try a lower --lr or --precision fp32"
+                f"the full model could not be fine-tuned for a screen; {self.settings.advice.not_trainable}"
             )
         screening = sum(job.split == "selection" for job in self._running)
         evaluations = self.settings.evaluations_until(position, screens.rung)
@@ -239,7 +240,7 @@ class Search:
             self.ended_early = True
             return None
         self.state.add_candidate(candidate, delta)
-        self._stage(f"confirming layers {candidate} for {delta:g} points")
+        self._stage(f"confirming layers {candidate} for {tolerance(delta / 100)}")
         return runs[0]
 
     def _most_promising(self, delta: float) -> LayerSet | None:
@@ -332,7 +333,7 @@ class Search:
         screens = self.state.screens
         notes = []
         if self.ended_early:
-            notes.append("The search budget (--max-trials, --max-hours) ended the search before it was finished.")
+            notes.append(f"The search budget ({self.settings.advice.budget}) ended the search before it was finished.")
         notes += remarks(
             self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds, self.settings.deltas
         )

@@ -53,6 +53,18 @@ class SearchObserver(Protocol):
 
 
 @dataclass(frozen=True)
+class Advice:
+    """What a message recommends where a search cannot go on. The defaults name options of the command line."""
+
+    not_trainable: str = "try a lower --lr or --precision fp32"
+    machine_failed: str = (
+        "free memory, or try --workers 1 or a smaller --batch-size or --max-length, then repeat the command"
+    )
+    not_learnt: str = "try more --epochs or --train-examples, another --lr, or check the labels"
+    budget: str = "--max-trials, --max-hours"
+
+
+@dataclass(frozen=True)
 class SearchSettings:
     """The settings of a search; they do not change while it runs.
 
@@ -81,6 +93,7 @@ class SearchSettings:
     budget: SearchBudget = field(default_factory=SearchBudget)
     recipe: Recipe = RECIPES["standard"]
     teacher_seed: int | None = None
+    advice: Advice = Advice()
 
     @property
     def teacher(self) -> TrialKey | None:

@@ -35,7 +35,7 @@ class SearchState:
         settings: SearchSettings,
         store: History,
         compare: Callable[[LayerSet, float], Judgement],
-        gain: Callable[[], Gain] | None = None,
+        gain: Callable[[], Gain | None] | None = None,
     ) -> None:
         self.settings = settings
         self._store = store

@@ -81,12 +81,13 @@ def judge(
 
     Every array has shape (seeds, examples) and holds the contribution of each example to the score, in points: 100 or
     0 for accuracy, score plus influence for other metrics, so the mean of a row is the score of that seed. Row s of
-    all arrays belongs to the same seed, column i to the same example.
+    all arrays belongs to the same seed, column i to the same example. A single column holds the scores themselves; the
+    bound then counts the seeds alone.
 
     The seed variance of a set is the larger of its own estimate and of the estimate pooled over all sets. Its own is
     often too small by chance; the pooled one is too small for a set whose scores vary more than those of others.
 
-    Raises ValueError for arrays of other shapes or with fewer than two examples.
+    Raises ValueError for arrays of other shapes or without examples.
     """
     baseline = _checked(baseline)
     arrays = {layers: _checked(array, like=baseline) for layers, array in candidates.items()}
@@ -145,9 +146,12 @@ def example_variance(difference: np.ndarray) -> float:
 
     This is the variance over examples of the mean over seeds, without the part due to the seeds (known from two seeds
     on), divided by the number of examples. One pseudo-count is added, as if half an example more had been lost and
-    half an example more won: a few changed examples estimate their true rate badly.
+    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column, the
+    scores themselves, which tells nothing about examples.
     """
     seeds, examples = difference.shape
+    if examples == 1:
+        return 0.0
     variance = float(difference.mean(axis=0).var(ddof=1))
     if seeds > 1:
         variance -= float(difference.var(axis=0, ddof=1).mean()) / seeds
@@ -155,7 +159,9 @@ def example_variance(difference: np.ndarray) -> float:
 
 
 def satterthwaite(first: float, first_freedom: float, second: float, second_freedom: float) -> float:
-    """Degrees of freedom of the sum of two variance estimates, not both zero (Welch-Satterthwaite)."""
+    """Degrees of freedom of the sum of two variance estimates (Welch-Satterthwaite); one of zero adds nothing."""
+    if not second:
+        return first_freedom
     return (first + second) ** 2 / (first**2 / first_freedom + second**2 / second_freedom)
 
 
@@ -209,7 +215,7 @@ def resolution(
     """The smallest delta that the first candidate can be certified for, given the split's size and number of seeds.
 
     ``scores`` are the known scores on the certification split, in points: per layer set, the baseline first, one score
-    per seed.
+    per seed. ``examples`` is 1 where scores are known but not those of single examples.
     """
     if seeds < 2:
         return Resolution(None, "One seed shows no spread between seeds, so nothing can be certified: use 3 or more.")
@@ -220,13 +226,14 @@ def resolution(
 
     now, with_more_examples = reach(seeds, examples), reach(seeds, 4 * examples)
     # With few seeds, more examples can even widen the bound: fewer degrees of freedom remain.
-    more = "; more examples alone would not help"
-    if with_more_examples < now:
+    more = "; more examples alone would not help" if examples > 1 else ""
+    if examples > 1 and with_more_examples < now:
         more = f", {4 * examples:,} examples to {with_more_examples:.2f}"
+    size = f" and {examples:,} certification examples," if examples > 1 else ", whose spread alone is known,"
     origin = "as measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
         now,
-        f"With {seeds} seeds and {examples:,} certification examples, a layer set as good as the baseline can be "
+        f"With {seeds} seeds{size} a layer set as good as the baseline can be "
         f"certified from {now:.2f} points on (spread between seeds {spread:.2f}, {origin}). "
         f"{seeds + 2} seeds would bring that to {reach(seeds + 2, examples):.2f}{more}.",
     )
@@ -250,7 +257,7 @@ def smallest_certifiable_delta(
     if seeds < 2:
         return math.inf
     seed_variance = 2 * seed_sd**2 / seeds
-    example_variance = discordant * POINTS**2 / examples + (POINTS / examples) ** 2
+    example_variance = discordant * POINTS**2 / examples + (POINTS / examples) ** 2 if examples > 1 else 0.0
     degrees_of_freedom = satterthwaite(seed_variance, (candidates + 1) * (seeds - 1), example_variance, examples - 1)
     return float(special.stdtrit(degrees_of_freedom, confidence)) * math.sqrt(seed_variance + example_variance)
 
@@ -269,10 +276,8 @@ def expected_seed_sd(*scores: Sequence[float]) -> float:
 
 def _checked(array: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     array = np.asarray(array, dtype=np.float64)
-    if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2 or (like is not None and array.shape != like.shape):
-        raise ValueError(
-            f"expected arrays of one shape (seeds, examples) with at least two examples, received {array.shape}"
-        )
+    if array.ndim != 2 or not array.size or (like is not None and array.shape != like.shape):
+        raise ValueError(f"expected arrays of one shape (seeds, examples), received {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError("the contributions to a score must be finite numbers")
     return array

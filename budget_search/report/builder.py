@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
 from budget_search.layer_search import verdict
@@ -28,7 +28,7 @@ from budget_search.report.entries import (
     ThroughputPoint,
     TrialRow,
 )
-from budget_search.report.predictions import PairedOutputs
+from budget_search.report.evidence import Evidence
 from budget_search.report.rejected import nearest_rejected
 from budget_search.report.report import SCHEMA_VERSION, Report
 from budget_search.report.sentences import bound_by, why_not_smaller
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 class ModelMeasurements:
     """The size of one rebuilt model, the FLOPs of one example, and its speed."""
 
-    parameters: int
+    parameters: int | None
     flops: int | None
     inference: tuple[InferencePoint, ...]
     throughput: ThroughputPoint | None = None
@@ -49,11 +49,14 @@ class ModelMeasurements:
 
 @dataclass(frozen=True)
 class ReportBuilder:
-    """The sources of a report's numbers; ``fine_tuned`` is the number of evaluations that were run for this report."""
+    """The sources of a report's numbers; ``fine_tuned`` is the number of evaluations that were run for this report.
+
+    ``layer_parameters`` is empty where the layers' sizes are unknown.
+    """
 
     state: SearchState
     fine_tuned: int
-    paired: PairedOutputs
+    evidence: Evidence
     measured: Mapping[LayerSet, ModelMeasurements]
     layer_parameters: Sequence[int]
 
@@ -76,19 +79,19 @@ class ReportBuilder:
         sets = (self.full, *self.confirmations.uncollapsed)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
         return resolution(
-            self.paired.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
+            self.evidence.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
         )
 
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
-        held_out = self._held_out_scores(self.full)
+        held_out = self.evidence.held_out_scores(self.full)
         measured, gain = self.measured[self.full], self.state.gain()
         return Baseline(
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.paired.means(self.full),
-            held_out_score=statistics.fmean(held_out),
+            metrics=self.evidence.means(self.full),
+            held_out_score=_mean(held_out),
             held_out_std=_std(held_out),
             parameters=measured.parameters,
             flops=measured.flops,
@@ -113,9 +116,9 @@ class ReportBuilder:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.paired.means(layers),
+            metrics=self.evidence.means(layers),
             confidence=settings.confidence,
-            held_out_score=statistics.fmean(self._held_out_scores(layers)),
+            held_out_score=_mean(self.evidence.held_out_scores(layers)),
             why_not_smaller=(
                 why_not_smaller(delta / 100, rejected)
                 if bound is None
@@ -125,26 +128,22 @@ class ReportBuilder:
             exported_seed=self.confirmations.median_seed(layers),
             nearest_rejected=rejected,
             binding=bound,
-            changes=None if layers.is_full else self.paired.changes(layers, "certification"),
+            changes=None if layers.is_full else self.evidence.changes(layers, "certification"),
             **self._verdict(layers, delta),
             **self._savings(layers),
         )
-
-    def _held_out_scores(self, layers: LayerSet) -> list[float]:
-        """The primary metric, one value per seed."""
-        return next(iter(self.paired.metrics(layers, "held_out").values()))
 
     def _verdict(self, layers: LayerSet, delta: float) -> dict[str, Any]:
         """The fields of a result that compare it with the baseline; the full model loses nothing."""
         settings, gain = self.state.settings, self.state.gain()
         certification = None if layers.is_full else self.state.judge(layers, delta)
-        held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
+        held_out = self._held_out_loss(layers)
         word = verdict_word(
             layers,
             delta,
             certification,
             criterion=settings.criterion,
-            held_out_degradation=None if held_out is None else held_out.degradation,
+            held_out_degradation=held_out["held_out_degradation"],
             smallest_certifiable=self.resolution.smallest_certifiable_delta,
         )
         return {
@@ -156,8 +155,17 @@ class ReportBuilder:
             "probability_within": 1.0
             if certification is None
             else self.state.estimate(layers).probability_within(delta),
-            "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
-            "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
+            **held_out,
+        }
+
+    def _held_out_loss(self, layers: LayerSet) -> dict[str, float | None]:
+        """The degradation on held_out and its bound; None where that was not scored. The full model loses nothing."""
+        held_out = self.evidence.compare(layers, "held_out", self.state.settings.confidence)
+        if held_out is None:
+            return {"held_out_degradation": None, "held_out_degradation_upper": None}
+        return {
+            "held_out_degradation": 0.0 if layers.is_full else held_out.degradation,
+            "held_out_degradation_upper": 0.0 if layers.is_full else held_out.upper,
         }
 
     def _savings(self, layers: LayerSet) -> dict[str, Any]:
@@ -165,8 +173,8 @@ class ReportBuilder:
         baseline, measured = self.measured[self.full], self.measured[layers]
         return {
             "parameters": measured.parameters,
-            "parameters_saved": 1 - measured.parameters / baseline.parameters,
-            "flops_saved": 1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
+            "parameters_saved": _saved(measured.parameters, baseline.parameters),
+            "flops_saved": _saved(measured.flops, baseline.flops),
             "inference": () if layers.is_full else measured.inference,
             "throughput": None if layers.is_full else measured.throughput,
             "fine_tune_speedup": self._speedup(layers),
@@ -216,9 +224,12 @@ class ReportBuilder:
             equivalents_per_fine_tune=1 + scoring * EVALUATION_COST,
         )
 
-    def parameters(self, layers: LayerSet) -> int:
-        """The number of parameters of any set, without building the model."""
-        return self.measured[self.full].parameters - sum(self.layer_parameters[index] for index in layers.dropped)
+    def parameters(self, layers: LayerSet) -> int | None:
+        """The number of parameters of any set, without building the model; None where the layers' sizes are unknown."""
+        whole = self.measured[self.full].parameters
+        if whole is None or not self.layer_parameters:
+            return whole if layers.is_full else None
+        return whole - sum(self.layer_parameters[index] for index in layers.dropped)
 
     def _confirmed_best(self, depth: int) -> FrontierPoint | None:
         sets = [layers for layers in (*self.confirmations.sets, self.full) if layers.depth == depth]
@@ -256,37 +267,47 @@ class ReportBuilder:
         return self._train_seconds(self.full) / seconds if seconds > 0 else None
 
 
+def split_summaries(task: EncodedTask) -> dict[str, SplitSummary]:
+    return {
+        name: SplitSummary(split.examples, task.label_shares(name), task.constant_score(name))
+        for name, split in task.splits.items()
+    }
+
+
 def build_report(
     *,
     builder: ReportBuilder,
-    task: EncodedTask,
     answers: Mapping[float, LayerSet],
     identity: Mapping[str, Any],
     wall_seconds: float,
     notes: Sequence[str],
     references: Sequence[Reference] = (),
 ) -> Report:
-    """``identity`` holds the fields of the report that identify the study."""
+    """``identity`` holds the fields of the report that say what was searched: study, task, model, splits and so on."""
     smallest = builder.resolution.smallest_certifiable_delta
     return Report(
         schema_version=SCHEMA_VERSION,
-        metric=task.metric,
         layers_total=builder.total,
-        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        splits={
-            name: SplitSummary(split.examples, task.label_shares(name), task.constant_score(name))
-            for name, split in task.splits.items()
-        },
+        finished=timestamp(),
         baseline=builder.baseline(),
         results=tuple(builder.result(delta, layers) for delta, layers in sorted(answers.items())),
         frontier=tuple(builder.frontier()),
         trials=tuple(builder.trial_rows()),
         cost=builder.cost(list(answers.values()), wall_seconds),
         resolution=Resolution(None if smallest is None else smallest / 100, builder.resolution.explanation),
-        notes=(*task.notes, *notes),
+        notes=tuple(notes),
         references=tuple(references),
         **identity,
     )
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return statistics.fmean(scores) if scores else None
+
+
+def _saved(own: int | None, baseline: int | None) -> float | None:
+    """The fraction of the baseline's number that is saved; None where either is unknown."""
+    return 1 - own / baseline if own and baseline else None
 
 
 def _std(scores: Sequence[float]) -> float | None:

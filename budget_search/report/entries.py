@@ -56,16 +56,18 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval."""
+    """An estimate and its 95 % interval; without bounds where it was measured once."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
 class InferencePoint:
     """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
+
+    ``length`` is 0 where only an objective's author knows what was timed.
 
     ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
     memory, weights included; None where the device does not count it (CPU).
@@ -107,7 +109,7 @@ class Baseline:
     seeds: int
     metrics: Mapping[str, float | None]
     held_out_score: float | None
-    parameters: int
+    parameters: int | None
     flops: int | None
     inference: tuple[InferencePoint, ...]
     fine_tune_seconds: float | None
@@ -231,8 +233,8 @@ class Result:
     held_out_score: float | None
     held_out_degradation: float | None
     held_out_degradation_upper: float | None
-    parameters: int
-    parameters_saved: float
+    parameters: int | None
+    parameters_saved: float | None
     flops_saved: float | None
     inference: tuple[InferencePoint, ...]
     fine_tune_speedup: float | None

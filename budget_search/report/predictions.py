@@ -83,6 +83,10 @@ class PairedOutputs:
         per_seed = [measure(names, self._outputs(layers, split, seed), self._labels(split)) for seed in self._seeds]
         return {name: [metrics[name] for metrics in per_seed] for name in names}
 
+    def held_out_scores(self, layers: LayerSet) -> list[float]:
+        """The primary metric on held_out, one value per seed."""
+        return self.metrics(layers, "held_out")[self._task.metric]
+
     def means(self, layers: LayerSet) -> dict[str, float]:
         """Means over the seeds: every metric on certification, the primary one on further held-out splits."""
         means = {name: fmean(values) for name, values in self.metrics(layers, "certification").items()}

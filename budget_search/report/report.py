@@ -99,6 +99,11 @@ class Report:
         return range(first, first + count)
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether the study has models to export; one of a user's own objective has neither models nor a recipe."""
+        return bool(self.recipe)
+
+    @property
     def treated_model(self) -> str:
         """The model, and the methods of the papers that it was fine-tuned with, if any."""
         method = {name: self.recipe[name] for name in METHODS if name in self.recipe}

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 from budget_search.core.formatting import (
+    NO_VALUE,
     count,
     duration,
     milliseconds,
@@ -19,7 +20,7 @@ from budget_search.core.formatting import (
 )
 from budget_search.core.layers import compact_indices
 from budget_search.report.comparison import reference_section
-from budget_search.report.entries import InferencePoint
+from budget_search.report.entries import InferencePoint, Interval
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -48,7 +49,9 @@ VERDICTS = {
 
 def sections(report: Report, exported: str | None = None) -> list[Section]:
     """The whole report. ``exported`` is the folder of the checkpoint, if there is one."""
-    page = [overview(report), examples(report)]
+    page = [overview(report)]
+    if report.splits:
+        page.append(examples(report))
     if report.results:
         page += [answers(report), savings(report), why_not_fewer(report)]
     if report.references:
@@ -74,8 +77,8 @@ def overview(report: Report) -> Section:
             ("task", f"{report.task}, scored by {report.metric}, in points (100 is perfect)"),
             (
                 "model",
-                f"{report.model}{revision}: {plural(report.layers_total, 'layer')}, "
-                f"{count(baseline.parameters)} parameters",
+                f"{report.model}{revision}: {plural(report.layers_total, 'layer')}"
+                f"{'' if baseline.parameters is None else f', {count(baseline.parameters)} parameters'}",
             ),
             (
                 "baseline",
@@ -83,8 +86,8 @@ def overview(report: Report) -> Section:
                 f"{with_spread(baseline.score, baseline.std)} on certification{held_out}{constant}",
             ),
             *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
-            ("recipe", pairs(report.recipe)),
-            ("device", pairs(report.device)),
+            *([("recipe", pairs(report.recipe))] if report.recipe else []),
+            *([("device", pairs(report.device))] if report.device else []),
             ("study", report.study if report.finished else f"{report.study} (interrupted)"),
         ),
     )
@@ -168,7 +171,11 @@ def savings(report: Report) -> Section:
     rows = [tuple(full)]
     for result in report.results:
         speedup = "-" if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.1f} x"
-        parameters = f"{count(result.parameters)} ({percent(result.parameters_saved)})"
+        parameters = (
+            NO_VALUE
+            if result.parameters is None
+            else (f"{count(result.parameters)} ({percent(result.parameters_saved)})")
+        )
         rows.append((tolerance(result.delta), parameters, *_times(result.inference, shapes), speedup))
     widths = {"allowed loss": 10, "parameters (saved)": 13, "training speed-up": 8}
     widths |= {header: 5 if header.startswith("ms") else 13 for header in timed}
@@ -194,16 +201,26 @@ def _times(inference: tuple[InferencePoint, ...], shapes: list[tuple[int, int]])
         if point is None or point.saved is None:
             yield "-"
         else:
-            low, high = round(100 * point.saved.low), round(100 * point.saved.high)
-            yield f"{percent(point.saved.value)} ({low}{'-' if low >= 0 else ' to '}{high})"
+            yield f"{percent(point.saved.value)}{_interval(point.saved)}"
+
+
+def _interval(saved: Interval) -> str:
+    """`` (38-44)``, in per cent; nothing where the time was measured once."""
+    if saved.low is None or saved.high is None:
+        return ""
+    low, high = round(100 * saved.low), round(100 * saved.high)
+    return f" ({low}{'-' if low >= 0 else ' to '}{high})"
 
 
 def _savings_legend(report: Report) -> Iterator[str]:
     shapes = _shapes(report)
     if shapes:
-        inputs = " and ".join(f"{plural(batch, 'example')} of {plural(length, 'token')}" for batch, length in shapes)
-        yield f"ms: milliseconds to predict {inputs} at once, {_conditions(report.baseline.inference[0])}."
-        yield "saved: share of the baseline's time that is saved, with its 95 % interval."
+        inputs = " and ".join(_input(batch, length) for batch, length in shapes)
+        conditions = _conditions(report.baseline.inference[0])
+        yield f"ms: milliseconds to predict {inputs} at once{conditions}."
+        saved = [point.saved for result in report.results for point in result.inference if point.saved]
+        bounded = any(each.low is not None for each in saved)
+        yield f"saved: share of the baseline's time that is saved{', with its 95 % interval' if bounded else ''}."
     else:
         yield "Inference was not timed."
     yield from _throughput(report)
@@ -227,7 +244,12 @@ def _throughput(report: Report) -> Iterator[str]:
 def _conditions(point: InferencePoint) -> str:
     threads = "" if point.threads is None else f", {plural(point.threads, 'thread')}"
     rounds = "" if point.rounds is None else f"; the median of {point.rounds} rounds in which the models take turns"
-    return f"on {point.device} ({point.dtype}{threads}){rounds}"
+    return f", on {point.device} ({point.dtype}{threads}){rounds}" if point.device else ""
+
+
+def _input(batch: int, length: int) -> str:
+    examples = plural(batch, "example")
+    return f"{examples} of {plural(length, 'token')}" if length else examples
 
 
 def why_not_fewer(report: Report) -> Section:
@@ -288,7 +310,8 @@ def notes(report: Report) -> Section:
 def summary(report: Report, exported: str | None) -> Section:
     if not report.results:
         return Section("Summary", paragraphs=("No answer yet.",))
-    return Section("Summary", paragraphs=tuple(sentences(report)), code=loading(report, exported))
+    code = loading(report, exported) if report.keeps_weights else ""
+    return Section("Summary", paragraphs=tuple(sentences(report)), code=code)
 
 
 def loading(report: Report, exported: str | None = None) -> str:

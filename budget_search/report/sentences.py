@@ -61,11 +61,16 @@ def _probably(probability: float | None) -> str:
 
 
 def _saved(result: Result) -> str:
-    parameters = f"{percent(result.parameters_saved)} of the parameters"
     timed = largest_batch(result.inference)
-    if timed is None or timed.saved is None:
-        return f"{parameters} saved"
-    return f"{parameters} and {percent(timed.saved.value)} of the inference time saved"
+    saved = [
+        f"{percent(share)} of the {what}"
+        for share, what in (
+            (result.parameters_saved, "parameters"),
+            (timed.saved.value if timed and timed.saved else None, "inference time"),
+        )
+        if share is not None
+    ]
+    return f"{' and '.join(saved)} saved" if saved else f"{plural(len(result.dropped), 'layer')} saved"
 
 
 def why_not_smaller(delta: float, rejected: Rejected | None) -> str:

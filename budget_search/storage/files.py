@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -10,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from budget_search.core.errors import StudyError
 
@@ -23,6 +26,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file completely or not at all, even if the machine stops. Raises StudyError if it cannot be written."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_array(path: Path, values: np.ndarray) -> None:
+    """Write a ``.npy`` file atomically. Raises StudyError if it cannot be written."""
+    content = io.BytesIO()
+    np.save(content, values)
+    write_atomically(path, content.getvalue())
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from budget_search.core.errors import StudyError, UsageError
+from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.trial import TrialKey
 from budget_search.storage.files import explain_disk_errors
 
@@ -117,6 +117,28 @@ class StudyFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def draft_of(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
+    """A locked draft of a new study, renamed to ``folder`` when the caller has filled it. Raises BudgetSearchError."""
+    draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
+    try:
+        draft.path.mkdir(parents=True, exist_ok=True)
+        with draft.locked(wait=wait):
+            try:
+                # A killed command may have left files.
+                shutil.rmtree(draft.tokenizer, ignore_errors=True)
+                yield draft
+                if not folder.config.exists():
+                    draft.path.rename(folder.path)
+            finally:
+                shutil.rmtree(draft.path, ignore_errors=True)
+    except OSError as error:
+        raise BudgetSearchError(
+            f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
+            "choose another --studies-dir"
+        ) from error
 
 
 def stored_config(folder: StudyFolder) -> dict[str, Any]:

@@ -180,7 +180,8 @@ def _bars(result: Result) -> list[tuple[str, str, float, float | None, float | N
     bars: list[tuple[str, str, float, float | None, float | None]] = []
     if result.is_full:
         return bars
-    bars.append(("parameters", PURPLE, result.parameters_saved, None, None))
+    if result.parameters_saved is not None:
+        bars.append(("parameters", PURPLE, result.parameters_saved, None, None))
     if result.flops_saved is not None:
         bars.append(("arithmetic", YELLOW, result.flops_saved, None, None))
     for point in sorted(result.inference, key=_by_batch):

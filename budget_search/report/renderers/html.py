@@ -94,11 +94,11 @@ def _cards(report: Report) -> list[Card]:
         Card(f"{result.depth} of {report.layers_total}", "layers", f"within {tolerance(result.delta)}"),
         _lost_card(result),
     ]
-    if not result.is_full:
+    if not result.is_full and result.parameters is not None:
         parameters = f"{count(result.parameters)} instead of {count(report.baseline.parameters)}"
         cards.append(Card(percent(result.parameters_saved), "of the parameters saved", parameters))
     timed = largest_batch(result.inference)
-    if timed is not None and timed.saved is not None:
+    if timed is not None and timed.saved is not None and timed.saved.low is not None:
         between = f"{percent(timed.saved.low)} to {percent(timed.saved.high)}, batches of {timed.batch}"
         cards.append(Card(percent(timed.saved.value), "of the inference time saved", between))
     return cards

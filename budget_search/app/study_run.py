@@ -1,0 +1,77 @@
+"""The search of an open study, whoever evaluates: trials are recorded and the time is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, Trial
+from budget_search.layer_search.settings import SearchObserver, SearchSettings
+from budget_search.storage.study_store import StudyStore
+
+if TYPE_CHECKING:
+    from budget_search.layer_search.loop import Search
+    from budget_search.layer_search.verdict import Judgement
+    from budget_search.report.evidence import Evidence
+
+
+class Evaluator(Protocol):
+    """Runs evaluations; ``untaken`` are those that had finished when the search ended early."""
+
+    @property
+    def untaken(self) -> list[Trial]: ...
+
+    def run(self, jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        """Each job's trial as it finishes, in any order. A job of None means that the next depends on running ones."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time spent on a study: ``seconds_before`` by earlier commands, by this one since ``began`` (monotonic)."""
+
+    seconds_before: float
+    began: float
+
+    @classmethod
+    def of(cls, store: StudyStore, began: float) -> Clock:
+        return cls(float(store.facts.get("wall_seconds", 0.0)), began)
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+
+def run_search(
+    settings: SearchSettings,
+    store: StudyStore,
+    evaluator: Evaluator,
+    evidence: Evidence,
+    observer: SearchObserver,
+    clock: Clock,
+) -> Search:
+    """Evaluate until every delta has its answer or the search budget is spent. Raises BudgetSearchError."""
+    from budget_search.layer_search.loop import Search
+    from budget_search.layer_search.state import SearchState
+
+    def compare(layers: LayerSet, confidence: float) -> Judgement:
+        judgement = evidence.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
+        assert judgement is not None, "every confirmation is scored on certification"
+        return judgement
+
+    def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
+        for trial in evaluator.run(jobs):
+            yield trial
+            store.set_facts(wall_seconds=clock.seconds)
+
+    state = SearchState(settings, store, compare, lambda: evidence.gain("certification"))
+    search = Search(state, run_jobs, observer)
+    try:
+        search.run()
+    finally:
+        for trial in evaluator.untaken:
+            store.keep(trial)
+    return search
