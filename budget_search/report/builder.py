@@ -21,6 +21,7 @@ from budget_search.report.entries import (
     FrontierPoint,
     GainKept,
     InferencePoint,
+    PeakThroughput,
     Reference,
     Resolution,
     Result,
@@ -45,6 +46,7 @@ class ModelMeasurements:
     flops: int | None
     inference: tuple[InferencePoint, ...]
     throughput: ThroughputPoint | None = None
+    peak_throughput: PeakThroughput | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class ReportBuilder:
             flops=measured.flops,
             inference=measured.inference,
             throughput=measured.throughput,
+            peak_throughput=measured.peak_throughput,
             fine_tune_seconds=self._train_seconds(self.full),
             constant_score=gain.constant if gain else None,
         )
@@ -169,6 +172,7 @@ class ReportBuilder:
             "flops_saved": 1 - measured.flops / baseline.flops if measured.flops and baseline.flops else None,
             "inference": () if layers.is_full else measured.inference,
             "throughput": None if layers.is_full else measured.throughput,
+            "peak_throughput": None if layers.is_full else measured.peak_throughput,
             "fine_tune_speedup": self._speedup(layers),
         }
 

@@ -68,7 +68,8 @@ class InferencePoint:
     """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
 
     ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
-    memory, weights included; None where the device does not count it (CPU).
+    memory, weights included; None where the device does not count it (CPU). ``launch_share`` is the fraction of the
+    time in which a GPU waits for kernels to be launched; absent where there is no GPU, or it could not be measured.
     """
 
     batch: int
@@ -80,6 +81,12 @@ class InferencePoint:
     threads: int | None = None
     rounds: int | None = None
     peak_bytes: int | None = None
+    launch_share: float | None = field(default=None, metadata=OMIT_IF_NONE)
+
+    @property
+    def is_launch_bound(self) -> bool:
+        """Whether launch overhead dominates: it is more than half of the time."""
+        return self.launch_share is not None and self.launch_share > 0.5
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,20 @@ class ThroughputPoint:
 
     batch: int
     examples: int
+    examples_per_second: float
+    saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
+
+
+@dataclass(frozen=True)
+class PeakThroughput:
+    """How fast a model predicts at a batch that fills a GPU: examples of ``length`` tokens, ``batch`` at a time.
+
+    The batch is the smallest at which doubling it gains the baseline less than a tenth. ``saved`` is the fraction of
+    the baseline's time that is saved; absent in the baseline.
+    """
+
+    batch: int
+    length: int
     examples_per_second: float
     saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
 
@@ -114,6 +135,7 @@ class Baseline:
     held_out_std: float | None = None
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     constant_score: float | None = field(default=None, metadata=OMIT_IF_NONE)
+    peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -244,6 +266,7 @@ class Result:
     gain_kept: GainKept | None = field(default=None, metadata=OMIT_IF_NONE)
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     changes: PredictionChanges | None = None
+    peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):
