@@ -20,15 +20,8 @@ from budget_search.api import StudyReport
 from budget_search.core import formatting
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.limits import BindingLimit
-from budget_search.report.entries import (
-    InferencePoint,
-    Interval,
-    PeakThroughput,
-    Quantiles,
-    Rejected,
-    Result,
-    ThroughputPoint,
-)
+from budget_search.report.entries import Rejected, Result
+from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report

@@ -30,7 +30,7 @@ from budget_search.engine.measurements.cost import (
 from budget_search.engine.measurements.peak_throughput import measure_peak
 from budget_search.models.pretrained import quiet_transformers
 from budget_search.report.builder import ModelMeasurements
-from budget_search.report.entries import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
+from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 
 if TYPE_CHECKING:
     from budget_search.engine.workers import Workers

@@ -20,15 +20,13 @@ from budget_search.report.entries import (
     Cost,
     FrontierPoint,
     GainKept,
-    InferencePoint,
-    PeakThroughput,
     Reference,
     Resolution,
     Result,
     SplitSummary,
-    ThroughputPoint,
     TrialRow,
 )
+from budget_search.report.inference import InferencePoint, PeakThroughput, ThroughputPoint
 from budget_search.report.predictions import PairedOutputs
 from budget_search.report.rejected import nearest_rejected
 from budget_search.report.report import SCHEMA_VERSION, Report

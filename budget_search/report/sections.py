@@ -20,7 +20,7 @@ from budget_search.core.formatting import (
 )
 from budget_search.core.layers import compact_indices
 from budget_search.report.comparison import reference_section
-from budget_search.report.entries import InferencePoint, PeakThroughput, ThroughputPoint
+from budget_search.report.inference import InferencePoint, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
