@@ -1,15 +1,12 @@
-"""Where evaluations run: in this process, in one process per device slot on this machine, or on a Dask cluster."""
+"""Where evaluations run: in this process, in processes for cores or GPUs of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,12 +16,14 @@ import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from budget_search.core.errors import StudyError
-from budget_search.core.signals import ENDING
 from budget_search.core.trial import Job, Trial, TrialKey
-from budget_search.engine.device import default_workers, one_of, slots
+from budget_search.engine.device import default_workers, one_of, slots, visible_name
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
+from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
+from budget_search.engine.gpu.lanes import lanes_that_pay
 from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
+from budget_search.engine.worker_process import begin_worker
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -48,6 +47,11 @@ class Pool(Protocol):
         """How many evaluations to hand out at a time."""
         ...
 
+    @property
+    def sharing(self) -> int:
+        """How many of them share the devices that one process sees."""
+        ...
+
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]: ...
 
     def abandon(self) -> None:
@@ -65,7 +69,7 @@ class LocalPool:
     lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count = self.sharing = count
         self._executor: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
@@ -103,7 +107,6 @@ class Workers:
         self.context = context
         self._asked = asked
         self._pool: Pool | None = cluster or _local_pool(context, count, asked)
-        self._on_cluster = cluster is not None
         self.untaken: list[Trial] = []
         """Trials that had finished when the search ended early; only after ``run``."""
 
@@ -140,7 +143,7 @@ class Workers:
     @property
     def _place(self) -> Callable[..., Any]:
         """Runs a function with the workplace as it is now and an item, in whichever process."""
-        return partial(_at_a_free_device, self.context, self._asked, 1 if self._on_cluster else self.count)
+        return partial(_at_a_free_device, self.context, self._asked, self._pool.sharing if self._pool else 1)
 
     def _each(
         self, function: Callable[[EvaluationContext, Item], Outcome], items: Iterable[Item | None]
@@ -180,20 +183,28 @@ def _result(future: Future[Outcome]) -> Outcome | None:
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
-    """Lanes of this process on GPUs, else processes; None where one evaluation at a time runs in this thread."""
+    """Lanes of this process on one GPU, of a process for each on several; processes on a CPU. None where one evaluation
+    at a time runs in this thread."""
     if count == 1:
         return None
     if context.device.kind != "cuda":
         count = count or default_workers(context.device)
         return LocalPool(count) if count > 1 else None
+    gpus, measure = slots(context.device, asked), partial(_lanes_of_a_gpu, context)
+    if len(gpus) > 1:
+        return GpuProcesses(list(map(visible_name, gpus)), count, measure)
+    return LanePool(count, measure)
+
+
+def _lanes_of_a_gpu(context: EvaluationContext) -> int:
+    """As many as make the total faster, measured by as many threads of this process."""
     from budget_search.engine.gpu.cuda import lane_fits
 
-    return LanePool(
-        count,
-        gpus=len(slots(context.device, asked)),
-        rate=lambda executor, lanes: _total_rate(executor, [context] * lanes),
-        fits=lambda lanes: lane_fits(context.device.name, lanes),
-    )
+    def rate(lanes: int) -> float:
+        with ThreadPoolExecutor(lanes, "lane") as executor:
+            return _total_rate(executor, [context] * lanes)
+
+    return lanes_that_pay(rate, lambda lanes: lane_fits(context.device.name, lanes))
 
 
 def _total_rate(executor: Executor, contexts: Sequence[EvaluationContext]) -> float:
@@ -233,18 +244,3 @@ def _memory_at_hand() -> Iterator[None]:
     finally:
         if hasattr(library, "malloc_trim"):
             library.malloc_trim(0)
-
-
-def begin_worker(coordinator: int) -> None:
-    """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
-    for number in ENDING:
-        # SIGTERM is sent to a worker alone, to end it.
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == coordinator:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
