@@ -16,6 +16,7 @@ from transformers import (
 
 from budget_search.app.measure_answers import _inference_point
 from budget_search.engine.measurements import cost
+from budget_search.engine.measurements.peak_throughput import measure_peak
 
 HIDDEN, FEED_FORWARD, LENGTH, LABELS, VOCABULARY, POSITIONS = 32, 64, 16, 2, 50, 40
 
@@ -193,11 +194,40 @@ def test_models_on_different_devices_or_none_are_refused() -> None:
 
 def test_a_timing_becomes_a_point_of_the_report() -> None:
     timing = cost.Timing(32, 24, 5.0, 4.0, 7.0, (0.4, 0.3, 0.5), "cpu", "float32", 2, 30, None)
-    point = _inference_point(timing)
+    point = _inference_point(timing, 0.002)
     assert (point.ms.low, point.ms.median, point.ms.high) == (4.0, 5.0, 7.0)
     assert point.saved is not None
     assert (point.saved.low, point.saved.value, point.saved.high) == (0.3, 0.4, 0.5)
     assert (point.batch, point.length, point.rounds, point.threads) == (32, 24, 30, 2)
+    assert (point.launch_share, point.is_launch_bound) == (pytest.approx(0.6), True)
+
+
+@pytest.mark.parametrize(("replayed", "share"), [(0.001, 0.75), (0.004, 0.0), (0.005, 0.0), (None, None)])
+def test_launch_overhead_is_what_a_replay_saves(replayed: float | None, share: float | None) -> None:
+    assert cost.launch_share(0.004, replayed) == share
+
+
+def test_without_a_gpu_nothing_is_replayed() -> None:
+    model = bert(1)
+    assert cost.replayed_seconds(model, synthetic_batch(model, 1, LENGTH)) is None
+
+
+@pytest.mark.parametrize(("room", "filled"), [(1_000, 32), (16, 16)], ids=["full at 24 examples", "memory for 16"])
+def test_a_batch_fills_the_device_when_a_larger_one_gains_nothing(
+    monkeypatch: pytest.MonkeyPatch, room: int, filled: int
+) -> None:
+    def forward_seconds(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+        examples = len(inputs["input_ids"])
+        if examples > room:
+            raise torch.OutOfMemoryError("out of memory")
+        return float(model.config.num_hidden_layers * max(24, examples))
+
+    monkeypatch.setattr(cost, "_forward_seconds", forward_seconds)
+    models = {"full": bert(4), "half": bert(2)}
+    timings = measure_peak(models, synthetic_batch(models["full"], 4, LENGTH))
+    assert [timing.batch for timing in timings.values()] == [filled, filled]
+    assert timings["full"].median_ms == 4_000 * max(24, filled)
+    assert (timings["full"].saved, timings["half"].saved) == (None, (0.5, 0.5, 0.5))
 
 
 @pytest.mark.gpu
@@ -211,3 +241,15 @@ def test_on_a_gpu_the_device_is_named_and_memory_counted() -> None:
     assert full.peak_bytes is not None
     assert half.peak_bytes is not None
     assert full.peak_bytes > half.peak_bytes > 4 * cost.parameters(models["half"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_a_small_model_waits_for_launches_until_the_batch_is_large() -> None:
+    model = bert(4).cuda()
+    batch = synthetic_batch(model, 1, LENGTH)
+    [timing] = cost.measure_inference({"full": model}, [batch], rounds=6)["full"]
+    share = cost.launch_share(timing.median_ms / 1000, cost.replayed_seconds(model, batch))
+    assert share is not None
+    assert share > 0.5
+    assert measure_peak({"full": model}, synthetic_batch(model, 32, LENGTH))["full"].batch > 32

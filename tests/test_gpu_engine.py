@@ -10,9 +10,9 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +20,13 @@ import torch
 from transformers import BertForSequenceClassification
 
 from budget_search.core.config import Recipe
-from budget_search.engine import finetune
+from budget_search.engine import finetune, workers
 from budget_search.engine.batches import DeviceSplit, SoftTargets, training_order
 from budget_search.engine.device import Device
+from budget_search.engine.evaluation import EvaluationContext
+from budget_search.engine.gpu import cuda
 from budget_search.engine.gpu.captured_steps import CapturedSteps
+from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.host_values import CaptureRefusedError, HostValues
 from budget_search.engine.gpu.lane_pool import AbandonedError, LanePool, abandoned
 from budget_search.engine.gpu.lanes import Lanes, lanes_that_pay, shape_of
@@ -31,6 +34,7 @@ from budget_search.engine.gpu.length_buckets import LengthBuckets, choose_bucket
 from budget_search.engine.loss import loss_of
 from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import keep_layers
+from budget_search.storage.study_folder import StudyFolder
 from tests.test_finetune import CPU, RECIPE, make_model, make_task, on_cpu
 
 EXAMPLES = 61  # seven batches of eight and one of five
@@ -298,7 +302,7 @@ def test_lanes_are_added_while_they_pay(rates: list[float], room: int, expected:
 
 
 def test_threads_of_a_pool_work_side_by_side_and_end_when_abandoned() -> None:
-    pool = LanePool(2, rate=lambda executor, lanes: 1.0, fits=lambda lanes: True)
+    pool = LanePool(2, lambda: 0)
     both = threading.Barrier(2, timeout=30)
     assert [each.result() > -1 for each in [pool.submit(both.wait) for _ in range(2)]] == [True, True]
 
@@ -314,15 +318,37 @@ def test_threads_of_a_pool_work_side_by_side_and_end_when_abandoned() -> None:
     assert pool.submit(int, "7").result() == 7
 
 
-def test_a_pool_without_a_number_measures_with_as_many_threads(split: DeviceSplit) -> None:
-    asked: list[tuple[int, int]] = []
+def test_a_pool_without_a_number_measures_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
 
-    def rate(executor: ThreadPoolExecutor, lanes: int) -> float:
-        asked.append((executor._max_workers, lanes))
-        return [0, 100.0, 150.0, 151.0][lanes]
+    def steps_per_second(context: EvaluationContext) -> float:
+        threads.append(threading.current_thread().name)
+        return 100.0
 
-    assert LanePool(None, gpus=4, rate=rate, fits=lambda lanes: True).count == 8
-    assert asked == [(1, 1), (2, 2), (3, 3)]
+    monkeypatch.setattr(workers, "steps_per_second", steps_per_second)
+    monkeypatch.setattr(cuda, "lane_fits", lambda device, lanes: lanes <= 3)
+    context = EvaluationContext(StudyFolder(Path("study")), Path("model"), "model", RECIPE, Device("cuda:0", "bf16"))
+    pool = workers.Workers(context, None)._pool
+    assert isinstance(pool, LanePool)
+    assert (pool.count, pool.sharing) == (3, 3)
+    assert len(threads) == 2 * (1 + 2 + 3), "each number is warmed up and timed"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("GPU-5f, GPU-77", ["GPU-5f", "GPU-77"])]
+)
+def test_each_of_several_gpus_gets_a_process_that_sees_it_alone(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, names: list[str]
+) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(workers, "slots", lambda device, asked: ("cuda:0", "cuda:1"))
+    context = EvaluationContext(StudyFolder(Path("study")), Path("model"), "model", RECIPE, Device("cuda:0", "bf16"))
+    pool = workers.Workers(context, 5, asked="auto")._pool
+    assert isinstance(pool, GpuProcesses)
+    assert (list(pool._running), pool.count, pool.sharing) == (names, 5, 3)
 
 
 def test_what_a_step_copies_from_the_host_is_kept_and_handed_out_again() -> None:

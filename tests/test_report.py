@@ -20,7 +20,8 @@ from budget_search.api import StudyReport
 from budget_search.core import formatting
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.limits import BindingLimit
-from budget_search.report.entries import InferencePoint, Interval, Quantiles, Rejected, Result, ThroughputPoint
+from budget_search.report.entries import Rejected, Result
+from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
@@ -277,6 +278,28 @@ def test_how_fast_the_answers_read_is_told_and_kept(report: Report) -> None:
     for fact in ("872 held_out examples", "130 examples a second", "196 for 0.1 points (33 %"):
         assert fact in text
     assert Report.from_json(measured.to_json()) == measured
+
+
+def test_what_a_gpu_was_busy_with_is_told_and_kept(report: Report) -> None:
+    shares = (0.83, 0.2)
+    inference = tuple(
+        dataclasses.replace(point, launch_share=share)
+        for point, share in zip(report.baseline.inference, shares, strict=True)
+    )
+    peak = PeakThroughput(512, 24, 21_000.0)
+    baseline = dataclasses.replace(report.baseline, inference=inference, peak_throughput=peak)
+    faster = PeakThroughput(512, 24, 35_000.0, Interval(0.4, 0.39, 0.41))
+    answer = dataclasses.replace(report.results[1], peak_throughput=faster)
+    measured = dataclasses.replace(with_results(report, answer), baseline=baseline)
+    text = " ".join(render([measured], "table").split())
+    first, second = (f"{point.batch} example" for point in inference)
+    assert f"83 % of the baseline's time for {first}" in text
+    assert text.count("(it dominates)") == 1
+    assert f"20 % of the baseline's time for {second}" in text
+    assert "512 examples of 24 tokens: 21,000 examples a second with all layers" in text
+    assert "(40 % of the time saved)" in text
+    assert Report.from_json(measured.to_json()) == measured
+    assert not any("{" in cell for row in csv.reader(io.StringIO(render([measured], "csv"))) for cell in row)
 
 
 def test_choosing_and_reporting_on_the_same_examples_is_said(report: Report) -> None:

@@ -20,14 +20,17 @@ from budget_search.engine.measurements.cost import (
     Throughput,
     Timing,
     flops,
+    launch_share,
     measure_inference,
     measure_throughput,
     parameters,
+    replayed_seconds,
     timed_batch,
 )
+from budget_search.engine.measurements.peak_throughput import measure_peak
 from budget_search.models.pretrained import quiet_transformers
 from budget_search.report.builder import ModelMeasurements
-from budget_search.report.entries import InferencePoint, Interval, Quantiles, ThroughputPoint
+from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 
 if TYPE_CHECKING:
     from budget_search.engine.workers import Workers
@@ -53,12 +56,18 @@ def measure_answers(
     batches = [timed_batch(split, size) for size in TIMED_BATCHES]
     timings = measure_inference(models, batches, budget_seconds=TIMED_SECONDS)
     speeds = measure_throughput(models, _random_batches(split, THROUGHPUT_BATCH), budget_seconds=TIMED_SECONDS)
+    # A core is full with 32 examples.
+    peaks = measure_peak(models, batches[-1]) if context.device.kind == "cuda" else {}
     return {
         layers: ModelMeasurements(
             parameters=parameters(models[str(layers)]),
             flops=flops(models[str(layers)], batches[0]),
-            inference=tuple(_inference_point(timing) for timing in timings[str(layers)]),
+            inference=tuple(
+                _inference_point(timing, replayed_seconds(models[str(layers)], batch))
+                for timing, batch in zip(timings[str(layers)], batches, strict=True)
+            ),
             throughput=_throughput_point(speeds[str(layers)]) if speeds else None,
+            peak_throughput=_peak_point(peaks[str(layers)]) if peaks else None,
         )
         for layers in sets
     }
@@ -95,7 +104,7 @@ def _random_batches(split: DeviceSplit, size: int) -> Iterator[dict[str, torch.T
     return (split.batch(order[start : start + size]) for start in range(0, len(order), size))
 
 
-def _inference_point(timing: Timing) -> InferencePoint:
+def _inference_point(timing: Timing, replayed: float | None) -> InferencePoint:
     """The measurement as the report shows it."""
     return InferencePoint(
         batch=timing.batch,
@@ -107,6 +116,7 @@ def _inference_point(timing: Timing) -> InferencePoint:
         threads=timing.threads,
         rounds=timing.rounds,
         peak_bytes=timing.peak_bytes,
+        launch_share=launch_share(timing.median_ms / 1000, replayed),
     )
 
 
@@ -116,4 +126,13 @@ def _throughput_point(measured: Throughput) -> ThroughputPoint:
         examples=measured.examples,
         examples_per_second=measured.examples / measured.seconds,
         saved=None if measured.saved is None else Interval(*measured.saved),
+    )
+
+
+def _peak_point(timing: Timing) -> PeakThroughput:
+    return PeakThroughput(
+        batch=timing.batch,
+        length=timing.length,
+        examples_per_second=1000 * timing.batch / timing.median_ms,
+        saved=None if timing.saved is None else Interval(*timing.saved),
     )

@@ -20,7 +20,8 @@ from budget_search.core.objective import Measure, Measured, Objective
 from budget_search.core.trial import SearchBudget, Trial
 from budget_search.core.versions import versions
 from budget_search.layer_search.settings import Advice, SearchObserver, SearchSettings, screens_for
-from budget_search.report.entries import InferencePoint, Interval, Quantiles, SplitSummary
+from budget_search.report.entries import SplitSummary
+from budget_search.report.inference import InferencePoint, Interval, Quantiles
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
 from budget_search.storage.database import LockWait

@@ -58,6 +58,11 @@ def milliseconds(ms: float) -> str:
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
 
 
+def three_digits(number: float) -> str:
+    """``21,300``, ``130``, ``4.32``."""
+    return f"{float(f'{number:.3g}'):,.10g}"
+
+
 def pairs(values: Mapping[str, Any]) -> str:
     """``name standard, epochs 3``: the items of a mapping; None, meaning no limit, prints as ``all``."""
     return ", ".join(f"{name.replace('_', ' ')} {_format_value(value)}" for name, value in values.items())

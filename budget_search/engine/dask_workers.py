@@ -23,7 +23,9 @@ _one_at_a_time = threading.Lock()
 
 class ClusterPool:
     """A Dask scheduler and whatever workers it has, ``most`` of them at a time: they may come, go and be replaced while
-    a search runs."""
+    a search runs. One evaluation at a time has all the devices of its worker."""
+
+    sharing = 1
 
     def __init__(self, client: Any, most: int | None = None) -> None:
         from distributed import KilledWorker

@@ -108,6 +108,13 @@ def slots(device: Device, asked: str, workers: int = 1) -> tuple[str, ...]:
     return tuple(itertools.islice(itertools.cycle(devices), max(workers, len(devices))))
 
 
+def visible_name(device: str) -> str:
+    """What CUDA_VISIBLE_DEVICES calls a GPU of this process (``cuda:1``), so that another process sees it alone."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    index = device.partition(":")[2]
+    return visible.split(",")[int(index)].strip() if visible else index
+
+
 _last_held: list[str] = []
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol, TypeVar
 
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
-from budget_search.core.signals import ENDING
 from budget_search.core.trial import Job, Trial
+from budget_search.engine.worker_process import begin_worker
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -34,6 +31,11 @@ class Pool(Protocol):
         """How many evaluations to hand out at a time."""
         ...
 
+    @property
+    def sharing(self) -> int:
+        """How many of them share the devices that one process sees."""
+        ...
+
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]: ...
 
     def abandon(self) -> None:
@@ -51,7 +53,7 @@ class LocalPool:
     lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count = self.sharing = count
         self._executor: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
@@ -108,21 +110,6 @@ def trial_of(pool: Pool, job: Job, future: Future[Trial]) -> Trial:
         return future.result()
     except pool.lost:
         return Trial(job.key, job.split, "failed", error="its worker process was killed", machine_failure=True)
-
-
-def begin_worker(coordinator: int) -> None:
-    """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
-    for number in ENDING:
-        # SIGTERM is sent to a worker alone, to end it.
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
-
-    def watch() -> None:
-        while os.getppid() == coordinator:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _result(future: Future[Outcome]) -> Outcome | None:

@@ -1,11 +1,11 @@
-"""Where evaluations run: in this process, in one process per device slot on this machine, or on a Dask cluster."""
+"""Where evaluations run: in this process, in processes for cores or GPUs of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,9 +15,11 @@ import torch
 
 from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
-from budget_search.engine.device import default_workers, one_of, slots
+from budget_search.engine.device import default_workers, one_of, slots, visible_name
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
+from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
+from budget_search.engine.gpu.lanes import lanes_that_pay
 from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
 from budget_search.engine.pools import LocalPool, Pool, completed, trial_of
 
@@ -42,7 +44,6 @@ class Workers:
         self.context = context
         self._asked = asked
         self._pool: Pool | None = cluster or _local_pool(context, count, asked)
-        self._on_cluster = cluster is not None
         self.untaken: list[Trial] = []
         """Trials that had finished when the search ended early; only after ``run``."""
 
@@ -76,7 +77,7 @@ class Workers:
     @property
     def _place(self) -> Callable[..., Any]:
         """Runs a function with the workplace as it is now and an item, in whichever process."""
-        return partial(_at_a_free_device, self.context, self._asked, 1 if self._on_cluster else self.count)
+        return partial(_at_a_free_device, self.context, self._asked, self._pool.sharing if self._pool else 1)
 
     def _each(
         self, function: Callable[[EvaluationContext, Item], Outcome], items: Iterable[Item | None]
@@ -95,20 +96,28 @@ class Workers:
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
-    """Lanes of this process on GPUs, else processes; None where one evaluation at a time runs in this thread."""
+    """Lanes of this process on one GPU, of a process for each on several; processes on a CPU. None where one evaluation
+    at a time runs in this thread."""
     if count == 1:
         return None
     if context.device.kind != "cuda":
         count = count or default_workers(context.device)
         return LocalPool(count) if count > 1 else None
+    gpus, measure = slots(context.device, asked), partial(_lanes_of_a_gpu, context)
+    if len(gpus) > 1:
+        return GpuProcesses(list(map(visible_name, gpus)), count, measure)
+    return LanePool(count, measure)
+
+
+def _lanes_of_a_gpu(context: EvaluationContext) -> int:
+    """As many as make the total faster, measured by as many threads of this process."""
     from budget_search.engine.gpu.cuda import lane_fits
 
-    return LanePool(
-        count,
-        gpus=len(slots(context.device, asked)),
-        rate=lambda executor, lanes: _total_rate(executor, [context] * lanes),
-        fits=lambda lanes: lane_fits(context.device.name, lanes),
-    )
+    def rate(lanes: int) -> float:
+        with ThreadPoolExecutor(lanes, "lane") as executor:
+            return _total_rate(executor, [context] * lanes)
+
+    return lanes_that_pay(rate, lambda lanes: lane_fits(context.device.name, lanes))
 
 
 def _total_rate(executor: Executor, contexts: Sequence[EvaluationContext]) -> float:

@@ -20,15 +20,14 @@ from budget_search.report.entries import (
     Cost,
     FrontierPoint,
     GainKept,
-    InferencePoint,
     Reference,
     Resolution,
     Result,
     SplitSummary,
-    ThroughputPoint,
     TrialRow,
 )
 from budget_search.report.evidence import Evidence
+from budget_search.report.inference import InferencePoint, PeakThroughput, ThroughputPoint
 from budget_search.report.rejected import nearest_rejected
 from budget_search.report.report import SCHEMA_VERSION, Report
 from budget_search.report.sentences import bound_by, why_not_smaller
@@ -45,6 +44,7 @@ class ModelMeasurements:
     flops: int | None
     inference: tuple[InferencePoint, ...]
     throughput: ThroughputPoint | None = None
+    peak_throughput: PeakThroughput | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class ReportBuilder:
             flops=measured.flops,
             inference=measured.inference,
             throughput=measured.throughput,
+            peak_throughput=measured.peak_throughput,
             fine_tune_seconds=self._train_seconds(self.full),
             constant_score=gain.constant if gain else None,
         )
@@ -177,6 +178,7 @@ class ReportBuilder:
             "flops_saved": _saved(measured.flops, baseline.flops),
             "inference": () if layers.is_full else measured.inference,
             "throughput": None if layers.is_full else measured.throughput,
+            "peak_throughput": None if layers.is_full else measured.peak_throughput,
             "fine_tune_speedup": self._speedup(layers),
         }
 

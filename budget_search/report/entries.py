@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from budget_search.core.config import Criterion, Verdict
 from budget_search.core.limits import BindingLimit
 from budget_search.core.serialization import OMIT_IF_NONE
+from budget_search.report.inference import InferencePoint, PeakThroughput, ThroughputPoint
 
 if TYPE_CHECKING:
     from budget_search.layer_search.learning import Gain
@@ -46,58 +47,6 @@ class GainKept:
 
 
 @dataclass(frozen=True)
-class Quantiles:
-    """The median and the 10 % and 90 % quantiles of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate and its 95 % interval; without bounds where it was measured once."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class InferencePoint:
-    """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
-
-    ``length`` is 0 where only an objective's author knows what was timed.
-
-    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
-    memory, weights included; None where the device does not count it (CPU).
-    """
-
-    batch: int
-    length: int
-    ms: Quantiles
-    saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
-    device: str = ""
-    dtype: str = ""
-    threads: int | None = None
-    rounds: int | None = None
-    peak_bytes: int | None = None
-
-
-@dataclass(frozen=True)
-class ThroughputPoint:
-    """How fast a model predicts ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
-
-    ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
-    """
-
-    batch: int
-    examples: int
-    examples_per_second: float
-    saved: Interval | None = field(default=None, metadata=OMIT_IF_NONE)
-
-
-@dataclass(frozen=True)
 class Baseline:
     """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
 
@@ -116,6 +65,7 @@ class Baseline:
     held_out_std: float | None = None
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     constant_score: float | None = field(default=None, metadata=OMIT_IF_NONE)
+    peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)
@@ -246,6 +196,7 @@ class Result:
     gain_kept: GainKept | None = field(default=None, metadata=OMIT_IF_NONE)
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     changes: PredictionChanges | None = None
+    peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)
 
     def __post_init__(self) -> None:
         if self.depth != len(self.kept):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from budget_search.core.formatting import (
     NO_VALUE,
@@ -15,12 +15,13 @@ from budget_search.core.formatting import (
     plural,
     points,
     printable,
+    three_digits,
     tolerance,
     with_spread,
 )
 from budget_search.core.layers import compact_indices
 from budget_search.report.comparison import reference_section
-from budget_search.report.entries import InferencePoint, Interval
+from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
@@ -221,6 +222,7 @@ def _savings_legend(report: Report) -> Iterator[str]:
         saved = [point.saved for result in report.results for point in result.inference if point.saved]
         bounded = any(each.low is not None for each in saved)
         yield f"saved: share of the baseline's time that is saved{', with its 95 % interval' if bounded else ''}."
+        yield from _launching(report.baseline.inference)
     else:
         yield "Inference was not timed."
     yield from _throughput(report)
@@ -229,16 +231,37 @@ def _savings_legend(report: Report) -> Iterator[str]:
 
 
 def _throughput(report: Report) -> Iterator[str]:
-    baseline = report.baseline.throughput
-    if baseline is None:
-        return
-    speeds = [f"{baseline.examples_per_second:,.3g} examples a second with all layers"]
-    for result in report.results:
-        if result.throughput is not None and result.throughput.saved is not None:
-            saved = percent(result.throughput.saved.value)
-            rate = f"{result.throughput.examples_per_second:,.3g}"
-            speeds.append(f"{rate} for {tolerance(result.delta)} ({saved} of the time saved)")
-    yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {', '.join(speeds)}."
+    baseline, peak = report.baseline.throughput, report.baseline.peak_throughput
+    if baseline is not None:
+        own = {tolerance(result.delta): result.throughput for result in report.results}
+        yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {_rates(baseline, own)}."
+    if peak is not None:
+        most = {tolerance(result.delta): result.peak_throughput for result in report.results}
+        batch = f"{plural(peak.batch, 'example')} of {plural(peak.length, 'token')}"
+        yield f"A batch that fills the device, {batch}: {_rates(peak, most)}."
+
+
+def _rates(
+    baseline: ThroughputPoint | PeakThroughput, answers: Mapping[str, ThroughputPoint | PeakThroughput | None]
+) -> str:
+    speeds = [f"{three_digits(baseline.examples_per_second)} examples a second with all layers"]
+    for allowed, point in answers.items():
+        if point is not None and point.saved is not None:
+            saved = percent(point.saved.value)
+            rate = three_digits(point.examples_per_second)
+            speeds.append(f"{rate} for {allowed} ({saved} of the time saved)")
+    return ", ".join(speeds)
+
+
+def _launching(inference: tuple[InferencePoint, ...]) -> Iterator[str]:
+    shares = [
+        f"{percent(point.launch_share)} of the baseline's time for {plural(point.batch, 'example')}"
+        f"{' (it dominates)' if point.is_launch_bound else ''}"
+        for point in inference
+        if point.launch_share is not None
+    ]
+    if shares:
+        yield f"launch overhead, during which the GPU waits for the host: {', '.join(shares)}."
 
 
 def _conditions(point: InferencePoint) -> str:

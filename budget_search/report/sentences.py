@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from budget_search.core.formatting import percent, plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import BindingLimit, Limits, Loss
-from budget_search.report.entries import InferencePoint, Rejected, Result
+from budget_search.report.entries import Rejected, Result
+from budget_search.report.inference import InferencePoint
 from budget_search.report.report import Report
 
 

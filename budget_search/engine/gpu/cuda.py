@@ -8,7 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from budget_search.engine.gpu.host_values import CaptureRefusedError
+from budget_search.engine.gpu.host_values import CaptureRefusedError, HostValues
+
+# How often a graph is replayed to take its time.
+TIMED_REPLAYS = 20
 
 # One process has one default generator per device, and any operation may draw from it. Whoever seeds it, draws from it
 # or captures draws holds this.
@@ -69,6 +72,33 @@ class GraphRecorder:
 
     def seed(self, seed: int) -> None:
         self._own.manual_seed(seed)
+
+
+def replay_seconds(function: Callable[[], object], device: str) -> float | None:
+    """Mean seconds on the device of a function's work, replayed as a graph; None where it cannot be captured.
+
+    The function draws no random numbers.
+    """
+    recorder = GraphRecorder(device)
+    started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    try:
+        with recorder.active():
+            host_values = HostValues.seen_in(function)
+            with host_values.given():
+                replay = recorder.capture(lambda: _run(function))
+            replay()
+            started.record()
+            for _ in range(TIMED_REPLAYS):
+                replay()
+            ended.record()
+            ended.synchronize()
+    except (CaptureRefusedError, torch.OutOfMemoryError):
+        return None
+    return started.elapsed_time(ended) / 1000 / TIMED_REPLAYS
+
+
+def _run(function: Callable[[], object]) -> None:
+    function()
 
 
 def _reason(error: BaseException) -> str:

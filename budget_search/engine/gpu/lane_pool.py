@@ -7,8 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from budget_search.engine.gpu.lanes import lanes_that_pay
-
 Outcome = TypeVar("Outcome")
 
 # Set while running fine-tunes are to end because no one waits for them.
@@ -26,30 +24,23 @@ def end_if_abandoned() -> None:
 
 
 class LanePool:
-    """As many threads as asked for; otherwise as many per GPU as make the total faster.
-
-    ``rate`` measures the steps per second of so many fine-tunes side by side, given as many threads; ``fits`` says
-    whether another lane fits into memory.
-    """
+    """As many threads as asked for; otherwise as many as ``measure`` finds to pay."""
 
     lost: tuple[type[BaseException], ...] = ()
 
-    def __init__(
-        self,
-        count: int | None,
-        gpus: int = 1,
-        *,
-        rate: Callable[[ThreadPoolExecutor, int], float],
-        fits: Callable[[int], bool],
-    ) -> None:
-        self._count, self._gpus, self._rate, self._fits = count, gpus, rate, fits
+    def __init__(self, count: int | None, measure: Callable[[], int]) -> None:
+        self._count, self._measure = count, measure
         self._executor: ThreadPoolExecutor | None = None
 
     @property
     def count(self) -> int:
         if self._count is None:
-            self._count = self._gpus * self._lanes_per_gpu()
+            self._count = self._measure()
         return self._count
+
+    @property
+    def sharing(self) -> int:
+        return self.count
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
         if self._executor is None:
@@ -66,10 +57,3 @@ class LanePool:
         finally:
             abandoned.clear()
         self._executor = None
-
-    def _lanes_per_gpu(self) -> int:
-        def total(lanes: int) -> float:
-            with ThreadPoolExecutor(lanes, "lane") as executor:
-                return self._rate(executor, lanes)
-
-        return lanes_that_pay(total, self._fits)

@@ -21,9 +21,8 @@ from budget_search.engine.device import Device
 from budget_search.engine.gpu.captured_steps import CapturedSteps, Recorder
 from budget_search.engine.gpu.host_values import CaptureRefusedError
 from budget_search.engine.schedule import Schedule
+from budget_search.engine.sizes import largest_that_pays
 
-# Another lane must make the total faster by this share.
-LEAST_GAIN = 0.1
 MOST_LANES = 8
 
 
@@ -111,18 +110,12 @@ class Lane:
             self._steps.popitem(last=False)
 
 
-def lanes_that_pay(rate: Callable[[int], float], fits: Callable[[int], bool], most: int = MOST_LANES) -> int:
+def lanes_that_pay(rate: Callable[[int], float], fits: Callable[[int], bool]) -> int:
     """How many lanes to use: another one as long as it fits into memory and makes the total faster by a tenth.
 
     ``rate`` is the steps per second of so many lanes together, measured when asked for.
     """
-    lanes, best = 1, rate(1)
-    while lanes < most and fits(lanes + 1):
-        total = rate(lanes + 1)
-        if total < (1 + LEAST_GAIN) * best:
-            break
-        lanes, best = lanes + 1, total
-    return lanes
+    return largest_that_pays(range(1, MOST_LANES + 1), lambda lanes: rate(lanes) if lanes == 1 or fits(lanes) else 0.0)
 
 
 def shape_of(model: PreTrainedModel, train: DeviceSplit, recipe: Recipe) -> str:

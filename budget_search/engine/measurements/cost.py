@@ -119,6 +119,25 @@ def measure_inference(
     return {name: tuple(timings) for name, timings in found.items()}
 
 
+def replayed_seconds(model: PreTrainedModel, batch: Batch) -> float | None:
+    """Seconds of a forward pass replayed as one CUDA graph, which no host has to launch kernel by kernel.
+
+    None off CUDA, and for a model that cannot be captured.
+    """
+    if model.device.type != "cuda":
+        return None
+    from budget_search.engine.gpu.cuda import replay_seconds
+
+    inputs = _inputs(model, batch)
+    with _evaluating([model]):
+        return replay_seconds(lambda: model(**inputs), str(model.device))
+
+
+def launch_share(seconds: float, replayed: float | None) -> float | None:
+    """The share of a pass's time in which a GPU waits for kernels to be launched: what a replay of the pass saves."""
+    return None if replayed is None else max(0.0, 1 - replayed / seconds)
+
+
 def measure_throughput(
     models: Mapping[str, PreTrainedModel], batches: Iterable[Batch], *, budget_seconds: float = 60.0
 ) -> dict[str, Throughput]:

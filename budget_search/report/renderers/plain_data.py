@@ -14,7 +14,10 @@ from budget_search.report.report import Report
 from budget_search.report.sentences import largest_batch
 
 # Nested fields, and those that have columns of their own.
-NOT_IN_CSV = {"kept", "dropped", "metrics", "inference", "nearest_rejected", "binding", "throughput", "changes"}
+NOT_IN_CSV = {
+    "kept", "dropped", "metrics", "inference", "nearest_rejected", "binding", "throughput", "peak_throughput",
+    "changes",
+}  # fmt: skip
 
 
 def render_json(reports: Sequence[Report], exported: str | None = None) -> str:
