@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import ctypes
 import os
-import signal
 import sys
 import threading
 import time
@@ -19,10 +19,11 @@ import torch
 from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from budget_search.core.errors import StudyError
-from budget_search.core.signals import ENDING
+from budget_search.core.signals import leave_terminal_to_coordinator
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import default_workers, one_of, slots
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
+from budget_search.engine.forked_processes import forked_processes
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
 
@@ -135,7 +136,14 @@ class Workers:
 
     def speeds(self, total: int) -> list[Speed]:
         """How fast each worker is while all of them work, for a model of so many layers."""
-        return list(self._each(measure_speed, [total] * self.count))
+        totals = [total] * self.count
+        if not isinstance(self._pool, LocalPool):
+            return list(self._each(measure_speed, totals))
+        with forked_processes(self.count) as processes:
+            try:
+                return list(processes.map(partial(self._place, measure_speed), totals))
+            except concurrent.futures.process.BrokenProcessPool:
+                raise StudyError("a process that timed a few steps was killed (out of memory?)") from None
 
     @property
     def _place(self) -> Callable[..., Any]:
@@ -237,10 +245,7 @@ def _memory_at_hand() -> Iterator[None]:
 
 def begin_worker(coordinator: int) -> None:
     """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
-    for number in ENDING:
-        # SIGTERM is sent to a worker alone, to end it.
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    leave_terminal_to_coordinator()
 
     def watch() -> None:
         while os.getppid() == coordinator:
