@@ -25,7 +25,8 @@ from budget_search.engine.device import default_workers, one_of, slots
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
 from budget_search.engine.forked_processes import forked_processes
 from budget_search.engine.gpu.lane_pool import LanePool
-from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
+from budget_search.engine.measurements.speed import measure_speed, steps_per_second
+from budget_search.simulation.evaluation_costs import Speed
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
