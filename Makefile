@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-all lint install clean
+.PHONY: demo test test-all test-versions lint install clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,11 @@ test: lint
 # Also the tests that kill searches, fill disks, start clusters and build every architecture.
 test-all: lint
 	$(PYTEST)
+
+# The core tests with the oldest and the newest libraries allowed, each in a new environment of about 6 GB.
+test-versions:
+	$(PYTHON) -m tests.versions oldest
+	$(PYTHON) -m tests.versions newest
 
 clean:
 	rm -rf $(VENV) demo-smaller .mypy_cache .ruff_cache .pytest_cache

@@ -40,7 +40,7 @@ def main() -> None:
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext, run_job
-    from budget_search.engine.measurements.evaluation_cost import EvaluationCosts
+    from budget_search.engine.measurements.evaluation_cost import evaluation_costs
     from budget_search.engine.measurements.speed import measure_speed, probed_depths
     from budget_search.storage.study_folder import StudyFolder, stored_config
 
@@ -56,7 +56,7 @@ def main() -> None:
         settings = search_settings(resolved, facts, task, Limits(), 1)
         rows = []
         for depth in reversed(probed_depths(settings.total)):
-            costs = EvaluationCosts.of(settings, measure_speed(context, settings.total), task, context)
+            costs = evaluation_costs(settings, measure_speed(context, settings.total), task, context)
             layers = LayerSet(tuple(range(depth)), settings.total)
             for rung, split in ((settings.screen_rung, "selection"), (1.0, "certification")):
                 trial = run_job(context, Job(TrialKey(layers, rung, 42), split))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ from budget_search.cli import parser as arguments
 from budget_search.cli.main import main
 from budget_search.cli.options import request_from
 from budget_search.core.config import RECIPES
+from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.core.versions import TRIED, untried
 from budget_search.storage.study_folder import StudyFolder
 from budget_search.storage.study_store import StudyStore
 from tests import tiny
@@ -166,6 +169,23 @@ def test_doctor_says_what_is_here(
         assert re.search(f"^{line}", shown, re.MULTILINE), line
 
 
+def test_doctor_warns_of_versions_that_were_not_tried() -> None:
+    found = {name: f"{oldest}.7" for name, (oldest, _) in TRIED.items()}
+    assert untried(found) == {}
+    found |= {"torch": "3.0.1+cpu", "transformers": "5.2", "numpy": "unknown"}
+    assert untried(found).keys() == {"torch", "transformers"}
+    assert "3.0.1+cpu was not tried; 2.11 to " in untried(found)["torch"]
+
+
+def test_what_is_installed_by_default_and_allowed_at_the_least_was_tried() -> None:
+    root = Path(__file__).parent.parent
+    asked = tomllib.loads((root / "pyproject.toml").read_text("utf8"))["project"]["dependencies"]
+    exact = dict(line.split("==") for line in (root / "constraints.txt").read_text("utf8").splitlines() if "==" in line)
+    assert untried(exact) == {}
+    for name, (oldest, newest) in TRIED.items():
+        assert f"{name}>={oldest},<{int(newest.partition('.')[0]) + 1}" in asked
+
+
 # -- how options are written ----------------------------------------------------------------------------------------
 
 BASE = ("--task", "qqp", "--model", "xlnet-base-cased")
@@ -245,6 +265,21 @@ def test_methods_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked(*BASE, *options).recipe_from("quick") == wanted
     monkeypatch.setenv("BUDGET_SEARCH_FREEZE", "embeddings 1")
     assert asked(*BASE).recipe_from("quick").freeze == ("embeddings", "1")
+
+
+def test_windows_paths_in_a_file_are_taken_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("task: C:\\temp\\reviews.csv\nmodel: 'D:\\new\\bert'\ntext_columns: [a]\n")
+    request = asked("--config", str(file))
+    assert (request.task, request.model) == ("C:\\temp\\reviews.csv", "D:\\new\\bert")
+
+
+@pytest.mark.parametrize("path", ["C:\\models\\bert", "C:\\temp\\bert"], ids=["no escape", "a tab"])
+def test_a_backslash_in_double_quotes_is_explained(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(f'task: demo\nmodel: "{path}"\n')
+    with pytest.raises(UsageError, match="a backslash begins an escape"):
+        asked("--config", str(file))
 
 
 def test_every_kind_of_value_from_a_file(tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ from budget_search.engine.evaluation import EvaluationContext, load_weights, loa
 from budget_search.engine.finetune import fine_tune
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.loss import loss_of
-from budget_search.engine.measurements.evaluation_cost import EvaluationCosts
-from budget_search.engine.measurements.speed import Speed
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings
@@ -46,6 +44,7 @@ from budget_search.layer_search.verdict import Judgement
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen, skipping_layers
 from budget_search.models.pretrained import fresh_head
+from budget_search.simulation.evaluation_costs import EvaluationCosts, Speed
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
 from budget_search.storage.study_folder import StudyFolder
 from tests import tiny
@@ -448,8 +447,8 @@ def test_time_and_price_count_every_phase() -> None:
     assert pace.seconds([full_run(SMALLER)], 1) == pytest.approx((4 + 3 + 2) * 2 + 2)
     linear = (1.0, 2.0, 3.0, 4.0)
     prices = EvaluationCosts(
-        total=4, recipe=asked, speed=Speed((1, 2, 3, 4), linear, linear, linear, linear, 0.0), full_steps=100,
-        train_tokens=1.0, tokens={}, padded={}, timed_tokens=1, parameters=1, layer_parameters=1.0,
+        total=4, recipe=asked, speed=Speed((1, 2, 3, 4), linear, linear, linear, linear), full_steps=100,
+        train_tokens=1.0, tokens={}, padded={}, timed_tokens=1, timing_seconds=1.0, parameters=1, layer_parameters=1.0,
     )  # fmt: skip
     assert prices.training(1.0, 2) == [(100, 4), (100, 3), (100, 2)]
     assert prices.training_equivalents(full_run(SMALLER)) == pytest.approx(9 / 4)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForSequenceClassification
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-from budget_search.engine import finetune, optimizer
+from budget_search.engine import finetune, optimizer, training_step
 from budget_search.engine.device import Device
-from budget_search.engine.optimizer import CLIP_NORM, clipped_adamw, rounded_weights
+from budget_search.engine.optimizer import CLIP_NORM, clipped_adamw, rounded_weights, sum_in_fp32
+from budget_search.engine.schedule import Schedule
+from budget_search.engine.training_step import EagerSteps
 from tests.test_finetune import RECIPE, make_model, make_task, on_cpu
 from tests.test_last_layer import gradients
 from tests.test_model_sweep import tiny_config
@@ -118,6 +122,54 @@ def test_a_fine_tune_is_the_one_that_autocast_rounds(monkeypatch: pytest.MonkeyP
     for name, weight in ours.state_dict().items():
         # A norm of bf16 gradients is rounded too.
         torch.testing.assert_close(weight, weights[name], rtol=0.01, atol=1e-3)
+
+
+def test_small_pieces_of_a_batch_add_up_beside_a_large_one() -> None:
+    model = make_model()
+    weight = model.classifier.weight
+    before = weight.detach().clone()
+    with rounded_weights(model, BF16) as rounded:
+        own = clipped_adamw(model, rounded, 0.1, BF16)
+        # In bf16 256 - 0.5 is 256: the weights would go the other way.
+        for size in (256.0, *[-0.5] * 600):
+            rounded[weight].grad = torch.full_like(rounded[weight], size)
+            sum_in_fp32(rounded)
+        own.step()
+        own.zero_grad()
+        assert weight.grad is None
+    assert (weight > before).all()
+
+
+def test_the_gradient_of_pieces_is_that_of_the_batch_and_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradients_of(pieces: int) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr(training_step, "_fitted", {("cpu", 16): 16 // pieces})
+        model, split = make_model(dropout=0.0), on_cpu(make_task())
+        schedule = Schedule.over((np.arange(16),), RECIPE)
+        found = dict[str, torch.Tensor]()
+        with rounded_weights(model, BF16) as rounded:
+            names = {rounded[weight]: weight for weight in rounded}
+
+            def look(*_: object) -> None:
+                for name, read in model.named_parameters():
+                    if (weight := names.get(read)) is not None:
+                        gradient = read.grad if weight.grad is None else weight.grad
+                        assert gradient is not None
+                        found[name] = gradient.float().clone()
+
+            hook = register_optimizer_step_pre_hook(look)
+            try:
+                EagerSteps(model, split, RECIPE, schedule, 3, BF16, rounded).run(0)
+            finally:
+                hook.remove()
+        return found
+
+    whole, pieces = gradients_of(1), gradients_of(8)
+    assert whole.keys() == pieces.keys()
+    largest = max(float(gradient.abs().max()) for gradient in whole.values())
+    for name, gradient in whole.items():
+        torch.testing.assert_close(pieces[name], gradient, rtol=0.05, atol=0.01 * largest)
+        assert torch.equal(gradient, gradient.bfloat16().float())
+    assert not all(torch.equal(gradient, gradient.bfloat16().float()) for gradient in pieces.values())
 
 
 def far_from_autocast(kind: str) -> str | None:

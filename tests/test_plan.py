@@ -113,6 +113,17 @@ def test_a_plan_leaves_nothing_behind(here: Path, capsys: pytest.CaptureFixture[
     assert told["resolution"]["smallest_certifiable_delta"] > 0
 
 
+def test_a_plan_for_two_workers_times_two_at_once_and_leaves_no_process(here: Path) -> None:
+    options = [*tiny.search_options("sst2"), "--workers", "2", "--delta", "0.05", "--format", "json"]
+    with tiny.ended(tiny.start(["plan", *options, "--layers", "0-1"], here, tiny.environment(here))) as process:
+        # Returns when no process holds these streams any more.
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    told = json.loads(out)
+    assert told["workers"] == 2
+    assert min(row["seconds"] for row in told["seconds_per_evaluation"]) > 0
+
+
 def test_a_plan_counts_what_the_study_holds(sst2_study: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(sst2_study.parent, here / "studies")
     before = tiny.tree(here / "studies")

@@ -289,10 +289,20 @@ def test_odd_texts_arrive_unchanged(tmp_path: Path) -> None:
     assert texts_of(load(write_csv(tmp_path / "r.csv", rows[:-1]))) == texts[:-1]
 
 
-@pytest.mark.parametrize("column", ["labels", "label_ids", "input_ids", "text label"])
+@pytest.mark.parametrize("column", ["labels", "label_ids", "input_ids", "idx", "text label"])
 def test_column_names_that_models_use_mean_nothing_here(tmp_path: Path, column: str) -> None:
     path = write_csv(tmp_path / "r.csv", [{"text": "a", column: "x"}, {"text": "b", column: "y"}])
     assert load(path, label_column=column).label_names == ("x", "y")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["a", "b"], ["c", "d"], [0, 1]], names=["text", "text", "stars"])
+    pq.write_table(table, tmp_path / "r.parquet")
+    # Of two values JSON keeps the last.
+    (tmp_path / "r.jsonl").write_text('{"text": "a", "stars": 0, "stars": 1}\n' * 4)
+    (tmp_path / "r.csv").write_text("text,text,stars\na,b,0\nc,d,1\n")
+    for name, column in (("r.parquet", "text"), ("r.jsonl", "stars"), ("r.csv", "text")):
+        assert f"{name} has two columns named '{column}'" in refusal(tmp_path / name)
 
 
 def test_an_unclosed_quotation_is_refused(tmp_path: Path) -> None:

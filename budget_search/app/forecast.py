@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,17 @@ from budget_search.app.search_settings import (
 )
 from budget_search.core.config import Recipe
 from budget_search.core.dropping import training_depth
-from budget_search.core.layers import LayerSet
-from budget_search.core.trial import Job, Trial, TrialKey
+from budget_search.core.trial import Trial
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.device import Device, cores
-from budget_search.engine.measurements.evaluation_cost import EvaluationCosts, EvaluationTime
+from budget_search.engine.measurements.evaluation_cost import evaluation_costs
 from budget_search.engine.measurements.speed import mean_speed
 from budget_search.engine.workers import Workers
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.layer_search.verdict import resolution
 from budget_search.report.entries import Resolution
+from budget_search.simulation.evaluation_costs import EvaluationCosts, EvaluationTime, RemainingWork
 from budget_search.simulation.simulated_search import SimulatedSearch, simulate_searches
 from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
@@ -122,37 +121,8 @@ def _study_or_draft(resolved: ResolvedRequest, device: Device, observer: SearchO
 
 
 @dataclass(frozen=True)
-class RemainingWork:
-    """What evaluations still cost: those that the study holds already cost nothing.
-
-    ``known`` holds the layer set, rung and seed of each. The full model stands there as None, because a rehearsal may
-    have another number of layers.
-    """
-
-    costs: EvaluationCosts
-    known: frozenset[tuple[LayerSet | None, float, int]]
-
-    @classmethod
-    def of(cls, costs: EvaluationCosts, history: Sequence[Trial]) -> RemainingWork:
-        return cls(costs, frozenset(_without_depth(trial.key) for trial in history))
-
-    def is_known(self, job: Job) -> bool:
-        return _without_depth(job.key) in self.known
-
-    def seconds(self, job: Job) -> float:
-        return 0.0 if self.is_known(job) else self.costs.seconds(job)
-
-
-def _without_depth(key: TrialKey) -> tuple[LayerSet | None, float, int]:
-    return (None if key.layers.is_full else key.layers), key.rung, key.seed
-
-
-@dataclass(frozen=True)
 class ProbedStudy:
-    """A study, what it holds already, and what evaluations cost on this device.
-
-    ``start_seconds`` is the time that worker processes take to start.
-    """
+    """A study, what it holds already, and what evaluations cost on this device."""
 
     resolved: ResolvedRequest
     folder: StudyFolder
@@ -162,7 +132,6 @@ class ProbedStudy:
     history: tuple[Trial, ...]
     answered: bool
     costs: EvaluationCosts
-    start_seconds: float
 
     @property
     def remaining(self) -> RemainingWork:
@@ -181,7 +150,6 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     if request.scheduler:
         where = " here, not on the cluster: --workers says how many evaluations it will run"
     observer.stage(f"timing a few steps at a few depths{where}")
-    began = time.monotonic()
     speed = mean_speed(workers.speeds(settings.total))
     return ProbedStudy(
         resolved=resolved,
@@ -191,8 +159,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
         workers=workers.count,
         history=tuple(history),
         answered=answered,
-        costs=EvaluationCosts.of(settings, speed, task, context),
-        start_seconds=max(0.0, time.monotonic() - began - speed.spent),
+        costs=evaluation_costs(settings, speed, task, context),
     )
 
 
@@ -237,9 +204,12 @@ def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forec
 
 
 def _hours(study: ProbedStudy, rehearsal: SimulatedSearch) -> float:
-    """Of a whole search: starting, deciding, evaluating, and measuring the answers; at most ``--max-hours``."""
+    """Of a whole search: deciding, evaluating, and measuring the answers; at most ``--max-hours``.
+
+    The seconds in which worker processes start are not counted.
+    """
     finishing = study.costs.finishing_seconds(rehearsal.answers, len(study.settings.seeds), study.workers)
-    hours = (study.start_seconds + rehearsal.deciding_seconds + rehearsal.seconds + finishing) / 3600
+    hours = (rehearsal.deciding_seconds + rehearsal.seconds + finishing) / 3600
     limit = study.resolved.request.max_hours
     return hours if limit is None else min(hours, limit)
 

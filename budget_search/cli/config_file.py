@@ -47,14 +47,31 @@ def from_file(path: str | None) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"--config {path} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"--config {path} is not valid YAML: {_reason(error)}") from error
     if not isinstance(settings, Mapping):
         raise UsageError(f"--config {path} must hold `option: value` lines")
     options = {str(name).replace("-", "_"): value for name, value in settings.items()}
     known = {*SEARCH_FIELDS, *OTHER_OPTIONS}
     if unknown := sorted(options.keys() - known):
         raise UsageError(f"--config {path}: unknown {', '.join(unknown)}; allowed: {' '.join(sorted(known))}")
+    for name, value in options.items():
+        # "C:\\temp" in double quotes holds a tab.
+        if any(char < " " for each in (value if isinstance(value, list) else [value]) for char in str(each)):
+            raise UsageError(f"--config {path}: {name} is {value!r}, with control characters; {_BACKSLASH}")
     return {name: _typed(name, value, f"--config {path}: {name}") for name, value in options.items()}
+
+
+_BACKSLASH = "in double quotes a backslash begins an escape: write a Windows path in single quotes"
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, and in which line."""
+    import yaml
+
+    if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:
+        return str(error).splitlines()[0]
+    hint = f"; {_BACKSLASH}" if "escape" in str(error.problem) else ""
+    return f"line {error.problem_mark.line + 1}: {error.problem}{hint}"
 
 
 _LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns", "freeze")

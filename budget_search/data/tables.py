@@ -92,7 +92,9 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """The column names, in order. Raises UsageError if the content does not match the extension."""
         if self.kind == "parquet":
-            return tuple(self._parquet.schema_arrow.names)
+            names = self._parquet.schema_arrow.names
+            self._check_header(names)
+            return tuple(names)
         _, names = next(self._records())
         return tuple(names)
 
@@ -254,6 +256,7 @@ class Table:
                     kind = type(record).__name__
                     raise UsageError(f"{where}: a {kind}, not an object; one object per line is read")
                 if first:
+                    self._check_header([name for name, _ in json.loads(line, object_pairs_hook=list)])
                     yield number, dict.fromkeys(record)
                     first = False
                 yield number, record

@@ -4,7 +4,7 @@ A small batch updates every weight of a model for the products of a few hundred 
 goes into carrying weights, gradients and moments to the core and back: to round weights for bf16 products, to bring
 gradients back to fp32, to shrink them, to update. Here it all happens to a block of weights while it lies in the core's
 cache, and linear layers read bf16 copies that the update leaves behind. Rounding happens where autocast has it, but for
-the parts of the gradients' norm, and for gradients that are summed over pieces of a batch, which are bf16 too.
+the parts of the gradients' norm. Gradients of the pieces of a batch are summed in fp32.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def rounded_weights(model: PreTrainedModel, device: Device) -> Iterator[Rounded]
             setattr(layer, name, weight)
 
 
+def sum_in_fp32(rounded: Rounded) -> None:
+    """Add the bf16 gradients of what linear layers read to the fp32 gradients of the weights, and clear them.
+
+    For a batch in pieces: a sum in bf16 would lose every piece that is small beside the sum.
+    """
+    for weight, copy in rounded.items():
+        if copy.grad is not None:
+            piece = copy.grad.to(weight.dtype)
+            weight.grad = piece if weight.grad is None else weight.grad.add_(piece)
+            copy.grad = None
+
+
 def _plain_linears(model: PreTrainedModel) -> list[tuple[nn.Linear, str]]:
     """Linear layers and the names of their fp32 weights, each weight used once."""
     uses = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
@@ -99,8 +111,9 @@ class _BlockwiseAdamW(torch.optim.Optimizer):
     """Over weights, each with what the model calculates with in its place: itself, or a bf16 copy."""
 
     def __init__(self, weights: Mapping[nn.Parameter, nn.Parameter], lr: float) -> None:
-        super().__init__(list(weights), {"lr": lr})
-        self._read = list(weights)
+        # Each once: weights have gradients of their own where a batch came in pieces.
+        super().__init__(list(dict.fromkeys([*weights, *weights.values()])), {"lr": lr})
+        self._weights = list(weights.items())
         self._steps = [torch.zeros(()) for _ in weights]
         pieces = [
             piece for index, (read, weight) in enumerate(weights.items()) for piece in _pieces(index, read, weight)
@@ -110,7 +123,8 @@ class _BlockwiseAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         # A skipped layer has no gradients, and stays as it is.
-        gradients = {index: read.grad.reshape(-1) for index, read in enumerate(self._read) if read.grad is not None}
+        found = (read.grad if weight.grad is None else weight.grad for read, weight in self._weights)
+        gradients = {index: each.reshape(-1) for index, each in enumerate(found) if each is not None}
         shrink = CLIP_NORM / (float(get_total_norm(list(gradients.values()))) + 1e-6)
         for index in gradients:
             self._steps[index] += 1

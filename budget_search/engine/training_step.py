@@ -13,7 +13,7 @@ from budget_search.engine.batches import DeviceSplit
 from budget_search.engine.cpu_kernels import cpu_kernels
 from budget_search.engine.device import Device
 from budget_search.engine.loss import loss_of
-from budget_search.engine.optimizer import Rounded, clipped_adamw
+from budget_search.engine.optimizer import Rounded, clipped_adamw, sum_in_fp32
 from budget_search.engine.schedule import Schedule
 
 # The largest micro-batch that fitted, per device and batch size, so that later fine-tunes start with it.
@@ -49,7 +49,7 @@ class EagerSteps:
         rounded: Rounded,
     ) -> None:
         self._model, self._train, self._schedule, self._device = model, train, schedule, device
-        self._optimizer = clipped_adamw(model, rounded, recipe.lr, device)
+        self._rounded, self._optimizer = rounded, clipped_adamw(model, rounded, recipe.lr, device)
         torch.manual_seed(seed)
         self._kernels = cpu_kernels(device, seed)
         self._loss = torch.zeros((), device=device.name)
@@ -79,7 +79,7 @@ class EagerSteps:
                 if micro == 1:
                     raise MemoryError(f"out of memory with one example of {length} tokens") from error
             # The traceback held the activations; only now can they be freed.
-            self._model.zero_grad()
+            self._optimizer.zero_grad()
             if self._device.kind == "cuda":
                 torch.cuda.empty_cache()
             micro = math.ceil(micro / 2)
@@ -93,6 +93,8 @@ class EagerSteps:
                 logits = self._model(**self._train.inputs(part, length)).logits
             loss = loss_of(logits, self._train.labels[part], self._train.soft_of(part), own)
             loss.backward()
+            if micro < len(rows):
+                sum_in_fp32(self._rounded)
             total += loss.detach()
         return total
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 
-from budget_search.core.signals import ENDING
+from budget_search.core.signals import leave_terminal_to_coordinator
 
 
 def begin_worker(coordinator: int) -> None:
     """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
-    for number in ENDING:
-        # SIGTERM is sent to a worker alone, to end it.
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+    leave_terminal_to_coordinator()
 
     def watch() -> None:
         while os.getppid() == coordinator:

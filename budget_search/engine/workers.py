@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,11 +18,13 @@ from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import default_workers, one_of, slots, visible_name
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
+from budget_search.engine.forked_processes import forked_processes
 from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.gpu.lanes import lanes_that_pay
-from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
+from budget_search.engine.measurements.speed import measure_speed, steps_per_second
 from budget_search.engine.pools import LocalPool, Pool, completed, trial_of
+from budget_search.simulation.evaluation_costs import Speed
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
@@ -72,7 +75,14 @@ class Workers:
 
     def speeds(self, total: int) -> list[Speed]:
         """How fast each worker is while all of them work, for a model of so many layers."""
-        return list(self._each(measure_speed, [total] * self.count))
+        totals = [total] * self.count
+        if not isinstance(self._pool, LocalPool):
+            return list(self._each(measure_speed, totals))
+        with forked_processes(self.count) as processes:
+            try:
+                return list(processes.map(partial(self._place, measure_speed), totals))
+            except concurrent.futures.process.BrokenProcessPool:
+                raise StudyError("a process that timed a few steps was killed (out of memory?)") from None
 
     @property
     def _place(self) -> Callable[..., Any]:

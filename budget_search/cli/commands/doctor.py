@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from budget_search.core.versions import versions
+from budget_search.core.versions import untried, versions
 
 HELP = "versions, devices, precision, caches, whether the hub is reachable"
 DESCRIPTION = HELP
@@ -22,20 +22,22 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def doctor_table() -> str:
-    """One line per version, device and cache."""
+    """One line per version, device and cache, and per library whose version was not tried."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from tabulate import tabulate
 
     from budget_search.engine.device import available_devices, default_workers, resolve_device
 
     device = resolve_device("auto", "auto")
+    found = versions()
     rows = [
-        *versions().items(),
+        *found.items(),
         ("devices", " ".join(available_devices())),
         ("chosen", f"{device.name} with {device.precision}"),
         ("evaluations at a time", "measured" if device.kind == "cuda" else default_workers(device)),
         ("model cache", HF_HUB_CACHE),
         ("hub", _hub_state()),
+        *(("warning", f"{name} {warning}") for name, warning in untried(found).items()),
     ]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)
 

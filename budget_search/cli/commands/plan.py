@@ -31,8 +31,11 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         raise UsageError(f"--format {arguments.format}: a plan comes as table or json")
     from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
+    from budget_search.engine.forked_processes import start_server
 
     resolved = resolve_request(request_from(arguments))
+    if resolved.request.workers != 1:
+        start_server()
     console = Console(quiet=bool(arguments.quiet))
     try:
         from budget_search.app.forecast import forecast

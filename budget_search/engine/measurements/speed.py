@@ -9,7 +9,6 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -25,32 +24,16 @@ from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import find_layers, keep_layers
 from budget_search.models.pretrained import fresh_head
+from budget_search.simulation.evaluation_costs import Speed
 
 # Seconds that training steps of one depth may take, and how many there are in any case.
-SECONDS_PER_DEPTH = 8.0
-FEWEST_STEPS, MOST_STEPS = 4, 24
-EVALUATION_BATCHES = 3
+SECONDS_PER_DEPTH = 1.0
+FEWEST_STEPS, MOST_STEPS = 3, 24
+EVALUATION_BATCHES = 2
 # Steps that are timed to see whether another lane of a GPU pays.
 LANE_STEPS = 50
 # Layers are alike: between these shares of the depth, time goes up along straight lines.
 PROBED_SHARES = (0.0, 0.5, 1.0)
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Seconds at the probed ``depths`` (ascending): to build a model, for a training step with a batch of the recipe,
-    to read one padded token, to write the weights. ``spent`` is how long all of this took to find out."""
-
-    depths: tuple[int, ...]
-    building: tuple[float, ...]
-    step: tuple[float, ...]
-    token: tuple[float, ...]
-    writing: tuple[float, ...]
-    spent: float
-
-    def seconds(self, part: str, depth: float) -> float:
-        """Of one part at any depth, along straight lines between those probed."""
-        return float(np.interp(depth, self.depths, getattr(self, part)))
 
 
 def probed_depths(total: int) -> list[int]:
@@ -63,10 +46,11 @@ def measure_speed(context: EvaluationContext, total: int) -> Speed:
     if context.device.kind == "cpu":
         torch.set_num_threads(1)
     loaded(context)
-    started, depths = time.perf_counter(), probed_depths(total)
+    # Layers are alike: between one and all of them time goes up along a straight line.
+    depths = sorted({1, total})
     parts = {depth: _time_at(context, depth) for depth in reversed(depths)}
     building, step, token, writing = zip(*(parts[depth] for depth in depths), strict=True)
-    return Speed(tuple(depths), building, step, token, writing, time.perf_counter() - started)
+    return Speed(tuple(depths), building, step, token, writing)
 
 
 def steps_per_second(context: EvaluationContext) -> float:
@@ -88,7 +72,7 @@ def mean_speed(speeds: Sequence[Speed]) -> Speed:
         part: tuple(np.mean([getattr(speed, part) for speed in speeds], axis=0).tolist())
         for part in ("building", "step", "token", "writing")
     }
-    return dataclasses.replace(speeds[0], **means, spent=max(speed.spent for speed in speeds))
+    return dataclasses.replace(speeds[0], **means)
 
 
 def padded_tokens(lengths: np.ndarray, device_kind: str) -> int:
@@ -121,8 +105,7 @@ def _step_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
     train = split_of(context, "train")
     batches = _spread_batches(train.lengths, recipe.batch_size)
     longest = Schedule.over((batches[-1],), recipe)
-    # Twice: the first step allocates and chooses kernels.
-    train_on(model, train, longest, recipe, 0, device)
+    # Not counted: the first step allocates and chooses kernels.
     once = train_on(model, train, longest, recipe, 0, device).seconds
     count = min(max(round(SECONDS_PER_DEPTH / once), FEWEST_STEPS), MOST_STEPS, len(batches))
     spread = Schedule.over(tuple(batches[int((index + 0.5) * len(batches) / count)] for index in range(count)), recipe)

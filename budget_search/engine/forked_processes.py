@@ -1,0 +1,42 @@
+"""Processes for a few seconds of work, forked from a server that has imported torch: all of them pay one import.
+
+The server starts before this process imports torch itself, so that the two import at the same time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import forkserver
+
+from budget_search.core.signals import leave_terminal_to_coordinator
+
+PRELOADED = ["budget_search.engine.workers", "transformers.models.auto.modeling_auto"]
+# Windows cannot fork: there every process imports torch anew.
+_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
+
+def start_server() -> None:
+    """Let the server begin to import; this returns at once. The server ends with this process."""
+    if _METHOD == "forkserver":
+        forkserver.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def forked_processes(count: int) -> Executor:
+    """So many processes, which end when this one does. The server is started if it was not."""
+    start_server()
+    return ProcessPoolExecutor(count, multiprocessing.get_context(_METHOD), initializer=_begin)
+
+
+def _begin() -> None:
+    leave_terminal_to_coordinator()
+    threading.Thread(target=_end_with_coordinator, daemon=True).start()
+
+
+def _end_with_coordinator() -> None:
+    if coordinator := multiprocessing.parent_process():
+        coordinator.join()
+        os._exit(1)
