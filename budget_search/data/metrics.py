@@ -82,11 +82,6 @@ def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarra
     return max(answers, key=lambda outputs: measure((metric,), outputs, labels)[metric])
 
 
-def constant_score(metric: str, labels: np.ndarray, classes: int) -> float:
-    """The score in points of the best constant answer: the majority class for accuracy, 0 for correlations."""
-    return measure((metric,), constant_outputs(metric, labels, classes), labels)[metric]
-
-
 # The formulas are written out because sklearn.metrics and scipy.stats take seconds to import in every worker process.
 
 

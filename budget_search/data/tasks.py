@@ -13,6 +13,7 @@ from budget_search.core.config import METRICS, REGRESSION_METRICS, Recipe
 from budget_search.core.errors import UsageError
 from budget_search.core.paths import expand_path
 from budget_search.data import tables
+from budget_search.data.kinds import kind_name
 from budget_search.storage.digests import digest_with, joint_digest
 
 GLUE_REPOSITORY = "nyu-mll/glue"
@@ -45,6 +46,18 @@ class TaskSpec:
     @property
     def is_regression(self) -> bool:
         return self.metric in REGRESSION_METRICS
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that hold the labels; several are separated by commas in ``label_column``."""
+        if kind_name(self.metric) != "multi-label":
+            return (self.label_column,)
+        return tuple(name.strip() for name in self.label_column.split(","))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.text_columns, *self.label_columns)
 
 
 _SHARD = r"{}-\d+-of-\d+"
@@ -259,7 +272,7 @@ def _check_columns(spec: TaskSpec, table: tables.Table) -> None:
             f"It has: {' '.join(repr(name) for name in table.columns)}"
         )
     _check_spec(spec)
-    tables.check_columns(table.path.name, table.columns, (*spec.text_columns, spec.label_column))
+    tables.check_columns(table.path.name, table.columns, spec.columns)
 
 
 def _check_encoding(encoding: str | None) -> None:
@@ -272,7 +285,7 @@ def _check_encoding(encoding: str | None) -> None:
 
 
 def _check_spec(spec: TaskSpec) -> None:
-    columns = (*spec.text_columns, spec.label_column)
+    columns = spec.columns
     if len(spec.text_columns) > 2:
         raise UsageError(f"--text-columns takes one or two columns, received {len(spec.text_columns)}")
     if len(set(columns)) != len(columns):

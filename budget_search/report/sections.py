@@ -18,6 +18,7 @@ from budget_search.core.formatting import (
     with_spread,
 )
 from budget_search.core.layers import compact_indices
+from budget_search.data.kinds import kind_of
 from budget_search.report.comparison import reference_section
 from budget_search.report.entries import InferencePoint
 from budget_search.report.layout import Grid, Section
@@ -293,9 +294,10 @@ def summary(report: Report, exported: str | None) -> Section:
 
 def loading(report: Report, exported: str | None = None) -> str:
     """Code that loads the checkpoint; if there is none yet, first the command that exports it."""
+    auto_model = kind_of(report.metric).auto_model
     code = [
-        "from transformers import AutoModelForSequenceClassification",
-        f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
+        f"from transformers import {auto_model}",
+        f"model = {auto_model}.from_pretrained({json.dumps(exported or 'DIR')})",
     ]
     if not exported:
         delta = report.best.delta
