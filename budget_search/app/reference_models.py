@@ -18,7 +18,7 @@ from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import plural, points
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
-from budget_search.data.kinds import kind_of
+from budget_search.data.kinds import kind_of, require_supported
 from budget_search.layer_search.learning import shortfall
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
@@ -65,6 +65,7 @@ def with_references(
     """
     report = read_report(folder)
     if _missing(report, sources):
+        require_supported(report.metric, "--reference")
         with folder.locked(wait=options.wait):
             # The command that held the lock may have measured them meanwhile.
             report = read_report(folder)

@@ -31,6 +31,8 @@ KINDS = {
     "token-classification": ("entity_f1", "token_accuracy"),
 }
 """The kinds of task with their metrics, the default first. A metric belongs to one kind, so it names the kind."""
+ALSO = {"micro_f1": ("macro_f1",), "macro_f1": ("micro_f1",), "entity_f1": ("token_accuracy",)}
+"""The metrics that are reported beside these ones."""
 METRICS = tuple(metric for metrics in KINDS.values() for metric in metrics)
 REGRESSION_METRICS = KINDS["regression"]
 PRECISIONS = ("auto", "fp32", "bf16")

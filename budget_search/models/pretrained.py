@@ -184,13 +184,19 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token. Raises UsageError."""
+def load_tokenizer(
+    pretrained: PretrainedSource, *, of_words: bool = False, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token; ``of_words`` for texts split into words. Raises UsageError."""
     from transformers import AutoTokenizer
 
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
+        if of_words and _glues_words(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(
+                pretrained.folder, add_prefix_space=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers raises many kinds of errors for damaged files
         raise UsageError(f"the tokenizer of {pretrained.name} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -210,6 +216,15 @@ def auto_class(kind: Kind) -> Any:
     import transformers
 
     return getattr(transformers, kind.auto_model)
+
+
+def _glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a word that is given alone is read as the rest of another: RoBERTa's tokens hold the space before."""
+    if not tokenizer.is_fast:
+        return False
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    parts = stored.get("pretokenizers", [stored])
+    return any(part.get("type") == "ByteLevel" and not part.get("add_prefix_space") for part in parts)
 
 
 def outline(pretrained: PretrainedSource, kind: Kind, *, trust_remote_code: bool = False) -> PreTrainedModel:
