@@ -212,9 +212,9 @@ def test_what_differs_by_rounding_alone_tells_nothing(classes: int) -> None:
     labels = random.integers(0, 2, 200)
     token = random.normal(size=6)
     states = (token + 1e-7 * labels[:, None] * np.ones(6)).astype(np.float32)
-    outputs = fitted_probe(states[:150], labels[:150].astype(np.int64 if classes else np.float32), classes)(
-        states[150:]
-    )
+    kind = kind_of("accuracy" if classes else "pearson")
+    known = labels[:150].astype(np.int64 if classes else np.float32)
+    outputs = fitted_probe(states[:150], kind.probe_targets(known, classes))(states[150:])
     assert np.unique(outputs, axis=0).shape == (1, max(1, classes))
 
 

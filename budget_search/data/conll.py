@@ -21,10 +21,11 @@ def sentences(name: str, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, 
     UsageError, which names the file ``name`` and the line, for a line without a tag.
     """
     numbered = ((number, line.strip()) for number, line in enumerate(lines, start=1))
+    usual = 0
     for has_words, block in groupby(numbered, key=lambda each: bool(each[1])):
         rows = [(number, _cells(line)) for number, line in block] if has_words else []
-        usual = next((len(cells) for _, cells in rows if not cells[0].startswith("#")), None)
-        rows = [(n, cells) for n, cells in rows if not cells[0].startswith("#") or len(cells) == usual or usual is None]
+        usual = next((len(cells) for _, cells in rows if not cells[0].startswith("#")), usual)
+        rows = [(number, cells) for number, cells in rows if not cells[0].startswith("#") or len(cells) == usual]
         rows = [(number, cells) for number, cells in rows if cells[0] != _DOCUMENT]
         for number, cells in rows:
             if len(cells) < 2:

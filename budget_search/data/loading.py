@@ -204,7 +204,8 @@ def _check_texts(spec: TaskSpec, split: str, columns: Columns) -> None:
         other = _first_index(columns[column], lambda text: not isinstance(text, str))
         if other is not None or all(_NUMBER.fullmatch(text) for text in columns[column]):
             shown = columns[column][other or 0]
-            raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}")
+            hint = "; lists of words are --kind token-classification" if isinstance(shown, list) else ""
+            raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}{hint}")
     blank = _first_index(_rows(columns, spec.text_columns), _is_blank)
     if blank is not None:
         raise UsageError(
