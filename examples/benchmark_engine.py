@@ -124,7 +124,9 @@ def by_trainer(setting: Setting, seed: int, tuned: bool) -> ModelMeasurements:
     torch.set_num_threads(os.cpu_count() or 1)
     quiet_transformers()
     task = EncodedTask.load(setting.folder.examples)
-    model, fresh = load_pretrained(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
+    model, fresh = load_pretrained(
+        setting.parent, name="it", kind=task.kind, label_names=task.label_names, pad_token=task.pad_token
+    )
     fresh_head(model, fresh, seed)
     recipe = setting.recipe
     steps = recipe.steps(task.splits["train"].examples)
@@ -160,7 +162,9 @@ def by_plain_loop(setting: Setting, seed: int) -> ModelMeasurements:
     torch.set_num_threads(1)
     quiet_transformers()
     task, recipe, device = EncodedTask.load(setting.folder.examples), setting.recipe, _device_of(setting)
-    model, fresh = load_pretrained(setting.parent, name="it", label_names=task.label_names, pad_token=task.pad_token)
+    model, fresh = load_pretrained(
+        setting.parent, name="it", kind=task.kind, label_names=task.label_names, pad_token=task.pad_token
+    )
     fresh_head(model, fresh, seed)
     torch.nn.Module.to(model, device.name).train()
     train, selection = (DeviceSplit.of(task, task.splits[name], device.name) for name in ("train", "selection"))

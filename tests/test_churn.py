@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from budget_search.data.kinds.kind import Answers
 from budget_search.data.tokenization import EncodedTask, decoder
 from budget_search.report.entries import PredictionChanges
 from budget_search.report.predictions import prediction_changes
@@ -16,21 +17,13 @@ from budget_search.storage.study_folder import StudyFolder
 EXAMPLES = 400
 
 
-def outputs(told: np.ndarray, classes: int = 3) -> np.ndarray:
-    """Logits (examples, classes) of a model that says this."""
-    return np.eye(classes)[told]
-
-
 def compared(
     *seeds: tuple[np.ndarray, np.ndarray], labels: np.ndarray, lengths: np.ndarray | None = None
 ) -> PredictionChanges:
     """Of models that say this, baseline and smaller one for every seed."""
     return prediction_changes(
-        [outputs(before) for before, _ in seeds],
-        [outputs(after) for _, after in seeds],
-        labels,
+        Answers(labels, [before for before, _ in seeds] + [after for _, after in seeds], ("no", "yes", "maybe")),
         np.arange(len(labels)) if lengths is None else lengths,
-        label_names=("no", "yes", "maybe"),
         split="certification",
         texts=lambda number: (f"text {number}",),
     )
@@ -98,11 +91,10 @@ def test_the_slice_that_suffers_is_found_and_the_intervals_hold_it() -> None:
 def test_scores_are_compared_by_their_errors() -> None:
     draw = np.random.default_rng(1)
     labels = draw.uniform(0, 5, EXAMPLES).astype(np.float32)
-    before = [(labels + draw.normal(0, 0.3, EXAMPLES))[:, None] for _ in range(2)]
-    after = [told + np.where(labels > 4, 1.5, 0.0)[:, None] for told in before]
-    found = prediction_changes(
-        before, after, labels, draw.integers(5, 9, EXAMPLES), label_names=(), split="s", texts=lambda number: ()
-    )
+    before = [labels + draw.normal(0, 0.3, EXAMPLES) for _ in range(2)]
+    after = [told + np.where(labels > 4, 1.5, 0.0) for told in before]
+    answers = Answers(labels, [*before, *after], ())
+    found = prediction_changes(answers, draw.integers(5, 9, EXAMPLES), split="s", texts=lambda number: ())
     bands = [each for each in found.slices if each.by == "label"]
     assert [each.name.split(" to ")[0] < each.name.split(" to ")[1] for each in bands] == [True] * 3
     assert bands[0].worse == pytest.approx(0)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from budget_search.core.errors import StudyError, UsageError
+from budget_search.data.kinds import kind_of
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.checkpoint import Export, HeldOut, export_checkpoint, refuse_foreign
 from budget_search.models.pretrained import PretrainedSource, licence_of
@@ -61,6 +63,9 @@ def score(outputs: np.ndarray) -> float:
     return 100 * float((outputs.argmax(axis=1) == 1).mean())
 
 
+held = partial(HeldOut, kind_of("accuracy"), EXAMPLES)
+
+
 @pytest.fixture(params=["bert", "xlnet"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -89,7 +94,7 @@ def export(
         study / "weights",
         study / "exports" / name,
         tokenizer_dir=study / "tokenizer",
-        held_out=held_out or HeldOut(logits, score),
+        held_out=held_out or held(logits, score),
         provenance={"kept": [0, 3], "parent": "tiny"},
         card=card,
     )
@@ -101,7 +106,7 @@ def left_behind(study: Path) -> list[str]:
 
 
 def test_the_folder_is_a_stock_checkpoint_with_the_same_predictions(study: Path, kind: str) -> None:
-    done = export(study, HeldOut(logits, score, recorded=logits(tiny(kind).eval()) + 1e-4))
+    done = export(study, held(logits, score, recorded=logits(tiny(kind).eval()) + 1e-4))
     loaded = AutoModelForSequenceClassification.from_pretrained(done.folder)
     expected = logits(tiny(kind).eval())
     np.testing.assert_allclose(logits(loaded), expected, atol=1e-6)
@@ -155,7 +160,7 @@ def test_a_weight_that_changed_on_the_way_is_found_even_if_no_prediction_shows_i
 
     seen: list[PreTrainedModel] = []
     with pytest.raises(StudyError, match="does not contain the model's weights"):
-        export(study, HeldOut(tampering, score))
+        export(study, held(tampering, score))
     assert left_behind(study) == []
 
 
@@ -167,9 +172,9 @@ def test_a_folder_that_predicts_otherwise_is_found(study: Path) -> None:
         return logits(model) + 0.001 * len(calls)
 
     with pytest.raises(StudyError, match="gives other predictions"):
-        export(study, HeldOut(drifting, score))
+        export(study, held(drifting, score))
     with pytest.raises(StudyError, match="gives other predictions"):
-        export(study, HeldOut(lambda model: logits(model) * np.nan, score))
+        export(study, held(lambda model: logits(model) * np.nan, score))
     assert left_behind(study) == []
 
 
@@ -182,7 +187,7 @@ def test_weights_other_than_those_the_study_measured_are_found(study: Path, kind
         {"format": "pt"},
     )
     with pytest.raises(StudyError, match="not the ones that the study measured"):
-        export(study, HeldOut(logits, score, recorded))
+        export(study, held(logits, score, recorded))
     assert left_behind(study) == []
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from budget_search.core.config import Recipe
+from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine import finetune, workers
 from budget_search.engine.batches import DeviceSplit, SoftTargets, training_order
 from budget_search.engine.device import Device
@@ -126,6 +127,28 @@ def test_captured_steps_train_as_eager_ones_do(
     if soft:
         split = dataclasses.replace(split, soft=SoftTargets(torch.randn(EXAMPLES, classes), 0.5))
     eager, captured = (make_model(classes, dropout=0.0) for _ in range(2))
+    assert trained(eager, split).execution == "eager"
+    lanes(CallingRecorder())
+    assert trained(captured, split).execution == "graph"
+    assert_same_weights(captured, eager, 1e-4)
+
+
+@pytest.mark.parametrize("metric", ["micro_f1", "token_accuracy"])
+def test_captured_steps_train_other_kinds_of_task_as_eager_ones_do(
+    lanes: Callable[[CallingRecorder], Lanes], metric: str
+) -> None:
+    """The last batch is not full: rows that fill it must not count as examples, nor their words as words."""
+    task, draw = make_task(EXAMPLES), np.random.default_rng(0)
+    train = task.splits["train"]
+    labels = draw.integers(0, 2, (EXAMPLES, 2)).astype(np.float32)
+    if metric == "token_accuracy":
+        labels = np.where(draw.random(len(train.tokens)) < 0.7, train.tokens % 2, IGNORED).astype(np.int64)
+    split = on_cpu(
+        dataclasses.replace(task, metric=metric, splits={"train": dataclasses.replace(train, labels=labels)})
+    )
+    model_class = BertForTokenClassification if split.per_token else BertForSequenceClassification
+    eager = model_class(make_model(dropout=0.0).config)
+    captured = copy.deepcopy(eager)
     assert trained(eager, split).execution == "eager"
     lanes(CallingRecorder())
     assert trained(captured, split).execution == "graph"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from budget_search.core.layers import LayerSet
+from budget_search.data.kinds import kind_of
 from budget_search.engine.measurements.layer_probes import fitted_probe
 from budget_search.engine.measurements.layer_similarity import similarity_to, similarity_to_input
 from budget_search.report.entries import TrialRow
@@ -153,7 +154,9 @@ def test_states_come_in_the_order_of_the_examples(sst2_study: Path, bert: Path) 
     from budget_search.models.pretrained import load_pretrained
 
     task = EncodedTask.load(sst2_study / "examples.npz")
-    model, _ = load_pretrained(bert, name="bert", label_names=task.label_names, pad_token=task.pad_token)
+    model, _ = load_pretrained(
+        bert, name="bert", kind=task.kind, label_names=task.label_names, pad_token=task.pad_token
+    )
     split = DeviceSplit.of(task, task.splits["selection"], "cpu")
     examples = np.array([3, 0, 11, 5])
     states = _in_order(sentence_states(model, split, examples, Device("cpu", "fp32")))
@@ -192,7 +195,8 @@ def test_a_probe_finds_what_is_linear(regression: bool) -> None:
     states = random.normal(size=(400, 6))
     score = states @ np.array([1.0, -2.0, 0.5, 0.0, 0.0, 0.0])
     labels = score.astype(np.float32) if regression else np.digitize(score, [-1.0, 1.0])
-    outputs = fitted_probe(states[:300], labels[:300], 0 if regression else 3)(states[300:])
+    targets = kind_of("pearson" if regression else "accuracy").probe_targets(labels[:300], 3)
+    outputs = fitted_probe(states[:300], targets)(states[300:])
     if regression:
         assert outputs.shape == (100, 1)
         assert np.corrcoef(outputs[:, 0], labels[300:])[0, 1] > 0.99
@@ -208,9 +212,9 @@ def test_what_differs_by_rounding_alone_tells_nothing(classes: int) -> None:
     labels = random.integers(0, 2, 200)
     token = random.normal(size=6)
     states = (token + 1e-7 * labels[:, None] * np.ones(6)).astype(np.float32)
-    outputs = fitted_probe(states[:150], labels[:150].astype(np.int64 if classes else np.float32), classes)(
-        states[150:]
-    )
+    kind = kind_of("accuracy" if classes else "pearson")
+    known = labels[:150].astype(np.int64 if classes else np.float32)
+    outputs = fitted_probe(states[:150], kind.probe_targets(known, classes))(states[150:])
     assert np.unique(outputs, axis=0).shape == (1, max(1, classes))
 
 

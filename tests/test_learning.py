@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from budget_search.data.metrics import constant_outputs, constant_score, contributions
+from budget_search.data.metrics import constant_outputs, contributions, measure
 from budget_search.layer_search.learning import gain_over_constant, remarks, why_not_learnt
 from tests import tiny
 
@@ -47,14 +47,15 @@ def constant(rate: float, examples: int = 500) -> np.ndarray:
 )
 def test_the_best_constant_answer_of_classes(metric: str, positives: int, expected: float) -> None:
     labels = RANDOM.permutation([1] * positives + [0] * (100 - positives))
-    assert constant_score(metric, labels, 2) == pytest.approx(expected)
     best = constant_outputs(metric, labels, 2)
+    assert measure((metric,), best, labels)[metric] == pytest.approx(expected)
     assert contributions(metric, best, labels).mean() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("metric", ["pearson", "spearman", "pearson_spearman"])
 def test_a_constant_score_correlates_with_nothing(metric: str) -> None:
-    assert constant_score(metric, RANDOM.normal(size=50).astype(np.float32), 0) == 0
+    scores = RANDOM.normal(size=50).astype(np.float32)
+    assert measure((metric,), constant_outputs(metric, scores, 0), scores)[metric] == 0
 
 
 # -- what counts as learnt --------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ from transformers import (
 )
 
 from budget_search.core.errors import UnsupportedModelError, UsageError
+from budget_search.data.kinds import kind_of
 from budget_search.models.keep_layers import find_layers, keep_layers, undroppable
 from budget_search.models.pretrained import load_pretrained, resolve_model
 
@@ -432,7 +433,9 @@ def test_a_parent_fine_tuned_for_another_task_gets_a_fresh_head(tmp_path: Path) 
     parent = bert(num_labels=5, problem_type="multi_label_classification")
     parent.save_pretrained(tmp_path)
     for names in (("no", "yes"), tuple("abcde"), ()):
-        model, fresh = load_pretrained(tmp_path, name="parent", label_names=names, pad_token=0)
+        model, fresh = load_pretrained(
+            tmp_path, name="parent", kind=kind_of("accuracy" if names else "pearson"), label_names=names, pad_token=0
+        )
         assert fresh == {"classifier.weight", "classifier.bias"}
         assert model.config.problem_type == ("single_label_classification" if names else "regression")
         assert model.classifier.out_features == max(1, len(names))

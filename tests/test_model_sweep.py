@@ -1,4 +1,5 @@
-"""Every architecture for sequence classification: a smaller model is exact after a re-load, or refused and told why."""
+"""Every architecture for sequence classification, and some for tags: a smaller model is exact after a re-load, or
+refused with a reason."""
 
 from __future__ import annotations
 
@@ -14,7 +15,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
@@ -94,11 +100,11 @@ class Outcome:
         return "wrong" if self.wrong else "exact" if self.exact else "refused"
 
 
-def sweep(kind: str) -> Outcome:
+def sweep(kind: str, auto_model: Any = AutoModelForSequenceClassification) -> Outcome:
     outcome = Outcome(kind)
     torch.manual_seed(0)
     try:
-        model = AutoModelForSequenceClassification.from_config(tiny_config(kind)).eval()
+        model = auto_model.from_config(tiny_config(kind)).eval()
     except Exception as error:
         outcome.not_built = f"{type(error).__name__}: {error}".splitlines()[0]
         return outcome
@@ -230,6 +236,15 @@ def test_every_architecture_is_exact_or_refused(capsys: pytest.CaptureFixture[st
     assert all(reason.strip() for outcome in outcomes for reason in outcome.refused.values())
     assert counts["exact"] >= 105
     assert counts["exact"] + counts["refused"] >= 125
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "deberta-v2", "xlnet", "modernbert"])
+def test_models_that_tag_words_are_exact(kind: str) -> None:
+    """Their base models have no pooler, and their heads read every token."""
+    outcome = sweep(kind, AutoModelForTokenClassification)
+    assert (outcome.not_built, outcome.wrong) == ("", [])
+    # ModernBERT's layers alternate between two kinds of attention, so a few sets are refused.
+    assert len(outcome.exact) >= (len(KEPT_SETS) if kind != "modernbert" else 1)
 
 
 def described(outcome: Outcome) -> str:

@@ -16,6 +16,7 @@ from budget_search.core.errors import UsageError
 from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
 from budget_search.core.versions import versions
+from budget_search.data.kinds import kind_of
 from budget_search.data.loading import load_task
 from budget_search.data.splits import SplitTask, carve
 from budget_search.data.texts import save_texts
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from budget_search.app.resolve import ResolvedRequest
     from budget_search.core.config import Recipe, SearchConfig
+    from budget_search.data.kinds.kind import Kind
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
     from budget_search.layer_search.settings import SearchObserver
@@ -45,10 +47,10 @@ class ModelReader:
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, pretrained: PretrainedSource, *, trust_remote_code: bool) -> ModelReader:
+    def of(cls, pretrained: PretrainedSource, kind: Kind, *, trust_remote_code: bool) -> ModelReader:
         """Raises UsageError and UnsupportedModelError for a model that cannot be used."""
-        tokenizer = load_tokenizer(pretrained, trust_remote_code=trust_remote_code)
-        model = outline(pretrained, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(pretrained, of_words=kind.per_token, trust_remote_code=trust_remote_code)
+        model = outline(pretrained, kind, trust_remote_code=trust_remote_code)
         return cls(tokenizer, model, _layer_facts(model))
 
     def require_usable(self, recipe: Recipe) -> None:
@@ -78,7 +80,8 @@ def create(resolved: ResolvedRequest, device: Device, observer: SearchObserver) 
     """
     config = resolved.config
     observer.stage(f"reading {config.task} and {config.model}")
-    reader = ModelReader.of(resolved.pretrained, trust_remote_code=resolved.request.trust_remote_code)
+    kind, trust = kind_of(config.metric), resolved.request.trust_remote_code
+    reader = ModelReader.of(resolved.pretrained, kind, trust_remote_code=trust)
     total = reader.facts["layers_total"]
     for text in resolved.request.layers:
         LayerSet.parse(text, total)

@@ -12,7 +12,6 @@ from budget_search.app.study_report import confirmed_weights, require_weights_ke
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, TrialKey
-from budget_search.data.metrics import measure
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.batches import DeviceSplit
 from budget_search.engine.device import Device
@@ -87,13 +86,12 @@ def _held_out(task: EncodedTask, recorded: np.ndarray | None) -> HeldOut:
     """Scores in fp32 on the CPU, as users who load the folder will get them."""
     device = Device("cpu", "fp32")
     split = DeviceSplit.of(task, task.splits["held_out"], device.name)
-    labels = task.splits["held_out"].labels
 
     def logits(model: PreTrainedModel) -> np.ndarray:
         torch.set_num_threads(1)
         return predict(model, split, device)
 
     def score(outputs: np.ndarray) -> float:
-        return measure((task.metric,), outputs, labels)[task.metric]
+        return task.measure("held_out", outputs)[task.metric]
 
-    return HeldOut(logits, score, recorded)
+    return HeldOut(task.kind, split.examples, logits, score, recorded)

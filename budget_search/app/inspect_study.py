@@ -11,6 +11,7 @@ from budget_search.core.errors import BudgetSearchError, StudyError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.serialization import read_record, to_plain
 from budget_search.core.trial import FULL_RUNG, TrialKey
+from budget_search.data.kinds import require_supported
 from budget_search.models.layer_measurements import LayerMeasurements
 from budget_search.models.pretrained import PretrainedSource, resolve_model
 from budget_search.report.inspection import Inspection, inspection
@@ -29,10 +30,11 @@ def inspect_study(
 
     The measurements take up to 1,000 examples and are kept in the study's folder. ``model`` locates the pre-trained
     model where its name is not enough. Raises StudyError for a study that is not finished or whose weights are gone,
-    UsageError for another model than the study's.
+    UsageError for another model than the study's, and for a kind of task that has no such measurements.
     """
     report = read_report(folder)
     require_weights_kept(report)
+    require_supported(report.metric, "inspect")
     measured = _stored_measurements(folder)
     if measured is None:
         observer.stage(f"fitting a probe on each of {report.layers_total} layers of the fine-tuned model")

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from budget_search.app.study_report import read_report, write_report
-from budget_search.core.config import Recipe, SearchConfig
+from budget_search.core.config import SearchConfig
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import plural, points
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, TrialKey
+from budget_search.data.kinds import kind_of, require_supported
 from budget_search.layer_search.learning import shortfall
 from budget_search.report.entries import Reference
 from budget_search.report.report import Report
@@ -44,13 +45,14 @@ class ExecutionOptions:
     storage_timeout: float = 10.0
 
 
-def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOptions, recipe: Recipe) -> None:
+def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOptions, config: SearchConfig) -> None:
     """Raises UsageError and UnsupportedModelError, before a search, for a reference model that cannot be measured."""
     if sources:
         from budget_search.app.create_study import ModelReader
 
         for pretrained in sources:
-            ModelReader.of(pretrained, trust_remote_code=options.trust_remote_code).require_usable(recipe)
+            reader = ModelReader.of(pretrained, kind_of(config.metric), trust_remote_code=options.trust_remote_code)
+            reader.require_usable(config.recipe)
 
 
 def with_references(
@@ -63,6 +65,7 @@ def with_references(
     """
     report = read_report(folder)
     if _missing(report, sources):
+        require_supported(report.metric, "--reference")
         with folder.locked(wait=options.wait):
             # The command that held the lock may have measured them meanwhile.
             report = read_report(folder)
@@ -127,7 +130,7 @@ def _create(
     from budget_search.data.texts import load_texts
     from budget_search.data.tokenization import EncodedTask
 
-    reader = ModelReader.of(pretrained, trust_remote_code=options.trust_remote_code)
+    reader = ModelReader.of(pretrained, kind_of(config.metric), trust_remote_code=options.trust_remote_code)
     task = load_texts(folder.texts, EncodedTask.load(folder.examples))
     create_reference(own, config, reader, task, device)
 

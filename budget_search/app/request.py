@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from budget_search.core.config import CRITERIA, METHODS, RECIPES, Criterion, Recipe, Splits
+from budget_search.core.config import CRITERIA, KINDS, METHODS, RECIPES, Criterion, Recipe, Splits
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import Limits
@@ -38,6 +38,7 @@ class Request:
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
     metric: str | None = None
+    kind: str | None = None
     validation: str | None = None
     encoding: str | None = None
     skip_incomplete: bool = False
@@ -88,6 +89,7 @@ class Request:
             _one_of("--strategy", self.strategy, tuple(STRATEGIES)),
             _one_of("--sampler", self.sampler, SAMPLERS),
             _one_of("--criterion", self.criterion, CRITERIA),
+            _one_of("--kind", self.kind, (*KINDS, None)),
             _one_of("--recipe", self.recipe, (*RECIPES, None)),
             _one_of("--splits", self.splits, (*SPLIT_MODES, None)),
             _one_of("--backend", self.backend, BACKENDS),

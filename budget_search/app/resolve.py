@@ -17,6 +17,7 @@ from budget_search.app.warm_start import WarmStart, warm_start_from
 from budget_search.core.config import SearchConfig, in_points
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
+from budget_search.data.kinds import require_supported
 from budget_search.data.tasks import TaskSource, resolve_task, task_digest
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.models.pretrained import PretrainedSource, resolve_model
@@ -47,12 +48,17 @@ def resolve_request(request: Request) -> ResolvedRequest:
         text_columns=request.text_columns,
         label_column=request.label_column,
         metric=request.metric,
+        kind=request.kind,
         validation=request.validation,
         encoding=request.encoding,
         skip_incomplete=request.skip_incomplete,
     )
     pretrained = resolve_model(request.model, offline=request.offline)
     recipe = request.recipe_from(source.spec.recipe)
+    if recipe.distil:
+        require_supported(source.spec.metric, "--distil")
+    if request.reference:
+        require_supported(source.spec.metric, "--reference")
     config = SearchConfig(
         task=source.name,
         task_digest=task_digest(source, offline=request.offline),

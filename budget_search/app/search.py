@@ -65,7 +65,7 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
     began = time.monotonic()
     if resolved.request.storage:
         require_storage(resolved.request.storage)
-    require_readable(resolved.references, _options(resolved), resolved.config.recipe)
+    require_readable(resolved.references, _options(resolved), resolved.config)
     from budget_search.app.create_study import create
     from budget_search.app.search_settings import study_device
 

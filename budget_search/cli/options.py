@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from budget_search.app.request import BACKENDS, RECIPE_FIELDS, SPLIT_MODES, Request, parse_count, parse_delta
 from budget_search.cli.config_file import SEARCH_FIELDS
-from budget_search.core.config import CRITERIA, DROPPING, METRICS, PRECISIONS, RECIPES
+from budget_search.core.config import CRITERIA, DROPPING, KINDS, METRICS, PRECISIONS, RECIPES
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import parse_indices
 from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
@@ -63,8 +63,15 @@ def _add_task_and_model(run: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--data-dir", metavar="DIR", help="read a GLUE task from local train.* and validation.* files")
     what.add_argument("--text-columns", nargs="+", metavar="A", help="the columns that hold the texts, one or two")
-    what.add_argument("--label-column", metavar="Y", help="the column that holds the label (default label)")
-    what.add_argument("--metric", choices=METRICS, help="default: the task's own; accuracy for your files")
+    what.add_argument(
+        "--label-column",
+        metavar="Y",
+        help="the column that holds the label (default label); a,b,c for 0/1 columns",
+    )
+    what.add_argument("--kind", choices=tuple(KINDS), help="the kind of task (default: what your labels look like)")
+    what.add_argument(
+        "--metric", choices=METRICS, help="default: the task's own; for your files accuracy, or the first of the kind"
+    )
     what.add_argument("--validation", metavar="FILE", help="held-out examples; by default carved out of train")
     what.add_argument("--encoding", metavar="NAME", help="of your text files, such as cp1252 (default UTF-8 or UTF-16)")
     what.add_argument(

@@ -24,8 +24,17 @@ Verdict = Literal["held_out disagrees", "certified", "likely", "observed", "cann
 Dropping = Literal["first", "after", "gradual", "untrained"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
-REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
+KINDS = {
+    "classification": ("accuracy", "f1", "matthews"),
+    "regression": ("pearson", "spearman", "pearson_spearman"),
+    "multi-label": ("micro_f1", "macro_f1"),
+    "token-classification": ("entity_f1", "token_accuracy"),
+}
+"""The kinds of task with their metrics, the default first. A metric belongs to one kind, so it names the kind."""
+ALSO = {"micro_f1": ("macro_f1",), "macro_f1": ("micro_f1",), "entity_f1": ("token_accuracy",)}
+"""The metrics that are reported beside these ones."""
+METRICS = tuple(metric for metrics in KINDS.values() for metric in metrics)
+REGRESSION_METRICS = KINDS["regression"]
 PRECISIONS = ("auto", "fp32", "bf16")
 DROPPING: tuple[Dropping, ...] = get_args(Dropping)
 EMBEDDINGS = "embeddings"

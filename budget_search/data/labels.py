@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from budget_search.core.config import REGRESSION_METRICS
@@ -27,7 +27,7 @@ def read_scores(columns: Mapping[str, Sequence[Any]], column: str) -> dict[str, 
     import numpy as np
 
     _refuse_lists(columns, column)
-    _refuse_missing(columns, column)
+    refuse_missing(columns, column)
     parsed = {}
     for split, values in columns.items():
         numbers = [_parse_number(value) for value in values]
@@ -58,21 +58,19 @@ def read_classes(
     import numpy as np
 
     _refuse_lists(columns, column)
-    _refuse_missing(columns, column)
-    label_texts = {split: [_label_text(value) for value in values] for split, values in columns.items()}
+    refuse_missing(columns, column)
+    label_texts = {split: [label_text(value) for value in values] for split, values in columns.items()}
     for split, texts in label_texts.items():
-        _refuse_hidden(texts, column, split)
+        refuse_hidden(texts, column, split)
     _refuse_decimals(columns, column, metric_named)
     names = tuple(names) or _class_names(label_texts["train"], column)
-    numbers = {name: number for number, name in enumerate(names)}
-    if not all(_WHOLE.fullmatch(name) for name in names):
-        numbers |= {str(number): number for number in range(len(names)) if str(number) not in numbers}
+    numbers = numbers_of(names)
     for split, texts in label_texts.items():
         unknown = Counter(text for text in texts if text not in numbers)
         if unknown:
             raise UsageError(
                 f"--label-column {column}: {unknown.total()} labels in {split} are not among the classes, "
-                f"such as {next(iter(unknown))!r}; allowed: {_format_names(names)}"
+                f"such as {next(iter(unknown))!r}; allowed: {format_names(names)}"
             )
     coded = {split: np.array([numbers[text] for text in texts], dtype=np.int64) for split, texts in label_texts.items()}
     for split, values in coded.items():
@@ -92,8 +90,23 @@ def check_metrics(metrics: Sequence[str], label_names: Sequence[str]) -> None:
         if metric == "f1" and len(label_names) != 2:
             raise UsageError(
                 f"--metric f1 needs two classes, the second being the positive one; there are {len(label_names)}: "
-                f"{_format_names(label_names)}. Use accuracy or matthews"
+                f"{format_names(label_names)}. Use accuracy or matthews"
             )
+
+
+def sorted_names(distinct: Collection[str]) -> tuple[str, ...]:
+    """Label names in order, whole numbers by value."""
+    if all(_WHOLE.fullmatch(text) for text in distinct):
+        return tuple(sorted(distinct, key=lambda text: (int(text), text)))
+    return tuple(sorted(distinct))
+
+
+def numbers_of(names: Sequence[str]) -> dict[str, int]:
+    """The number of each name, and of each position unless the names are numbers themselves."""
+    numbers = {name: number for number, name in enumerate(names)}
+    if not all(_WHOLE.fullmatch(name) for name in names):
+        numbers |= {str(number): number for number in range(len(names)) if str(number) not in numbers}
+    return numbers
 
 
 def _class_names(texts: Sequence[str], column: str) -> tuple[str, ...]:
@@ -104,12 +117,11 @@ def _class_names(texts: Sequence[str], column: str) -> tuple[str, ...]:
             f"{texts[0]!r}: not classes. Is it the right column? For scores name a --metric: "
             f"{', '.join(REGRESSION_METRICS)}"
         )
-    if all(_WHOLE.fullmatch(text) for text in distinct):
-        return tuple(sorted(distinct, key=lambda text: (int(text), text)))
-    return tuple(sorted(distinct))
+    return sorted_names(distinct)
 
 
-def _refuse_missing(columns: Mapping[str, Sequence[Any]], column: str) -> None:
+def refuse_missing(columns: Mapping[str, Sequence[Any]], column: str) -> None:
+    """Raises UsageError if a label is missing."""
     for split, values in columns.items():
         missing = [row for row, value in enumerate(values, start=1) if is_missing(value)]
         if missing:
@@ -119,7 +131,7 @@ def _refuse_missing(columns: Mapping[str, Sequence[Any]], column: str) -> None:
             )
 
 
-def _refuse_hidden(texts: Sequence[str], column: str, split: str) -> None:
+def refuse_hidden(texts: Sequence[str], column: str, split: str) -> None:
     hidden = sum(text == "-1" for text in texts)
     if hidden:
         raise UsageError(
@@ -146,8 +158,9 @@ def _refuse_lists(columns: Mapping[str, Sequence[Any]], column: str) -> None:
         found = next((value for value in values if isinstance(value, list | tuple | dict)), None)
         if found is not None:
             raise UsageError(
-                f"--label-column {column} holds lists, such as {found!r} in {split}: one label per example is read, "
-                "a text, a number or a boolean"
+                f"--label-column {column} holds lists, such as {found!r} in {split}: this metric needs one label per "
+                "example, a text, a number or a boolean; several labels per text are --kind multi-label, a tag per "
+                "word is --kind token-classification"
             )
 
 
@@ -171,7 +184,8 @@ def _parse_number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _label_text(value: Any) -> str:
+def label_text(value: Any) -> str:
+    """A label as text; whole numbers are written without decimals."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, str) and _is_decimal(value) and float(value).is_integer():
@@ -179,6 +193,7 @@ def _label_text(value: Any) -> str:
     return str(value).strip()
 
 
-def _format_names(names: Sequence[str]) -> str:
+def format_names(names: Sequence[str]) -> str:
+    """The first ten names, for a message."""
     shown = [repr(name) for name in names[:10]]
     return ", ".join(shown) + (", …" if len(names) > 10 else "")

@@ -12,6 +12,8 @@ import numpy as np
 
 from budget_search.core.errors import UsageError
 from budget_search.data import labels, tables
+from budget_search.data.kinds import kind_of
+from budget_search.data.kinds.kind import LabelCells
 from budget_search.data.tasks import GLUE, GLUE_REPOSITORY, TaskSource, TaskSpec
 
 Columns = Mapping[str, Sequence[Any]]
@@ -55,7 +57,7 @@ def load_task(source: TaskSource, *, offline: bool = False) -> RawTask:
     spec = source.spec
     notes: list[str] = []
     if source.files is not None:
-        wanted = (*spec.text_columns, spec.label_column)
+        wanted = spec.columns
         shards = {
             split: [tables.Table(path, source.encoding) for path in paths] for split, paths in source.files.items()
         }
@@ -90,7 +92,7 @@ def _glue_from_hub(spec: TaskSpec, offline: bool) -> dict[str, Columns]:
 
     splits = ("train", spec.held_out, *spec.further_held_out)
     files = hub_data.split_files(GLUE_REPOSITORY, spec.name, splits, offline=offline)
-    wanted = (*spec.text_columns, spec.label_column)
+    wanted = spec.columns
     columns: dict[str, Columns] = {}
     for split, paths in files.items():
         columns[_split_name(spec, split)] = _joined([tables.Table(path) for path in paths], wanted)
@@ -111,13 +113,15 @@ def _dataset_from_hub(
     if "train" not in loaded:
         raise UsageError(f"the data set {hub[0]} has no split 'train'; its splits are: {' '.join(loaded)}")
     train = loaded["train"]
-    wanted = (*spec.text_columns, spec.label_column)
+    wanted = spec.columns
     tables.check_columns(f"the data set {hub[0]}", train.column_names, wanted)
-    names = tuple(getattr(train.features[spec.label_column], "names", None) or ())
+    feature = train.features.get(spec.label_column)
+    # The names of a ClassLabel, or of those in a list.
+    names = tuple(getattr(getattr(feature, "feature", feature), "names", None) or ())
     splits, notes = {"train": train}, []
     if spec.held_out in loaded:
         splits["held_out"] = loaded[spec.held_out]
-    elif "test" in loaded and _has_labels(loaded["test"], spec.label_column):
+    elif "test" in loaded and _has_labels(loaded["test"], spec.label_columns):
         splits["held_out"] = loaded["test"]
         notes.append("held_out is the data set's test split, since it has no validation split.")
     for split in splits.values():
@@ -125,28 +129,34 @@ def _dataset_from_hub(
     return {name: {c: list(split[c]) for c in wanted} for name, split in splits.items()}, names, notes
 
 
-def _has_labels(split: Any, column: str) -> bool:
-    return column in split.column_names and not any(label in (None, -1, "") for label in split[column])
+def _has_labels(split: Any, columns: Sequence[str]) -> bool:
+    present = all(column in split.column_names for column in columns)
+    return present and not any(label in (None, -1, "") for column in columns for label in split[column])
 
 
 def _check_and_encode(
     source: TaskSource, columns: Mapping[str, Columns], names: Sequence[str], notes: list[str]
 ) -> RawTask:
-    spec = source.spec
+    spec, kind = source.spec, kind_of(source.spec.metric)
+    columns = {split: _with_texts(spec, kind.read_text, values) for split, values in columns.items()}
     if source.skip_incomplete:
         columns = {split: _complete(spec, split, values, notes) for split, values in columns.items()}
     for split, values in columns.items():
-        if not values[spec.label_column]:
+        if not values[spec.text_columns[0]]:
             raise UsageError(f"there are no examples in {split} of {source.name}")
         _check_texts(spec, split, values)
-    if len(columns["train"][spec.label_column]) < 2:
+    if len(columns["train"][spec.text_columns[0]]) < 2:
         raise UsageError(f"there is one example in train of {source.name}; at least two are needed")
-    raw_labels = {split: values[spec.label_column] for split, values in columns.items()}
-    if spec.is_regression:
-        coded, names = labels.read_scores(raw_labels, spec.label_column), ()
-    else:
-        coded, names = labels.read_classes(raw_labels, spec.label_column, names, source.metric_named)
-    labels.check_metrics((spec.metric, *spec.also), names)
+    cells = LabelCells(
+        columns=spec.label_columns,
+        cells={split: _rows(values, spec.label_columns) for split, values in columns.items()},
+        texts={split: values[spec.text_columns[0]] for split, values in columns.items()},
+        names=tuple(names),
+        metrics=(spec.metric, *spec.also),
+        metric_named=source.metric_named,
+    )
+    coded, names = kind.read_labels(cells)
+    labels.check_metrics(cells.metrics, names)
     splits = {
         split: Examples(tuple(values[column] for column in spec.text_columns), coded[split])
         for split, values in columns.items()
@@ -154,12 +164,20 @@ def _check_and_encode(
     return RawTask(splits, tuple(names), spec.metric, spec.also, tuple(notes))
 
 
+def _rows(columns: Columns, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The cells of some columns, example by example."""
+    return list(zip(*(columns[name] for name in names), strict=True))
+
+
+def _with_texts(spec: TaskSpec, read_text: Callable[[Any], Any], columns: Columns) -> Columns:
+    return {**columns, **{name: [read_text(cell) for cell in columns[name]] for name in spec.text_columns}}
+
+
 def _complete(spec: TaskSpec, split: str, columns: Columns, notes: list[str]) -> Columns:
     """The examples with a text and a label; a note says how many were left out."""
-    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
     whole = [
-        not labels.is_missing(label) and not any(map(_is_missing, pair)) and not _is_blank(pair)
-        for pair, label in zip(texts, columns[spec.label_column], strict=True)
+        not any(map(labels.is_missing, label)) and not any(map(_is_missing, pair)) and not _is_blank(pair)
+        for pair, label in zip(_rows(columns, spec.text_columns), _rows(columns, spec.label_columns), strict=True)
     ]
     if skipped := whole.count(False):
         notes.append(f"{skipped} of {len(whole)} examples in {split} have no text or no label and were left out.")
@@ -186,9 +204,9 @@ def _check_texts(spec: TaskSpec, split: str, columns: Columns) -> None:
         other = _first_index(columns[column], lambda text: not isinstance(text, str))
         if other is not None or all(_NUMBER.fullmatch(text) for text in columns[column]):
             shown = columns[column][other or 0]
-            raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}")
-    texts = list(zip(*(columns[column] for column in spec.text_columns), strict=True))
-    blank = _first_index(texts, _is_blank)
+            hint = "; lists of words are --kind token-classification" if isinstance(shown, list) else ""
+            raise UsageError(f"--text-columns {column} holds no texts in {split}, but values such as {shown!r}{hint}")
+    blank = _first_index(_rows(columns, spec.text_columns), _is_blank)
     if blank is not None:
         raise UsageError(
             f"--text-columns {' '.join(spec.text_columns)}: example {blank + 1} in {split} has no text; "

@@ -23,10 +23,15 @@ def measure(metric_names: Sequence[str], outputs: np.ndarray, labels: np.ndarray
     Constant predictions get a correlation and a Matthews coefficient of 0. Raises ValueError if an output is not
     finite, and KeyError for an unknown metric.
     """
-    if not np.isfinite(outputs).all():
-        raise ValueError("some outputs are not numbers (NaN or infinite); the metrics are undefined")
+    require_finite(outputs)
     predicted = predictions(outputs)
     return {name: 100 * _METRICS[name](predicted, labels) for name in metric_names}
+
+
+def require_finite(outputs: np.ndarray) -> None:
+    """Raises ValueError if an output is not finite."""
+    if not np.isfinite(outputs).all():
+        raise ValueError("some outputs are not numbers (NaN or infinite); the metrics are undefined")
 
 
 def mean_loss(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> float:
@@ -49,8 +54,28 @@ def collapsed(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> bool
     if regression:
         spread = float(np.std(predicted, dtype=np.float64))
         return spread <= COLLAPSED_SPREAD * abs(float(np.mean(predicted, dtype=np.float64)))
+    return nearly_constant(predicted, labels)
+
+
+def nearly_constant(predicted: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether one class is predicted for (nearly) all examples; both are class numbers (examples,)."""
     others, other_labels = (len(values) - np.bincount(values).max() for values in (predicted, labels))
     return bool(others <= min((1 - COLLAPSED_SHARE) * len(predicted), other_labels / 2))
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """The ratio of two sums over examples (rows), by column; 0 for 0 / 0."""
+    total = denominators.sum(axis=0, dtype=np.float64)
+    return np.asarray(numerators.sum(axis=0, dtype=np.float64) / np.where(total > 0, total, 1.0))
+
+
+def ratio_contributions(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Values of the shape of both whose mean over examples (rows) is ``ratio``.
+
+    A value is the ratio plus the example's influence on it (infinitesimal jackknife).
+    """
+    value, mean = ratio(numerators, denominators), denominators.mean(axis=0, dtype=np.float64)
+    return np.asarray(value + (numerators - value * denominators) / np.where(mean > 0, mean, 1.0))
 
 
 def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -80,11 +105,6 @@ def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarra
     frequent_first = np.argsort(-np.bincount(labels, minlength=classes), kind="stable")
     answers = [np.tile(np.eye(classes, dtype=np.float32)[each], (len(labels), 1)) for each in frequent_first]
     return max(answers, key=lambda outputs: measure((metric,), outputs, labels)[metric])
-
-
-def constant_score(metric: str, labels: np.ndarray, classes: int) -> float:
-    """The score in points of the best constant answer: the majority class for accuracy, 0 for correlations."""
-    return measure((metric,), constant_outputs(metric, labels, classes), labels)[metric]
 
 
 # The formulas are written out because sklearn.metrics and scipy.stats take seconds to import in every worker process.

@@ -7,7 +7,7 @@ their difference in accuracy on n examples is sqrt(0.08 / n): 0.4 points on 5,00
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from budget_search.core.config import Splits
 from budget_search.core.errors import UsageError
 from budget_search.data.grouping import Groups, is_first_occurrence, number_texts, pair_groups, phrase_groups
+from budget_search.data.kinds import kind_of
 from budget_search.data.loading import Examples, RawTask
 from budget_search.data.stratification import assign_cells, attainable_quotas, pick_groups
 
@@ -124,14 +125,28 @@ def _prepare(raw: RawTask, seed: int) -> tuple[_Carver, list[str]]:
             f"{groups.prompts:,} texts occur in very many examples: they are treated as prompts and may be in several "
             f"splits."
         )
-    return _Carver(train, len(raw.label_names), groups, first & ~in_held_out, seed), notes
+    stratum, count = kind_of(raw.metric).strata(train.labels, len(raw.label_names))
+    return _Carver(train, Strata(stratum, count), groups, first & ~in_held_out, seed), notes
+
+
+@dataclass(frozen=True)
+class Strata:
+    """What carved splits keep the shares of: ``of`` maps labels to ``count`` strata, or to scores if that is 0."""
+
+    of: Callable[[np.ndarray], np.ndarray]
+    count: int
+
+    def labelling(self, examples: Examples) -> Examples:
+        """The examples with their strata as labels."""
+        return Examples(examples.texts, self.of(examples.labels))
 
 
 class _Carver:
     """Carves splits out of train one after another; ``in_train`` marks the remaining examples, bool (examples,)."""
 
-    def __init__(self, train: Examples, classes: int, groups: Groups, in_train: np.ndarray, seed: int) -> None:
-        self.train, self.classes, self.groups, self.in_train, self.seed = train, classes, groups, in_train, seed
+    def __init__(self, train: Examples, strata: Strata, groups: Groups, in_train: np.ndarray, seed: int) -> None:
+        self.train, self.strata, self.groups, self.in_train, self.seed = train, strata, groups, in_train, seed
+        self._stratified = strata.labelling(train)
         self.left_out_phrases = 0
         self._whole = np.ones(len(groups.members), dtype=bool)
 
@@ -140,7 +155,7 @@ class _Carver:
 
         Raises UsageError if there are too few.
         """
-        cell_of, shares = assign_cells(like, self.train, self.classes)
+        cell_of, shares = assign_cells(self.strata.labelling(like), self._stratified, self.strata.count)
         order = np.random.default_rng([self.seed, list(SHARES).index(name)]).permutation(np.flatnonzero(self._whole))
         wanted = min(TARGETS[name], allowance)
         largest = max(MIN_EXAMPLES, int(MAX_GROUP_SHARE * wanted))
@@ -174,7 +189,7 @@ class _Carver:
                 f"text with others, at least {MIN_EXAMPLES} needed. Give more examples (some hundreds), or a "
                 f"validation set and --splits official"
             )
-        if self.classes and len(np.unique(self.train.labels[rows])) < 2:
+        if self.strata.count and len(np.unique(self._stratified.labels[rows])) < 2:
             raise UsageError(
                 f"cannot carve {name} out of train: the {len(rows)} examples found are all of one class. Give more "
                 f"examples of the others, or a validation set and --splits official"

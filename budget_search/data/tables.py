@@ -1,4 +1,4 @@
-"""Read columns from csv, tsv, jsonl and parquet files, also compressed ones; content that does not match is rejected.
+"""Read columns from csv, tsv, jsonl, parquet and CoNLL files, also compressed ones; other content is rejected.
 
 csv uses standard quoting, and commas, semicolons, tabs or vertical bars: the separator is recognised (see
 ``_separator``). tsv uses no quoting, as in the GLUE files: a quotation mark is an ordinary character. Text is UTF-8,
@@ -23,9 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from budget_search.core.errors import UsageError
+from budget_search.data import conll
 
-EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
+EXTENSIONS = ("csv", "tsv", "jsonl", "parquet", *conll.EXTENSIONS)
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}  # type: ignore[dict-item]
+SEPARATED = ("csv", "tsv")
+"""Kinds of files whose cells are texts."""
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 ROWS_TO_RECOGNISE = 200
 """Rows of a csv file that are parsed with each separator to tell which one it uses."""
@@ -112,21 +115,35 @@ class Table:
         rows = [[row.get(name) for name in names] for _, row in records]
         return {name: [row[position] for row in rows] for position, name in enumerate(names)}
 
+    def holds_lists(self, column: str) -> bool:
+        """Whether the first cell of a column that is not missing is a list. False if there is no such column."""
+        if column not in self.columns or self.kind in SEPARATED:
+            return False
+        if self.kind == "parquet":
+            from pyarrow import types
+
+            kind = self._parquet.schema_arrow.field(column).type
+            return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+        cells = (record.get(column) for _, record in islice(self._records(), 1, None))
+        return isinstance(next((cell for cell in cells if cell is not None), None), list)
+
     def class_names(self, column: str) -> tuple[str, ...]:
-        """The names of a ``ClassLabel`` column of a parquet file that the library datasets wrote; else none."""
+        """The names of a column of ``ClassLabel``, or of lists of them, of a parquet file that the library datasets
+        wrote; else none."""
         if self.kind != "parquet":
             return ()
         metadata = self._parquet.schema_arrow.metadata or {}
         try:
-            names = json.loads(metadata[b"huggingface"])["info"]["features"][column]["names"] or ()
-        except (KeyError, TypeError, ValueError):
+            feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
+            names = feature.get("feature", feature)["names"] or ()
+        except (KeyError, TypeError, ValueError, AttributeError):
             return ()
         return tuple(map(str, names))
 
     @cached_property
     def note(self) -> str | None:
         """A sentence for the report on how a text file was read, where that is not the usual way."""
-        if self.kind in ("parquet", "jsonl"):
+        if self.kind not in SEPARATED:
             return None if self._encoding == "utf-8-sig" else f"{self.path.name} was read as {self._encoding}."
         usual = "," if self.kind == "csv" else "\t"
         how = [] if self._encoding == "utf-8-sig" else [f"as {self._encoding}"]
@@ -168,7 +185,12 @@ class Table:
                 raise UsageError(f"{path.name} is a parquet file, not {kind}: name it .parquet")
             if not start.strip():
                 raise UsageError(f"{path.name} is empty; a table with a header is needed")
-            yield from self._json_records() if kind == "jsonl" else self._separated_records()
+            if kind in conll.EXTENSIONS:
+                yield 1, dict.fromkeys((conll.WORDS, conll.TAGS))
+                with self._text() as file:
+                    yield from conll.sentences(path.name, file)
+            else:
+                yield from self._json_records() if kind == "jsonl" else self._separated_records()
         except UnicodeError as error:
             read_as = self.encoding or "UTF-8"
             raise UsageError(

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from budget_search.core.config import METRICS, REGRESSION_METRICS, Recipe
+from budget_search.core.config import ALSO, KINDS, METRICS, REGRESSION_METRICS, Recipe
 from budget_search.core.errors import UsageError
 from budget_search.core.paths import expand_path
-from budget_search.data import tables
+from budget_search.data import conll, tables
+from budget_search.data.kinds import kind_name
+from budget_search.data.kinds.choice import kind_shown_by, named_kind
 from budget_search.storage.digests import digest_with, joint_digest
 
 GLUE_REPOSITORY = "nyu-mll/glue"
@@ -45,6 +47,18 @@ class TaskSpec:
     @property
     def is_regression(self) -> bool:
         return self.metric in REGRESSION_METRICS
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns that hold the labels; several are separated by commas in ``label_column``."""
+        if kind_name(self.metric) != "multi-label":
+            return (self.label_column,)
+        return tuple(name.strip() for name in self.label_column.split(","))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns that are read."""
+        return (*self.text_columns, *self.label_columns)
 
 
 _SHARD = r"{}-\d+-of-\d+"
@@ -110,6 +124,7 @@ def resolve_task(
     text_columns: Sequence[str] = (),
     label_column: str | None = None,
     metric: str | None = None,
+    kind: str | None = None,
     validation: str | Path | None = None,
     encoding: str | None = None,
     skip_incomplete: bool = False,
@@ -120,21 +135,24 @@ def resolve_task(
     kind of task.
     """
     _check_metric(metric)
+    named = named_kind(kind, metric)
     skip = skip_incomplete or None
     if task in TASKS:
         _refuse_options(
             task,
             text_columns=text_columns,
             label_column=label_column,
+            kind=kind,
             validation=validation,
             encoding=encoding,
             skip_incomplete=skip,
         )
         return _builtin_task(TASKS[task], data_dir, metric)
     _refuse_options(task, data_dir=data_dir)
-    spec = TaskSpec("", tuple(text_columns), label_column or "label", metric or "accuracy")
+    texts, label = tuple(text_columns), label_column or "label"
     if task.startswith("hub:"):
         _refuse_options(task, validation=validation, encoding=encoding)
+        spec = _own_spec(texts, label, metric, named or "classification")
         return replace(_hub_task(task, spec, metric is not None), skip_incomplete=skip_incomplete)
     path = expand_path(task)
     if not path.exists():
@@ -143,6 +161,10 @@ def resolve_task(
     files = _local_files(path)
     if validation is not None:
         files["validation"] = (_existing_file(expand_path(validation)),)
+    first = tables.Table(files["train"][0], encoding)
+    if first.kind in conll.EXTENSIONS:
+        texts, label = texts or (conll.WORDS,), label_column or conll.TAGS
+    spec = _own_spec(texts, label, metric, named or kind_shown_by(first, texts, label))
     for shards in files.values():
         for file in shards:
             _check_columns(spec, tables.Table(file, encoding))
@@ -210,6 +232,12 @@ def _builtin_task(spec: TaskSpec, data_dir: str | Path | None, metric: str | Non
     return TaskSource(spec, spec.name, files=files)
 
 
+def _own_spec(texts: tuple[str, ...], label: str, metric: str | None, kind: str) -> TaskSpec:
+    """The columns and metrics of the user's own data; by default the first metric of the kind of task."""
+    metric = metric or KINDS[kind][0]
+    return TaskSpec("", texts, label, metric, ALSO.get(metric, ()))
+
+
 def _hub_task(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
     match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?", task)
     if match is None:
@@ -232,6 +260,9 @@ def _local_files(path: Path) -> dict[str, tuple[Path, ...]]:
 def _split_files(folder: Path, split: str) -> tuple[Path, ...]:
     """The file of a split, such as ``train.csv``, or its shards, such as ``train-00000-of-00002.parquet``."""
     stems = {path: tables.table_stem(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    if any(stem == split and path.suffix != ".txt" for path, stem in stems.items()):
+        # A text beside a table is no second table.
+        stems = {path: stem for path, stem in stems.items() if path.suffix != ".txt"}
     whole = [path for path, stem in stems.items() if stem == split]
     shards = [path for path, stem in stems.items() if stem and re.fullmatch(_SHARD.format(split), stem)]
     if len(whole) > 1 or (whole and shards):
@@ -259,7 +290,7 @@ def _check_columns(spec: TaskSpec, table: tables.Table) -> None:
             f"It has: {' '.join(repr(name) for name in table.columns)}"
         )
     _check_spec(spec)
-    tables.check_columns(table.path.name, table.columns, (*spec.text_columns, spec.label_column))
+    tables.check_columns(table.path.name, table.columns, spec.columns)
 
 
 def _check_encoding(encoding: str | None) -> None:
@@ -272,7 +303,9 @@ def _check_encoding(encoding: str | None) -> None:
 
 
 def _check_spec(spec: TaskSpec) -> None:
-    columns = (*spec.text_columns, spec.label_column)
+    columns = spec.columns
+    if len(spec.text_columns) > 1 and kind_name(spec.metric) == "token-classification":
+        raise UsageError("--kind token-classification takes one --text-columns, with the words of a sentence")
     if len(spec.text_columns) > 2:
         raise UsageError(f"--text-columns takes one or two columns, received {len(spec.text_columns)}")
     if len(set(columns)) != len(columns):

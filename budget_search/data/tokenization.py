@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from budget_search.core.errors import StudyError, UsageError
-from budget_search.data.metrics import constant_score
+from budget_search.data.kinds import kind_of
+from budget_search.data.kinds.kind import IGNORED, Kind, Truth
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ class EncodedSplit:
     """Concatenated examples, without padding.
 
     ``tokens`` int32 and ``segments`` uint8 (or None) are (total_tokens,), ``offsets`` int64 (examples + 1,): example
-    ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,).
+    ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,),
+    float32 zeros and ones (examples, labels), or int64 class numbers (total_tokens,), IGNORED where a token has none.
     """
 
     tokens: np.ndarray
@@ -43,7 +45,7 @@ class EncodedSplit:
 
     @property
     def examples(self) -> int:
-        return len(self.labels)
+        return len(self.offsets) - 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -69,17 +71,44 @@ class EncodedTask:
         """``held_out`` and further held-out splits, such as MNLI's ``held_out_mismatched``."""
         return tuple(name for name in self.splits if name.startswith("held_out"))
 
+    @property
+    def kind(self) -> Kind:
+        """The kind of task, which the metric names."""
+        return kind_of(self.metric)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics, the primary one first."""
+        return self.metric, *self.also
+
+    def truth(self, split: str) -> Truth:
+        """What outputs for a split are scored against."""
+        each = self.splits[split]
+        if not self.kind.per_token:
+            return Truth(each.labels, np.ones(each.examples, dtype=np.int64), self.label_names)
+        labelled = each.labels != IGNORED
+        before = np.concatenate([[0], np.cumsum(labelled)])
+        return Truth(each.labels[labelled], np.diff(before[each.offsets]), self.label_names)
+
+    def measure(self, split: str, outputs: np.ndarray) -> dict[str, float]:
+        """Every metric of outputs for a split, in points. Raises as ``metrics.measure`` does."""
+        return self.kind.measure(self.metrics, outputs, self.truth(split))
+
+    def contributions(self, split: str, outputs: np.ndarray) -> np.ndarray:
+        """Values per example whose mean is the score of outputs for a split, in points."""
+        return self.kind.contributions(self.metric, outputs, self.truth(split))
+
     def label_shares(self, split: str) -> dict[str, float]:
-        """The fraction of each label in a split, by name; empty for scores."""
-        labels = self.splits[split].labels
-        if not self.label_names:
-            return {}
-        counts = np.bincount(labels, minlength=len(self.label_names))
-        return {name: float(count / len(labels)) for name, count in zip(self.label_names, counts, strict=True)}
+        """How frequent each label is in a split, by name; empty for scores."""
+        return self.kind.label_shares(self.truth(split)) if self.label_names else {}
+
+    def constant_outputs(self, split: str) -> np.ndarray:
+        """The outputs of the best constant answer on a split."""
+        return self.kind.constant_outputs(self.metric, self.truth(split))
 
     def constant_score(self, split: str) -> float:
         """The score in points of the best constant answer on a split."""
-        return constant_score(self.metric, self.splits[split].labels, len(self.label_names))
+        return self.measure(split, self.constant_outputs(split))[self.metric]
 
     def save(self, path: Path) -> None:
         """Write one ``.npz`` file atomically. Splits that are the same object are written once."""
@@ -133,11 +162,12 @@ def encode(
     pad_token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_token is None:
         raise UsageError("the tokenizer has neither a padding token nor an end token; choose another --model")
+    kind = kind_of(task.metric)
     done: dict[int, EncodedSplit] = {}
     splits = {}
     for name, examples in task.splits.items():
         if id(examples) not in done:  # official splits are one object with three names
-            done[id(examples)] = _encode_split(examples, tokenizer, max_length, takes_segments)
+            done[id(examples)] = _encode_split(examples, kind, tokenizer, max_length, takes_segments)
         splits[name] = done[id(examples)]
     return EncodedTask(
         splits=splits,
@@ -206,29 +236,34 @@ def _pad_segment(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _encode_split(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool
+    examples: Examples, kind: Kind, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool
 ) -> EncodedSplit:
     tokens: list[np.ndarray] = []
     segments: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
     lengths: list[int] = []
+    options = {
+        "truncation": "longest_first",
+        "max_length": max_length,
+        "padding": False,
+        "return_attention_mask": False,
+        "return_token_type_ids": with_segments,
+    }
     for start in range(0, len(examples), _BATCH):
-        batch = tokenizer(
-            *(list(column[start : start + _BATCH]) for column in examples.texts),
-            truncation="longest_first",
-            max_length=max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=with_segments,
-        )
+        part = slice(start, start + _BATCH)
+        columns = [list(column[part]) for column in examples.texts]
+        encoded = kind.tokenise(tokenizer, columns, examples.labels[part], options)
+        batch = encoded.batch
         lengths.extend(len(row) for row in batch["input_ids"])
         tokens.append(_concatenate(batch["input_ids"], np.int32))
+        labels.append(encoded.labels)
         if with_segments:
             segments.append(_concatenate(batch["token_type_ids"], np.uint8))
     return EncodedSplit(
         tokens=np.concatenate(tokens),
         segments=np.concatenate(segments) if with_segments else None,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=examples.labels,
+        labels=np.concatenate(labels),
     )
 
 

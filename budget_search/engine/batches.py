@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from budget_search.data.kinds.kind import IGNORED
 
 if TYPE_CHECKING:
     from budget_search.data.tokenization import EncodedSplit, EncodedTask
@@ -30,9 +32,9 @@ class SoftTargets:
 class DeviceSplit:
     """A split on the device: all tokens end to end, without padding, and where each example lies.
 
-    Shapes: tokens and segments (total_tokens,), starts and labels (examples,); ``lengths`` stays on the host, so that
-    choosing a batch's padded length never waits for the device. ``soft`` targets, where there are any, are learnt
-    beside the labels.
+    Shapes: tokens and segments (total_tokens,), starts (examples,); labels (examples,), (examples, labels) or, with
+    ``per_token``, (total_tokens,). ``lengths`` stays on the host, so that choosing a batch's padded length never waits
+    for the device. ``soft`` targets, where there are any, are learnt beside the labels.
     """
 
     tokens: torch.Tensor
@@ -45,21 +47,23 @@ class DeviceSplit:
     pad_segment: int
     pad_left: bool
     soft: SoftTargets | None = None
+    per_token: bool = False
 
     @classmethod
     def of(cls, task: EncodedTask, split: EncodedSplit, device: str) -> DeviceSplit:
         lengths = np.diff(split.offsets)
-        regression = split.labels.dtype.kind == "f"
+        real = split.labels.dtype.kind == "f"
         return cls(
             tokens=torch.from_numpy(split.tokens.astype(np.int64)).to(device),
             segments=None if split.segments is None else torch.from_numpy(split.segments.astype(np.int64)).to(device),
             starts=torch.from_numpy(split.offsets[:-1].astype(np.int64)).to(device),
             sizes=torch.from_numpy(lengths.astype(np.int64)).to(device),
-            labels=torch.from_numpy(split.labels.astype(np.float32 if regression else np.int64)).to(device),
+            labels=torch.from_numpy(split.labels.astype(np.float32 if real else np.int64)).to(device),
             lengths=lengths,
             pad_token=task.pad_token,
             pad_segment=task.pad_segment,
             pad_left=task.pad_left,
+            per_token=task.kind.per_token,
         )
 
     @property
@@ -71,18 +75,41 @@ class DeviceSplit:
         """The token numbers that occur, ascending: int64 (kinds,), padding among them."""
         return torch.cat([self.tokens, self.tokens.new_tensor([self.pad_token])]).unique()
 
+    @cached_property
+    def outputs_each(self) -> torch.Tensor:
+        """How many rows of outputs each example has: one, or one per labelled token; int64 (examples,)."""
+        if not self.per_token:
+            return torch.ones_like(self.starts)
+        until = torch.nn.functional.pad((self.labels != IGNORED).cumsum(0), (1, 0))
+        return until[self.starts + self.sizes] - until[self.starts]
+
+    def part(self, indices: np.ndarray) -> DeviceSplit:
+        """Some examples of the split; the tokens stay where they are."""
+        rows = torch.from_numpy(indices).to(self.starts.device)
+        return replace(
+            self,
+            starts=self.starts[rows],
+            sizes=self.sizes[rows],
+            labels=self.labels if self.per_token else self.labels[rows],
+            lengths=self.lengths[indices],
+        )
+
+    def _places(self, rows: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """For examples padded to a length, which tokens are real and where they lie: each (batch, length)."""
+        sizes = self.sizes[rows, None]
+        place = torch.arange(length, device=self.tokens.device)[None, :]
+        if self.pad_left:
+            place = place - (length - sizes)
+        real = (place >= 0) & (place < sizes)
+        return real, (self.starts[rows, None] + place).clamp(0, len(self.tokens) - 1)
+
     def inputs(self, rows: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """The model's inputs for these examples, padded to a length: each (batch, length).
 
         ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or reads from the
         host, so that a graph can hold it. The length is at least that of the longest example.
         """
-        sizes = self.sizes[rows, None]
-        place = torch.arange(length, device=self.tokens.device)[None, :]
-        if self.pad_left:
-            place = place - (length - sizes)
-        real = (place >= 0) & (place < sizes)
-        where = (self.starts[rows, None] + place).clamp(0, len(self.tokens) - 1)
+        real, where = self._places(rows, length)
         inputs = {
             "input_ids": torch.where(real, self.tokens[where], self.pad_token),
             "attention_mask": real.long(),
@@ -90,6 +117,33 @@ class DeviceSplit:
         if self.segments is not None:
             inputs["token_type_ids"] = torch.where(real, self.segments[where], self.pad_segment)
         return inputs
+
+    def labels_of(self, rows: torch.Tensor, length: int) -> torch.Tensor:
+        """The labels of these examples: (batch,), (batch, labels), or those of the tokens, (batch, length)."""
+        if not self.per_token:
+            return self.labels[rows]
+        real, where = self._places(rows, length)
+        return torch.where(real, self.labels[where], IGNORED)
+
+    def weights(self, rows: torch.Tensor, filled: torch.Tensor | None = None) -> torch.Tensor:
+        """The weights (batch,) with which the losses of these examples make the batch's loss.
+
+        That is their mean: over the examples, or over all labelled tokens. ``filled`` is 1 for the examples that count
+        and 0 for the others; all count by default.
+        """
+        counted = torch.ones_like(rows, dtype=torch.float32) if filled is None else filled
+        return counted / (self.outputs_each[rows] * counted).sum().clamp_min(1.0)
+
+    def in_order(self, outputs: torch.Tensor, indices: np.ndarray) -> np.ndarray:
+        """Outputs of all examples, given in the order ``indices``, as an array in the order of the split."""
+        each = self.outputs_each.cpu().numpy()
+        first, read = np.cumsum(each) - each, each[indices]
+        # The place of every row: that of its example's first row, plus its number within the example.
+        places = np.repeat(first[indices] - (np.cumsum(read) - read), read) + np.arange(read.sum())
+        values = outputs.cpu().numpy()
+        in_order = np.empty_like(values)
+        in_order[places] = values
+        return in_order
 
     def soft_of(self, rows: torch.Tensor) -> SoftTargets | None:
         return self.soft and SoftTargets(self.soft.logits[rows], self.soft.weight)

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from budget_search.core.config import Recipe
 from budget_search.core.dropping import Phase, phases
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial, TrialKey
-from budget_search.data.metrics import collapsed, mean_loss, measure
 from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.batches import DeviceSplit, SoftTargets
 from budget_search.engine.device import Device
@@ -31,7 +30,7 @@ from budget_search.engine.last_layer import Tail, find_tail, only_read_token
 from budget_search.engine.training_step import out_of_memory
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen
-from budget_search.models.pretrained import fresh_head, load_pretrained
+from budget_search.models.pretrained import auto_class, fresh_head, load_pretrained
 from budget_search.storage.files import atomic_path, write_array
 from budget_search.storage.study_folder import StudyFolder
 
@@ -58,10 +57,6 @@ class Loaded:
     splits: dict[str, DeviceSplit]
     pretrained: PreTrainedModel
     fresh: frozenset[str]
-
-    @property
-    def is_regression(self) -> bool:
-        return not self.task.label_names
 
     @cached_property
     def tail(self) -> Tail | None:
@@ -102,17 +97,17 @@ def _run(context: EvaluationContext, job: Job) -> Trial:
         read += int(split_of(context, "train").lengths.sum())
     evaluation_seconds = time.perf_counter() - started
 
-    labels = here.task.splits[job.split].labels
-    metrics = measure((here.task.metric, *here.task.also), outputs, labels)
+    kind, truth = here.task.kind, here.task.truth(job.split)
+    metrics = here.task.measure(job.split, outputs)
     write_array(context.folder.outputs(job.key, job.split), outputs)
     if job.keep_weights:
         save_weights(model, context.folder.weights(job.key))
     return Trial(
         key=job.key,
         split=job.split,
-        state="collapsed" if collapsed(outputs, labels, here.is_regression) else "complete",
+        state="collapsed" if kind.collapsed(outputs, truth) else "complete",
         score=metrics[here.task.metric],
-        metrics={**metrics, "loss": mean_loss(outputs, labels, here.is_regression)},
+        metrics={**metrics, "loss": kind.mean_loss(outputs, truth)},
         train_seconds=sum(done.seconds for _, done in trained),
         evaluation_seconds=evaluation_seconds,
         train_tokens=sum(done.tokens for _, done in trained),
@@ -176,7 +171,7 @@ def score_from_weights(context: EvaluationContext, key: TrialKey) -> None:
 
 
 def outputs_of(context: EvaluationContext, model: PreTrainedModel, split: str) -> np.ndarray:
-    """Logits of every example of a split, in order: float32 (examples, classes), or (examples, 1) for regression."""
+    """Logits of a split in order, as ``predict`` gives them."""
     with only_read_token(model, loaded(context).tail):
         return predict(model, split_of(context, split), context.device)
 
@@ -186,7 +181,7 @@ def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
     folder = context.folder.weights(key)
     if not folder.exists():
         save_weights(_trained(context, key)[0], folder)
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+    model: PreTrainedModel = auto_class(loaded(context).task.kind).from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=context.trust_remote_code
     )
     torch.nn.Module.to(model, context.device.name)
@@ -211,6 +206,7 @@ def load(context: EvaluationContext) -> Loaded:
     pretrained, fresh = load_pretrained(
         context.pretrained,
         name=context.pretrained_name,
+        kind=task.kind,
         label_names=task.label_names,
         pad_token=task.pad_token,
         trust_remote_code=context.trust_remote_code,

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from budget_search.core.config import Recipe
+from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine.batches import DeviceSplit, reading_order
 from budget_search.engine.cpu_kernels import cpu_kernels
 from budget_search.engine.device import Device
@@ -105,7 +106,7 @@ def _steps(
 
 
 def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.ndarray:
-    """Logits of every example, in order: float32 (examples, classes), or (examples, 1) for regression."""
+    """Logits in the order of the examples: float32 (examples, classes or 1), or (labelled tokens, classes)."""
     model.eval()
     tokens_per_batch = EVALUATION_TOKENS[device.kind]
     order: list[np.ndarray] = []
@@ -113,8 +114,8 @@ def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.nd
     with torch.inference_mode(), cpu_kernels(device), device.autocast():
         for indices in reading_order(split.lengths, tokens_per_batch):
             order.append(indices)
-            logits.append(model(**split.batch(indices)).logits.float())
-    outputs = torch.cat(logits).cpu().numpy()
-    in_order = np.empty_like(outputs)
-    in_order[np.concatenate(order)] = outputs
-    return in_order
+            read = model(**split.batch(indices)).logits.float()
+            if split.per_token:
+                read = read[split.labels_of(split.rows(indices), split.longest(indices)) != IGNORED]
+            logits.append(read)
+    return split.in_order(torch.cat(logits), np.concatenate(order))

@@ -93,8 +93,11 @@ def only_read_token(model: PreTrainedModel, tail: Tail | None) -> Iterator[None]
 
 def find_tail(model: PreTrainedModel, split: DeviceSplit) -> Tail | None:
     """The tail that leaves the least to calculate and changes nothing for two examples of the split; None where there
-    is none. Model and split are on the same device. Raises UnsupportedModelError."""
-    inputs = _two_lengths(split)
+    is none, and for a head that reads every token. Model and split are on the same device.
+
+    Raises UnsupportedModelError.
+    """
+    inputs = {} if split.per_token else _two_lengths(split)
     if not inputs:
         return None
     shallow = _shallow(model).eval()

@@ -1,10 +1,28 @@
-"""The training loss: cross-entropy or squared error, mixed with the distance to a teacher's outputs where asked."""
+"""The training loss of each form of labels, mixed with the distance to a teacher's outputs where asked.
+
+The form of the labels says which loss it is, the same that the heads of transformers compute:
+
+========================================  =========================================
+class numbers, int64 (batch,)             cross-entropy
+scores, float32 (batch,)                  squared error
+zeros and ones, float32 (batch, labels)   binary cross-entropy, the mean over labels
+tags, int64 (batch, tokens)               cross-entropy, the sum over labelled tokens
+========================================  =========================================
+"""
 
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    kl_div,
+    log_softmax,
+    logsigmoid,
+    mse_loss,
+)
 
+from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine.batches import SoftTargets
 
 # Soft targets are compared at this temperature: it brings out how the teacher ranks the classes it does not choose.
@@ -19,8 +37,8 @@ def loss_of(
 ) -> torch.Tensor:
     """The weighted sum of the examples' losses, in fp32; their mean without weights.
 
-    ``logits`` (batch, classes) or (batch, 1) for regression; ``labels`` and ``weights`` (batch,). A weight of zero
-    leaves an example out.
+    ``logits`` (batch, classes), (batch, 1) for regression, or (batch, tokens, classes) for tags; ``weights`` (batch,).
+    A weight of zero leaves an example out.
     """
     losses = losses_of(logits.float(), labels, soft)
     return losses.mean() if weights is None else (losses * weights).sum()
@@ -28,20 +46,29 @@ def loss_of(
 
 def losses_of(logits: torch.Tensor, labels: torch.Tensor, soft: SoftTargets | None) -> torch.Tensor:
     """Each example's loss (batch,)."""
-    regression = labels.is_floating_point()
-    if regression:
+    several = labels.dim() == 2
+    if labels.is_floating_point() and several:
+        hard = binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
+    elif labels.is_floating_point():
         hard = mse_loss(logits.squeeze(-1), labels, reduction="none")
+    elif several:
+        hard = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(dim=-1)
     else:
         hard = cross_entropy(logits, labels, reduction="none")
     if soft is None:
         return hard
-    return (1 - soft.weight) * hard + soft.weight * _distances(logits, soft.logits, regression)
+    return (1 - soft.weight) * hard + soft.weight * _distances(logits, soft.logits, labels)
 
 
-def _distances(logits: torch.Tensor, wanted: torch.Tensor, regression: bool) -> torch.Tensor:
+def _distances(logits: torch.Tensor, wanted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """From soft targets: the Kullback-Leibler divergence at a temperature, times its square so that its gradients have
-    the size of the labels' (Hinton et al., 2015, 2.1); the squared error for regression."""
-    if regression:
+    the size of the labels' (Hinton et al., 2015, 2.1); of several labels the mean; the squared error for regression."""
+    if labels.is_floating_point() and labels.dim() == 1:
         return mse_loss(logits, wanted, reduction="none").squeeze(-1)
-    own, theirs = (log_softmax(each / TEMPERATURE, dim=-1) for each in (logits, wanted))
+    own, theirs = logits / TEMPERATURE, wanted / TEMPERATURE
+    if labels.is_floating_point():
+        # Each label is a choice between two classes, with the logits x and -x.
+        own, theirs = (torch.stack([logsigmoid(each), logsigmoid(-each)]) for each in (own, theirs))
+        return kl_div(own, theirs, reduction="none", log_target=True).sum(dim=0).mean(dim=-1) * TEMPERATURE**2
+    own, theirs = log_softmax(own, dim=-1), log_softmax(theirs, dim=-1)
     return kl_div(own, theirs, reduction="none", log_target=True).sum(dim=-1) * TEMPERATURE**2

@@ -87,11 +87,11 @@ class EagerSteps:
 
     def _accumulate(self, rows: torch.Tensor, length: int, micro: int) -> torch.Tensor:
         total = torch.zeros((), device=self._device.name)
-        weights = torch.full((len(rows),), 1 / len(rows), device=self._device.name)
+        weights = self._train.weights(rows)
         for part, own in zip(rows.split(micro), weights.split(micro), strict=True):
             with self._kernels, self._device.autocast():
                 logits = self._model(**self._train.inputs(part, length)).logits
-            loss = loss_of(logits, self._train.labels[part], self._train.soft_of(part), own)
+            loss = loss_of(logits, self._train.labels_of(part, length), self._train.soft_of(part), own)
             loss.backward()
             if micro < len(rows):
                 sum_in_fp32(self._rounded)

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, pipeline
+from transformers import AutoTokenizer, PreTrainedModel, pipeline
 
 from budget_search.core.errors import StudyError
 from budget_search.core.serialization import to_plain
+from budget_search.data.kinds.kind import Kind
 from budget_search.models.export_folder import MARKER, refuse_foreign
+from budget_search.models.pretrained import auto_class
 
 CARD = "README.md"
 # The re-loaded model has the same weights, but the order of floating-point sums may depend on memory alignment.
@@ -29,13 +31,14 @@ RECORDED_TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out examples, through functions of the caller.
+    """The ``examples`` held-out examples of a task of this ``kind``, through functions of the caller.
 
-    ``logits`` returns a model's fp32 outputs of shape (examples, classes), ``score`` the score of such outputs in
-    points. ``recorded`` are the outputs of the same weights that the study recorded, in any precision; None if it did
-    not.
+    ``logits`` returns a model's fp32 outputs of shape (rows, classes), ``score`` the score of such outputs in points.
+    ``recorded`` are the outputs of the same weights that the study recorded, in any precision; None if it did not.
     """
 
+    kind: Kind
+    examples: int
     logits: Callable[[PreTrainedModel], np.ndarray]
     score: Callable[[np.ndarray], float]
     recorded: np.ndarray | None = None
@@ -72,18 +75,18 @@ def export_checkpoint(
     """
     refuse_foreign(output)
     output = output.resolve()
-    model = _load(weights_dir, trust_remote_code)
+    model = _load(weights_dir, held_out.kind, trust_remote_code)
     with _atomic_folder(output) as folder:
         model.save_pretrained(folder)
         _copy_tokenizer(tokenizer_dir, folder)
-        _try_pipeline(folder, tokenizer_dir, trust_remote_code)
-        examples, score, difference = _check(model, folder, held_out, trust_remote_code)
+        _try_pipeline(folder, tokenizer_dir, held_out.kind, trust_remote_code)
+        score, difference = _check(model, folder, held_out, trust_remote_code)
         (folder / CARD).write_text(card(score), encoding="utf-8")
         files = sorted([MARKER, *(path.name for path in folder.iterdir())])
         evidence = {**provenance, "held_out_score_of_this_checkpoint": score, "files": files}
         text = json.dumps(to_plain(evidence), indent=2, allow_nan=False)
         (folder / MARKER).write_text(f"{text}\n", encoding="utf-8")
-    return Export(output, score, examples, difference)
+    return Export(output, score, held_out.examples, difference)
 
 
 @contextmanager
@@ -106,10 +109,10 @@ def _atomic_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _load(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
+def _load(folder: Path, kind: Kind, trust_remote_code: bool) -> PreTrainedModel:
     """The checkpoint in fp32, loaded by stock transformers. Raises StudyError for missing or unexpected weights."""
     try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = auto_class(kind).from_pretrained(
             folder,
             dtype=torch.float32,
             output_loading_info=True,
@@ -137,15 +140,13 @@ def _copy_tokenizer(tokenizer_dir: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def _check(
-    model: PreTrainedModel, folder: Path, held_out: HeldOut, trust_remote_code: bool
-) -> tuple[int, float, float]:
+def _check(model: PreTrainedModel, folder: Path, held_out: HeldOut, trust_remote_code: bool) -> tuple[float, float]:
     """Load the folder again and compare it with the model and with the recorded outputs.
 
-    Returns the number of examples, the score of the folder, and the largest difference between logits.
+    Returns the score of the folder, and the largest difference between logits.
     """
     expected = held_out.logits(model)
-    reloaded = _load(folder, trust_remote_code)
+    reloaded = _load(folder, held_out.kind, trust_remote_code)
     _same_weights(model, reloaded)
     outputs = held_out.logits(reloaded)
     difference = float(np.abs(outputs - expected).max())
@@ -159,7 +160,7 @@ def _check(
             raise StudyError(
                 f"the weights are not the ones that the study measured: outputs differ by {deviation:.3g} on average"
             )
-    return len(outputs), held_out.score(outputs), difference
+    return held_out.score(outputs), difference
 
 
 def _same_weights(model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
@@ -169,11 +170,12 @@ def _same_weights(model: PreTrainedModel, reloaded: PreTrainedModel) -> None:
         raise StudyError(f"the exported checkpoint does not contain the model's weights: {', '.join(changed[:5])}")
 
 
-def _try_pipeline(folder: Path, tokenizer_dir: Path, trust_remote_code: bool) -> None:
-    """Run the ``text-classification`` pipeline on the folder, and check that it loads the study's tokenizer."""
+def _try_pipeline(folder: Path, tokenizer_dir: Path, kind: Kind, trust_remote_code: bool) -> None:
+    """Run the pipeline of this kind of task on the folder, and check that it loads the study's tokenizer."""
     text = "A first sentence, and another."
     try:
-        pipeline("text-classification", model=str(folder), device="cpu", trust_remote_code=trust_remote_code)(text)
+        run = pipeline(kind.pipeline, model=str(folder), device="cpu", trust_remote_code=trust_remote_code)  # type: ignore[call-overload]
+        run(text)
         tokens, expected = (
             AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)(text)[
                 "input_ids"

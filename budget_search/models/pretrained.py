@@ -17,6 +17,8 @@ from budget_search.storage.digests import joint_digest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from budget_search.data.kinds.kind import Kind
+
 MODEL_DIR = Path(__file__).parent / "demo_model"
 """The embedded model of the demo."""
 # LayerSet parses numbers of up to four digits.
@@ -182,13 +184,19 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token. Raises UsageError."""
+def load_tokenizer(
+    pretrained: PretrainedSource, *, of_words: bool = False, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token; ``of_words`` for texts split into words. Raises UsageError."""
     from transformers import AutoTokenizer
 
     quiet_transformers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
+        if of_words and _glues_words(tokenizer):
+            tokenizer = AutoTokenizer.from_pretrained(
+                pretrained.folder, add_prefix_space=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # transformers raises many kinds of errors for damaged files
         raise UsageError(f"the tokenizer of {pretrained.name} cannot be loaded: {_first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -203,37 +211,52 @@ def load_tokenizer(pretrained: PretrainedSource, *, trust_remote_code: bool = Fa
     return tokenizer
 
 
-def outline(pretrained: PretrainedSource, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model on torch's meta device, without weights. Raises UnsupportedModelError if it cannot be a classifier."""
+def auto_class(kind: Kind) -> Any:
+    """The class of transformers that loads models for a kind of task."""
+    import transformers
+
+    return getattr(transformers, kind.auto_model)
+
+
+def _glues_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a word that is given alone is read as the rest of another: RoBERTa's tokens hold the space before."""
+    if not tokenizer.is_fast:
+        return False
+    stored = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    parts = stored.get("pretokenizers", [stored])
+    return any(part.get("type") == "ByteLevel" and not part.get("add_prefix_space") for part in parts)
+
+
+def outline(pretrained: PretrainedSource, kind: Kind, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model on torch's meta device, without weights. Raises UnsupportedModelError if there is no such head."""
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(pretrained.folder, trust_remote_code=trust_remote_code)
         if (depth := getattr(config, "num_hidden_layers", 0)) > MAX_LAYERS:
             raise ValueError(f"its config has {depth} layers, at most {MAX_LAYERS} are allowed")
         with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+            model: PreTrainedModel = auto_class(kind).from_config(config, trust_remote_code=trust_remote_code)
         for path in pretrained.folder.glob(_WEIGHTS[1]):
             # A pickle can run code, so only tensors are allowed. Checked before a study is created.
             torch.load(path, weights_only=True, map_location="meta")
     except Exception as error:  # transformers raises many kinds of errors for damaged files
         raise UnsupportedModelError(
-            f"{pretrained.name} cannot be used for text classification: {_first_line(error)}"
+            f"{pretrained.name} cannot be used for {kind.pipeline.replace('-', ' ')}: {_first_line(error)}"
         ) from error
     return model
 
 
 def load_pretrained(
-    folder: Path, *, name: str, label_names: Iterable[str], pad_token: int, trust_remote_code: bool = False
+    folder: Path, *, name: str, kind: Kind, label_names: Iterable[str], pad_token: int, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """The model in fp32 with a head for the task, and the names of the parameters that are not pre-trained.
 
-    Without label names the head is for regression. Raises UnsupportedModelError if transformers has no sequence
-    classifier for the model.
+    Scores have no label names. Raises UnsupportedModelError if transformers has no such head for the model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoConfig
 
     quiet_transformers()
     names = tuple(label_names)
@@ -241,11 +264,11 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         config.id2label = dict(enumerate(names)) if names else {0: "score"}
         config.label2id = {label: index for index, label in config.id2label.items()}
-        config.problem_type = "single_label_classification" if names else "regression"
+        config.problem_type = kind.problem_type
         _disable_caches(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = pad_token
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = auto_class(kind).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -257,7 +280,7 @@ def load_pretrained(
         raise
     except Exception as error:
         raise UnsupportedModelError(
-            f"{name} cannot be loaded as a sequence classifier: {_first_line(error)}"
+            f"{name} cannot be loaded for {kind.pipeline.replace('-', ' ')}: {_first_line(error)}"
         ) from error
     missing = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
     body = f"{model.base_model_prefix}."

@@ -17,7 +17,7 @@ import numpy as np
 from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, TrialKey
-from budget_search.data.metrics import constant_outputs, contributions, measure, predictions
+from budget_search.data.kinds.kind import Answers
 from budget_search.data.tokenization import EncodedTask, decoder
 from budget_search.layer_search.learning import Gain, gain_over_constant
 from budget_search.layer_search.verdict import POINTS, Judgement, judge, judge_checkpoint
@@ -72,16 +72,13 @@ class PairedOutputs:
 
     def gain(self, split: str) -> Gain:
         """What the baseline has learnt beyond the best constant answer."""
-        task, labels = self._task, self._labels(split)
-        outputs = constant_outputs(task.metric, labels, len(task.label_names))
-        constant = contributions(task.metric, outputs, labels)
+        constant = self._task.contributions(split, self._task.constant_outputs(split))
         return gain_over_constant(self._of_all_seeds(self._full, split), constant)
 
     def metrics(self, layers: LayerSet, split: str) -> dict[str, list[float]]:
         """Every metric of the task in points, one value per seed; the primary one first."""
-        names = (self._task.metric, *self._task.also)
-        per_seed = [measure(names, self._outputs(layers, split, seed), self._labels(split)) for seed in self._seeds]
-        return {name: [metrics[name] for metrics in per_seed] for name in names}
+        per_seed = [self._task.measure(split, self._outputs(layers, split, seed)) for seed in self._seeds]
+        return {name: [metrics[name] for metrics in per_seed] for name in self._task.metrics}
 
     def held_out_scores(self, layers: LayerSet) -> list[float]:
         """The primary metric on held_out, one value per seed."""
@@ -104,21 +101,15 @@ class PairedOutputs:
             tokens = examples.tokens[examples.offsets[number] : examples.offsets[number + 1]]
             return tuple(textwrap.shorten(text, MAX_TEXT_LENGTH, placeholder=" ...") for text in read(tokens))
 
-        return prediction_changes(
-            [self._outputs(self._full, split, seed) for seed in self._seeds],
-            [self._outputs(layers, split, seed) for seed in self._seeds],
-            examples.labels,
-            examples.lengths,
-            label_names=self._task.label_names,
-            split=split,
-            texts=texts,
-        )
+        outputs = [self._outputs(each, split, seed) for each in (self._full, layers) for seed in self._seeds]
+        answers = self._task.kind.answers(outputs, self._task.truth(split))
+        return prediction_changes(answers, examples.lengths, split=split, texts=texts)
 
     def _of_all_seeds(self, layers: LayerSet, split: str) -> np.ndarray:
         return np.stack([self._contributions(layers, split, seed) for seed in self._seeds])
 
     def _read_contributions(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
-        return contributions(self._task.metric, self._outputs(layers, split, seed), self._labels(split))
+        return self._task.contributions(split, self._outputs(layers, split, seed))
 
     def _outputs(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
         path = self._folder.outputs(TrialKey(layers, FULL_RUNG, seed), split)
@@ -130,26 +121,14 @@ class PairedOutputs:
                 f"({type(error).__name__}); restore it, or move the study's folder away and search again"
             ) from error
 
-    def _labels(self, split: str) -> np.ndarray:
-        return self._task.splits[split].labels
 
-
-def prediction_changes(
-    baseline: Sequence[np.ndarray],
-    smaller: Sequence[np.ndarray],
-    labels: np.ndarray,
-    lengths: np.ndarray,
-    *,
-    label_names: Sequence[str],
-    split: str,
-    texts: Texts,
-) -> PredictionChanges:
-    """Compare the outputs (examples, classes or 1) of two models, one array per seed, seeds in the same order.
-
-    ``label_names`` is empty for a regression task; ``lengths`` (examples,) are in tokens.
+def prediction_changes(answers: Answers, lengths: np.ndarray, *, split: str, texts: Texts) -> PredictionChanges:
+    """Compare what two models say: the first half of the answers is the baseline's, one array per seed, the second half
+    the smaller model's, seeds in the same order. ``lengths`` (examples,) are in tokens.
     """
+    labels, label_names = answers.labels, answers.names
     regression = not label_names
-    before, after = (np.stack([predictions(outputs) for outputs in model]) for model in (baseline, smaller))
+    before, after = np.split(np.stack(answers.models), 2)
     # An error as large as the range of the labels counts as much as a wrong label.
     unit = -float(np.ptp(labels)) / POINTS if regression else 1.0
     quality_before, quality_after = (_quality(predicted, labels, unit) for predicted in (before, after))
@@ -229,13 +208,12 @@ def _slice(by: By, name: str, before: np.ndarray, after: np.ndarray, unit: float
 
 def _directions(before: np.ndarray, after: np.ndarray, label_names: Sequence[str]) -> list[Direction]:
     """The most frequent changes of label first."""
-    classes = len(label_names)
-    counts = np.bincount((before * classes + after).ravel(), minlength=classes**2).reshape(classes, classes)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:MAX_DIRECTIONS]
-    ways = [divmod(int(place), classes) for place in order]
-    shares = counts / before.size
-    return [Direction(label_names[a], label_names[b], float(shares[a, b])) for a, b in ways if counts[a, b]]
+    changed = before != after
+    ways, counts = np.unique(np.stack([before[changed], after[changed]]), axis=1, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:MAX_DIRECTIONS]
+    pairs = zip(*ways[:, most].tolist(), strict=True)
+    shares = (counts[most] / before.size).tolist()
+    return [Direction(label_names[a], label_names[b], share) for (a, b), share in zip(pairs, shares, strict=True)]
 
 
 def _flips(

@@ -20,6 +20,7 @@ from budget_search.core.formatting import (
     with_spread,
 )
 from budget_search.core.layers import compact_indices
+from budget_search.data.kinds import kind_of
 from budget_search.report.comparison import reference_section
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
@@ -333,15 +334,18 @@ def notes(report: Report) -> Section:
 def summary(report: Report, exported: str | None) -> Section:
     if not report.results:
         return Section("Summary", paragraphs=("No answer yet.",))
-    code = loading(report, exported) if report.keeps_weights else ""
-    return Section("Summary", paragraphs=tuple(sentences(report)), code=code)
+    return Section("Summary", paragraphs=tuple(sentences(report)), code=loading(report, exported))
 
 
 def loading(report: Report, exported: str | None = None) -> str:
-    """Code that loads the checkpoint; if there is none yet, first the command that exports it."""
+    """Code that loads the checkpoint; if there is none yet, first the command that exports it. Nothing for a study
+    without models."""
+    if not report.keeps_weights:
+        return ""
+    auto_model = kind_of(report.metric).auto_model
     code = [
-        "from transformers import AutoModelForSequenceClassification",
-        f"model = AutoModelForSequenceClassification.from_pretrained({json.dumps(exported or 'DIR')})",
+        f"from transformers import {auto_model}",
+        f"model = {auto_model}.from_pretrained({json.dumps(exported or 'DIR')})",
     ]
     if not exported:
         delta = report.best.delta

@@ -22,6 +22,7 @@ def tasks_table() -> str:
     """One line per built-in task."""
     from tabulate import tabulate
 
+    from budget_search.core.config import KINDS
     from budget_search.data.tasks import TASKS
 
     rows = [
@@ -36,5 +37,8 @@ def tasks_table() -> str:
     ]
     headers = ("task", "texts", "label", "metric (first: primary)", "train", "held-out")
     return tabulate(rows, headers=headers, tablefmt="simple", disable_numparse=True) + (
-        "\n\nAlso: hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder with --text-columns."
+        "\n\nAlso: hub:org/name[:config], or a csv, tsv, jsonl or parquet file or folder with --text-columns, "
+        "or CoNLL text.\nKinds of task (--kind) and their metrics: "
+        + "; ".join(f"{kind}: {' '.join(metrics)}" for kind, metrics in KINDS.items())
+        + "."
     )

@@ -117,10 +117,11 @@ class CapturedSteps:
         self._rate.copy_(self._control[0])
         count, rows = self._control[1], self._control[2:].long()
         # A batch that is not full is filled with rows of weight zero.
-        weights = (torch.arange(self._batch_size, device=rows.device) < count).float() / count.float()
+        filled = (torch.arange(self._batch_size, device=rows.device) < count).float()
         with self._device.autocast():
             logits = self._model(**self._train.inputs(rows, length)).logits
-        loss = loss_of(logits, self._train.labels[rows], self._train.soft_of(rows), weights)
+        labels, weights = self._train.labels_of(rows, length), self._train.weights(rows, filled)
+        loss = loss_of(logits, labels, self._train.soft_of(rows), weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._trained, CLIP_NORM)
         self._optimizer.step()

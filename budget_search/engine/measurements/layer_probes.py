@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.trial import TrialKey
-from budget_search.data.metrics import contributions, measure
+from budget_search.data.kinds.kind import Truth
 from budget_search.data.tokenization import EncodedSplit
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, split_of
 from budget_search.engine.measurements.layer_similarity import sentence_states, similarity_to, similarity_to_input
@@ -47,17 +47,16 @@ def measure_layers(context: EvaluationContext, key: TrialKey) -> LayerMeasuremen
             f"{context.pretrained_name} gives {len(states)} states for {key.layers.total} layers; "
             "only models that give one before the first and one after every layer can be inspected"
         )
-    known, labels = task.splits["train"].labels[train], task.splits["selection"].labels[scored]
-    outputs = [
-        fitted_probe(low.numpy(), known, len(task.label_names))(high.numpy())
-        for low, high in zip(fitted_on, states, strict=True)
-    ]
-    values = [contributions(task.metric, each, labels) for each in outputs]
+    kind, labels = task.kind, task.splits["selection"].labels[scored]
+    targets = kind.probe_targets(task.splits["train"].labels[train], len(task.label_names))
+    outputs = [fitted_probe(low.numpy(), targets)(high.numpy()) for low, high in zip(fitted_on, states, strict=True)]
+    truth = Truth(labels, np.ones(len(scored), dtype=np.int64), task.label_names)
+    values = [kind.contributions(task.metric, each, truth) for each in outputs]
     return LayerMeasurements(
         seed=key.seed,
         train_examples=len(train),
         selection_examples=len(scored),
-        probes=tuple(measure((task.metric,), each, labels)[task.metric] for each in outputs),
+        probes=tuple(kind.measure((task.metric,), each, truth)[task.metric] for each in outputs),
         probe_errors=tuple(float(np.std(values[-1] - each) / np.sqrt(len(scored))) for each in values),
         to_pretrained=tuple(similarity_to(before, states).tolist()),
         to_input=tuple(similarity_to_input(before).tolist()),
@@ -83,13 +82,11 @@ def _in_order(batches: Iterable[tuple[np.ndarray, torch.Tensor]]) -> torch.Tenso
     return in_order
 
 
-def fitted_probe(states: np.ndarray, labels: np.ndarray, classes: int) -> Callable[[np.ndarray], np.ndarray]:
+def fitted_probe(states: np.ndarray, targets: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A linear probe fitted on states (examples, hidden): it turns states into outputs (examples, classes or 1).
 
-    Least squares with a ridge penalty, on the scores where there are no classes, else on a column of zeros and ones
-    for each. ``labels`` are float scores or class numbers (examples,).
+    Least squares with a ridge penalty on ``targets``, which have the shape of outputs.
     """
-    targets = np.eye(classes)[labels] if classes else labels[:, None].astype(np.float64)
     mean, spread = states.mean(axis=0), states.std(axis=0)
     # Before the first layer the token is the same in every text: what differs is rounding, and must not be blown up.
     spread[spread <= ROUNDING * np.abs(states).max()] = np.inf

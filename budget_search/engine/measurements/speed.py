@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from budget_search.engine.batches import DeviceSplit, reading_order, training_order
+from budget_search.engine.batches import reading_order, training_order
 from budget_search.engine.evaluation import EvaluationContext, loaded, save_weights, split_of
 from budget_search.engine.finetune import EVALUATION_TOKENS, predict, train_on
 from budget_search.engine.gpu.cuda import random_numbers
@@ -121,8 +121,8 @@ def _token_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
     split = split_of(context, "selection")
     order = list(reading_order(split.lengths, EVALUATION_TOKENS[device.kind]))
     places = np.linspace(0, len(order) - 1, min(EVALUATION_BATCHES, len(order))).round().astype(int)
-    examples = part_of(split, np.concatenate([order[place] for place in places]))
-    predict(model, part_of(split, order[-1]), device)
+    examples = split.part(np.concatenate([order[place] for place in places]))
+    predict(model, split.part(order[-1]), device)
     started = time.perf_counter()
     predict(model, examples, device)
     return (time.perf_counter() - started) / padded_tokens(examples.lengths, device.kind)
@@ -133,15 +133,3 @@ def _spread_batches(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     batches = list(islice(training_order(lengths, batch_size, 0), -(-len(lengths) // batch_size)))
     whole = [batch for batch in batches if len(batch) == min(batch_size, len(lengths))]
     return sorted(whole, key=lambda batch: len(batch) * int(lengths[batch].max()))
-
-
-def part_of(split: DeviceSplit, indices: np.ndarray) -> DeviceSplit:
-    """Some examples of a split; the tokens stay where they are."""
-    rows = torch.from_numpy(indices).to(split.starts.device)
-    return dataclasses.replace(
-        split,
-        starts=split.starts[rows],
-        sizes=split.sizes[rows],
-        labels=split.labels[rows],
-        lengths=split.lengths[indices],
-    )

@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from budget_search.core.formatting import count, pairs, percent, plural, points, with_spread
 from budget_search.core.layers import compact_indices
+from budget_search.data.kinds import kind_of
 from budget_search.layer_search.verdict import Judgement
 from budget_search.report.entries import Result
 from budget_search.report.layout import Grid, Section
@@ -55,7 +56,7 @@ def model_card(
         markdown_text(answer_sentence(report, result)),
         *map(
             markdown_section,
-            (_use(name), _evidence(report, result, checkpoint_score, own_loss), _provenance(report, result)),
+            (_use(report, name), _evidence(report, result, checkpoint_score, own_loss), _provenance(report, result)),
         ),
     ]
     front = _metadata(report, checkpoint_score, name).to_yaml()
@@ -64,7 +65,7 @@ def model_card(
 
 def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardData:
     measured = EvalResult(
-        task_type="text-classification",
+        task_type=kind_of(report.metric).pipeline,
         dataset_type=report.task,
         dataset_name=report.task,
         dataset_split="held_out",
@@ -76,7 +77,7 @@ def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardDa
     return ModelCardData(
         model_name=name,
         library_name="transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=kind_of(report.metric).pipeline,
         # Only a model with a commit is on the hub.
         base_model=report.model if re.fullmatch("[0-9a-f]{40}", report.revision or "") else None,
         tags=["budget-search", "layer-dropping"],
@@ -87,11 +88,12 @@ def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardDa
     )
 
 
-def _use(name: str) -> Section:
+def _use(report: Report, name: str) -> Section:
+    kind = kind_of(report.metric)
     code = (
         "from transformers import pipeline\n\n"
-        f"classify = pipeline('text-classification', {name!r})\n"
-        "# or AutoModelForSequenceClassification.from_pretrained and AutoTokenizer.from_pretrained"
+        f"classify = pipeline({kind.pipeline!r}, {name!r}{kind.pipeline_options})\n"
+        f"# or {kind.auto_model}.from_pretrained and AutoTokenizer.from_pretrained"
     )
     return Section("Use", code=code)
 
