@@ -71,6 +71,7 @@ _DECIMAL = (
     "warmup",
     "layer_drop",
     "distil",
+    "recovery",
 )
 
 

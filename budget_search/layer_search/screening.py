@@ -85,11 +85,12 @@ class Screens:
         square = 1.0 + sum(short**2 for short, _ in pairs)
         return min(max(product / square, SLOPES[0]), SLOPES[1])
 
-    def needed(self) -> list[tuple[LayerSet, float]]:
+    def needed(self, *, full_first: bool = False) -> list[tuple[LayerSet, float]]:
         """The screens that the search itself needs, as pairs of layer set and rung: baselines first, then repeats.
 
         The full model is needed at every rung in use. A set is screened again, twice as long, if its screen collapsed
-        (it may have been too short) or if the set is used to check the current rung.
+        (it may have been too short) or if the set is used to check the current rung. ``full_first``: smaller models
+        start from the full model of their rung, so that it is needed for a repeat as well.
         """
         longest = self._longest()
         collapsed = [
@@ -100,7 +101,7 @@ class Screens:
         checking = [(layers, longer(self.rung)) for layers in self._checking(self.rung)]
         missing = [pair for pair in (*collapsed, *checking) if pair[0] not in self._by_rung.get(pair[1], {})]
         learnt = (trial.rung for trial in longest.values() if trial.state == "complete")
-        rungs = {self.rung, *learnt, *(rung for _, rung in checking)}
+        rungs = {self.rung, *learnt, *(rung for _, rung in (*checking, *(collapsed if full_first else ())))}
         baselines = [(self._full, rung) for rung in sorted(rungs) if self._full not in self._by_rung.get(rung, {})]
         return baselines + missing
 

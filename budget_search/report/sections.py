@@ -18,11 +18,11 @@ from budget_search.core.formatting import (
     with_spread,
 )
 from budget_search.core.layers import compact_indices
-from budget_search.report.comparison import reference_section
+from budget_search.report.comparison import FULL_MODEL_COUNTED, reference_section
 from budget_search.report.entries import InferencePoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
-from budget_search.report.sentences import answer_sentence
+from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made
 
 USED_TO = {
     "train": "fine-tune",
@@ -84,6 +84,7 @@ def overview(report: Report) -> Section:
             ),
             *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
             ("recipe", pairs(report.recipe)),
+            *([("smaller models", smaller)] if (smaller := how_smaller_models_are_made(report.recipe)) else []),
             ("device", pairs(report.device)),
             ("study", report.study if report.finished else f"{report.study} (interrupted)"),
         ),
@@ -209,6 +210,8 @@ def _savings_legend(report: Report) -> Iterator[str]:
     yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
         yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+    if report.recipe.get("dropping") == "finetuned":
+        yield FULL_MODEL_COUNTED
 
 
 def _throughput(report: Report) -> Iterator[str]:
