@@ -272,7 +272,8 @@ def cost(report: Report) -> Section:
         f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they cost as much "
         f"as {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
         f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
-        f"can avoid, cost {cost.unavoidable_equivalents:.1f}.{reused}"
+        f"can avoid, cost {cost.unavoidable_equivalents:.1f}: all training cost {cost.over_unavoidable:.1f} times "
+        f"that.{reused}"
     )
     return Section("Cost of the search", paragraphs=(text,))
 
