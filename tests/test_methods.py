@@ -31,7 +31,7 @@ from budget_search.core.config import RECIPES, Recipe, SearchConfig
 from budget_search.core.dropping import phases, training_depth
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.core.trial import FULL_RUNG, Job, Tolerance, Trial, TrialKey
 from budget_search.engine import evaluation as evaluate
 from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
@@ -40,10 +40,14 @@ from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.loss import loss_of
 from budget_search.engine.measurements.evaluation_cost import EvaluationCosts
 from budget_search.engine.measurements.speed import Speed
+from budget_search.layer_search.acceptance import AcceptanceRule
+from budget_search.layer_search.acquisition import ConfirmationRule, choose
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
+from budget_search.layer_search.strategies.problem import SearchProblem
+from budget_search.layer_search.surrogate import FullRuns
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen, skipping_layers
@@ -520,7 +524,24 @@ def test_time_and_price_count_every_phase() -> None:
     assert prices.training(1.0, 2) == [(100, 4), (100, 3), (100, 2)]
     assert prices.training_equivalents(full_run(SMALLER)) == pytest.approx(9 / 4)
     assert prices.training_equivalents(full_run(FULL)) == 1
+    recovering = dataclasses.replace(prices, recipe=recipe(epochs=2, dropping="finetuned", recovery=0.5))
+    assert recovering.training(1.0, 2) == [(50, 2)]
+    assert recovering.training_equivalents(full_run(SMALLER)) == pytest.approx(0.5 * 2 / 4)
     assert training_depth(recipe(dropping="untrained"), SMALLER) == 0
+
+
+def test_cheaper_confirmations_are_tried_where_dearer_ones_are_not_worth_it() -> None:
+    [layers] = sets = [LayerSet((0, 1, 3), 4)]
+    # One layer less is not likely to hold where two less lost three points.
+    surrogate = SearchProblem(4, Tolerance(0.0, {}), full_runs={LayerSet((0, 1), 4): FullRuns(3.0, 3)}).surrogate([])
+    rule = ConfirmationRule(1.0, 0.5, 3, {}, AcceptanceRule("observed", 0.8), recipe=SHORT)
+    short = recipe(dropping="finetuned", recovery=0.1)
+    assert (rule.remaining_cost(layers), dataclasses.replace(rule, recipe=short).remaining_cost(layers)) == (
+        pytest.approx(3 * 3 / 4),
+        pytest.approx(0.1 * 3 * 3 / 4),
+    )
+    assert choose(surrogate, sets, rule, 4, 1) is None
+    assert choose(surrogate, sets, dataclasses.replace(rule, recipe=short), 4, 1) == layers
 
 
 def reported(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:

@@ -91,8 +91,8 @@ class Screens:
 
         The full model is needed at every rung in use. A set is screened again, twice as long but for half the recipe at
         most, if its screen collapsed (it may have been too short) or if the set is used to check the current rung. What
-        collapses in half the recipe may be confirmed all the same. ``full_first``: smaller models
-        start from the full model of their rung, so that it is needed for a repeat as well.
+        collapses in half the recipe may be confirmed all the same. ``full_first``: smaller models start from the full
+        model of their rung, so that it is needed for a repeat as well.
         """
         longest = self._longest()
         collapsed = [
