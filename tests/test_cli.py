@@ -81,6 +81,7 @@ OPTIONS = (
     "--layer-drop",
     "--freeze",
     "--distil",
+    "--recovery",
     "--splits",
     "--seeds",
     "--base-seed",
@@ -263,6 +264,9 @@ def test_methods_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert asked(*BASE, "--config", str(file)).recipe_from("quick") == wanted
     options = ("--dropping", "after", "--layer-drop", "0.2", "--freeze", "0", "1", "--freeze", "2", "embeddings")
     assert asked(*BASE, *options).recipe_from("quick") == wanted
+    file.write_text("dropping: finetuned\nrecovery: 0.5\n")
+    recovering = asked(*BASE, "--config", str(file)).recipe_from("quick")
+    assert (recovering.dropping, recovering.recovery) == ("finetuned", 0.5)
     monkeypatch.setenv("BUDGET_SEARCH_FREEZE", "embeddings 1")
     assert asked(*BASE).recipe_from("quick").freeze == ("embeddings", "1")
 
@@ -418,6 +422,9 @@ ARGUMENTS = [
     bad("more than all from the teacher", f"{GOOD_ONES} --distil 1.5", "--distil", "1.5"),
     bad("less than nothing from the teacher", f"{GOOD_ONES} --distil -0.5", "--distil", "-0.5"),
     bad("nobody to teach", f"{GOOD_ONES} --distil 0.5 --dropping untrained", "--distil", "--dropping untrained"),
+    bad("nothing to recover", f"{GOOD_ONES} --recovery 0.5", "--recovery", "--dropping finetuned", "first"),
+    bad("no recovery", f"{GOOD_ONES} --dropping finetuned --recovery 0", "--recovery", "above 0"),
+    bad("recovery nan", f"{GOOD_ONES} --dropping finetuned --recovery nan", "--recovery", "nan"),
     bad("freezing what has no name", f"{GOOD_ONES} --freeze head", "--freeze", "head", "embeddings"),
     bad("freezing backwards", f"{GOOD_ONES} --freeze 3-1", "--freeze", "3-1"),
     bad("variable with a wrong rate", GOOD_ONES, "BUDGET_SEARCH_DISTIL", "half", BUDGET_SEARCH_DISTIL="half"),

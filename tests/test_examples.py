@@ -54,6 +54,16 @@ def test_simulate(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert auto["layers too many"] <= top["layers too many"]
     # Three runs of the full model at least.
     assert 3 < auto["equivalents"] < 25
+    assert 1 < auto["over unavoidable"] < 25 / 3
+
+
+def test_simulate_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "simulate.py --models 1 --strategy top --steps 100 3600 --workers 1 --format json"
+    monkeypatch.setattr("sys.argv", command.split())
+    example("simulate").main()
+    short, long = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (short["steps"], short["rung"], short["screens"]) == (100, 0.5, 12)
+    assert (long["steps"], long["rung"], long["screens"]) == (3600, 0.042, 60)
 
 
 def test_gpu_check_without_a_gpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

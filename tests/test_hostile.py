@@ -350,7 +350,8 @@ configs = st.builds(
     recipe=st.builds(
         Recipe, name=st.text(), epochs=st.floats(0.1, 100), train_examples=st.none() | st.integers(1, 10**9),
         batch_size=st.integers(1, 4096), lr=st.floats(1e-9, 0.9), max_length=st.integers(8, 4096),
-        warmup=st.floats(0, 0.9), dropping=st.sampled_from(["first", "after", "gradual"]), layer_drop=st.floats(0, 0.9),
+        warmup=st.floats(0, 0.9), dropping=st.sampled_from(["first", "after", "gradual", "finetuned"]),
+        layer_drop=st.floats(0, 0.9),
         freeze=st.lists(st.just("embeddings") | st.integers(0, 30), max_size=3).map(tuple), distil=st.floats(0, 1),
     ),
     splits=st.sampled_from(["carved", "official"]),

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,21 @@ from budget_search.core.config import RECIPES, Recipe, SearchConfig
 from budget_search.core.dropping import phases, training_depth
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
+from budget_search.core.trial import FULL_RUNG, Job, Tolerance, Trial, TrialKey
 from budget_search.engine import evaluation as evaluate
 from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
 from budget_search.engine.finetune import fine_tune
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.loss import loss_of
+from budget_search.layer_search.acceptance import AcceptanceRule
+from budget_search.layer_search.acquisition import ConfirmationRule, choose
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
+from budget_search.layer_search.strategies.problem import SearchProblem
+from budget_search.layer_search.surrogate import FullRuns
 from budget_search.layer_search.verdict import Judgement
 from budget_search.models.keep_layers import keep_layers
 from budget_search.models.layer_training import frozen, skipping_layers
@@ -71,7 +77,12 @@ def full_run(layers: LayerSet, seed: int = SEED) -> Job:
 def test_a_recipe_without_methods_has_the_fingerprint_it_always_had() -> None:
     config = SearchConfig("sst2", "0", "accuracy", ("sentence",), "label", "bert", "1", RECIPES["standard"])
     assert config.fingerprint == "49b9cf3b66"
+    known = {"after": "55a90e80d8", "gradual": "a78233ad46", "untrained": "3badf5f4c5"}
+    for dropping, fingerprint in known.items():
+        changed = dataclasses.replace(config.recipe, dropping=dropping)
+        assert dataclasses.replace(config, recipe=changed).fingerprint == fingerprint
     others = [recipe(dropping="after"), recipe(layer_drop=0.1), recipe(freeze=("0",)), recipe(distil=0.5), SHORT]
+    others += [recipe(dropping="finetuned"), recipe(dropping="finetuned", recovery=0.5)]
     assert len({dataclasses.replace(config, recipe=each).fingerprint for each in others}) == len(others)
 
 
@@ -90,6 +101,7 @@ def test_the_same_parts_are_frozen_however_they_are_written() -> None:
         ("first", [((0, 2), (), 3)]),
         ("after", [((0, 1, 2, 3), (1, 3), 3), ((0, 2), (), 3)]),
         ("gradual", [((0, 1, 2, 3), (), 2), ((0, 1, 2), (), 2), ((0, 2), (), 3)]),
+        ("finetuned", [((0, 2), (), 3)]),
         ("untrained", []),
     ],
 )
@@ -102,8 +114,15 @@ def test_the_phases_of_every_way_of_dropping(dropping: Any, expected: list[Any])
     assert (only.layers, only.frozen, only.epochs) == (FULL, frozenset(), 3)
 
 
+def test_recovery_shortens_the_fine_tune_of_smaller_models_only() -> None:
+    asked = recipe(epochs=3, dropping="finetuned", recovery=0.5)
+    assert [(phase.layers, phase.epochs) for phase in phases(asked, SMALLER)] == [(SMALLER, 1.5)]
+    assert [(phase.layers, phase.epochs) for phase in phases(asked, FULL)] == [(FULL, 3)]
+    assert (training_depth(asked, SMALLER), training_depth(asked, FULL)) == (1, 4)
+
+
 def test_what_is_frozen_stays_so_in_every_phase() -> None:
-    for dropping in ("first", "after", "gradual"):
+    for dropping in ("first", "after", "gradual", "finetuned"):
         for phase in phases(recipe(dropping=dropping, freeze=("1-2",)), SMALLER):
             assert phase.frozen >= {1, 2}
 
@@ -337,6 +356,54 @@ def test_untrained_is_a_part_of_the_trained_full_model(place: Place) -> None:
     assert run_job(context, full_run(SMALLER)).score == trial.score
 
 
+def test_finetuned_trains_a_part_of_the_trained_full_model_further(place: Place) -> None:
+    context = place(recipe(epochs=2, dropping="finetuned", recovery=0.5, freeze=("2",)))
+    for seed in (SEED, SEED + 1):
+        run_job(context, full_run(FULL, seed))
+    trials = [run_job(context, full_run(SMALLER, seed)) for seed in (SEED, SEED + 1)]
+    for trial in trials:
+        smaller = keep_layers(load_weights(context, full_run(FULL, trial.key.seed).key), SMALLER.kept)
+        with frozen(smaller, [1], embeddings=False), only_read_token(smaller, loaded(context).tail):
+            again = fine_tune(smaller, split_of(context, "train"), SHORT, 1.0, trial.key.seed, CPU)
+        assert same(load_weights(context, trial.key).state_dict(), smaller.state_dict())
+        assert (trial.train_tokens, trial.training_work) == (again.tokens, 2 * again.tokens)
+    # Of two full models, and a screen of the screened one.
+    assert trials[0].metrics["loss"] != trials[1].metrics["loss"]
+    screen = Job(TrialKey(SMALLER, 0.5, SEED), "selection")
+    run_job(context, Job(TrialKey(FULL, 0.5, SEED), "selection", keep_weights=True))
+    before = run_job(context, screen)
+    shutil.rmtree(context.folder.path / "weights")
+    after = run_job(context, screen)
+    assert (after.score, after.metrics) == (before.score, before.metrics), "the full model comes back where it was lost"
+
+
+def test_without_training_finetuned_is_the_full_model_cut_out_with_its_head(place: Place) -> None:
+    context = place(SHORT)
+    run_job(context, full_run(FULL))
+    still = dataclasses.replace(context, recipe=recipe(dropping="finetuned", recovery=1e-9, lr=1e-30))
+    run_job(still, full_run(SMALLER))
+    parent = load_weights(context, full_run(FULL).key)
+    expected, found = keep_layers(parent, SMALLER.kept).state_dict(), weights_of(still, SMALLER)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-20)
+    assert not torch.equal(parent.state_dict()["classifier.weight"], begun(context).state_dict()["classifier.weight"])
+
+
+def test_weights_that_two_workers_miss_are_made_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, lengths = place(recipe(dropping="finetuned")), list[int]()
+
+    def counted(model: PreTrainedModel, *arguments: Any) -> Any:
+        lengths.append(model.config.num_hidden_layers)
+        return fine_tune(model, *arguments)
+
+    monkeypatch.setattr(evaluate, "fine_tune", counted)
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda _: load_weights(context, full_run(FULL).key), range(2))
+    assert lengths == [4]
+    assert same(first.state_dict(), second.state_dict())
+
+
 def test_a_screen_scales_every_phase(place: Place) -> None:
     context = place(recipe(epochs=2, dropping="gradual"))
     short = run_job(context, Job(TrialKey(SMALLER, 0.25, SEED), "selection"))
@@ -418,10 +485,12 @@ NAMED = (LayerSet((0, 1, 2), 6), LayerSet((0, 1), 6))
 
 
 @pytest.mark.parametrize("named", [(), NAMED])
-@pytest.mark.parametrize("method", [{"distil": 0.5}, {"dropping": "untrained"}])
+@pytest.mark.parametrize("method", [{"distil": 0.5}, {"dropping": "untrained"}, {"dropping": "finetuned"}])
 def test_smaller_models_wait_for_the_full_one_they_build_on(method: Any, named: tuple[LayerSet, ...]) -> None:
     order: list[tuple[str, Job]] = []
-    world = World(effects=EFFECTS[:6])
+    # Screens of three layers collapse and are run again, twice as long.
+    three = [LayerSet(kept, 6) for kept in combinations(range(6), 3)]
+    world = World(effects=EFFECTS[:6], collapses_below=dict.fromkeys(three, 0.2))
     wanted = settings(
         total=6, width=3, named=named, recipe=recipe(**method), seeds=(42, 43, 44, 45), deltas=(2.0,), evaluations=12
     )
@@ -435,7 +504,8 @@ def test_smaller_models_wait_for_the_full_one_they_build_on(method: Any, named: 
     full = {job.key: job.keep_weights for job in started if job.key.layers.is_full}
     for job in started:
         parent = TrialKey(LayerSet.full(6), job.key.rung, job.key.seed)
-        assert method.get("dropping") != "untrained" or full[parent], "its weights are there to be cut from"
+        assert "dropping" not in method or full[parent], "its weights are there to be cut from"
+    assert named or max(job.key.rung for job in started if job.split == "selection") == pytest.approx(1 / 3)
     assert together(world, dataclasses.replace(wanted, recipe=SHORT), []) == answers
 
 
@@ -453,7 +523,24 @@ def test_time_and_price_count_every_phase() -> None:
     assert prices.training(1.0, 2) == [(100, 4), (100, 3), (100, 2)]
     assert prices.training_equivalents(full_run(SMALLER)) == pytest.approx(9 / 4)
     assert prices.training_equivalents(full_run(FULL)) == 1
+    recovering = dataclasses.replace(prices, recipe=recipe(epochs=2, dropping="finetuned", recovery=0.5))
+    assert recovering.training(1.0, 2) == [(50, 2)]
+    assert recovering.training_equivalents(full_run(SMALLER)) == pytest.approx(0.5 * 2 / 4)
     assert training_depth(recipe(dropping="untrained"), SMALLER) == 0
+
+
+def test_cheaper_confirmations_are_tried_where_dearer_ones_are_not_worth_it() -> None:
+    [layers] = sets = [LayerSet((0, 1, 3), 4)]
+    # One layer less is not likely to hold where two less lost three points.
+    surrogate = SearchProblem(4, Tolerance(0.0, {}), full_runs={LayerSet((0, 1), 4): FullRuns(3.0, 3)}).surrogate([])
+    rule = ConfirmationRule(1.0, 0.5, 3, {}, AcceptanceRule("observed", 0.8), recipe=SHORT)
+    short = recipe(dropping="finetuned", recovery=0.1)
+    assert (rule.remaining_cost(layers), dataclasses.replace(rule, recipe=short).remaining_cost(layers)) == (
+        pytest.approx(3 * 3 / 4),
+        pytest.approx(0.1 * 3 * 3 / 4),
+    )
+    assert choose(surrogate, sets, rule, 4, 1) is None
+    assert choose(surrogate, sets, dataclasses.replace(rule, recipe=short), 4, 1) == layers
 
 
 def reported(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
@@ -537,3 +624,48 @@ def test_a_search_among_parts_of_the_trained_model(
     assert finished["cost"]["reused"] == 6
     assert scores(finished) == scores(report)
     assert finished["results"][0]["kept"] == report["results"][0]["kept"]
+
+
+@pytest.mark.slow
+def test_a_search_that_starts_from_the_trained_full_models(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--dropping", "finetuned", "--recovery", "0.5", "--delta", "0.5")
+    report = reported(capsys, *options, "--output", "smaller")
+    trials = [(tuple(trial["kept"]), trial["rung"], trial["seed"]) for trial in report["trials"]]
+    price = sum(rung * (1 if len(kept) == 4 else 0.5 * len(kept) / 4) for kept, rung, _ in trials)
+    assert len(trials) > 6
+    assert report["cost"]["training_equivalents"] == pytest.approx(price, rel=0.05)
+    [result] = report["results"]
+    assert result["depth"] < 4
+    # The fine-tune of the full model counts in what a smaller model takes to train.
+    assert result["fine_tune_speedup"] < 1
+    made = "layers of the fine-tuned full model of the same seed, with its head, fine-tuned again for 50 %"
+    assert made in " ".join((here / "smaller" / "README.md").read_text("utf8").split())
+    assert tiny.command("report", report["study"], "--format", "markdown") == 0
+    assert made in " ".join(capsys.readouterr().out.split())
+    assert tiny.command("plan", *tiny.search_options("sst2"), *options, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)["known"]["answered"]
+
+
+@pytest.mark.slow
+def test_smaller_models_start_from_the_same_full_ones_after_an_interruption_and_beside_each_other(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--dropping", "finetuned", "--distil", "0.5", "--layers", "0,2", "1", "--delta", "0.5")
+    report = reported(capsys, *options, "--studies-dir", "at-once")
+    calls = iter(range(4))
+
+    def until_interrupted(context: EvaluationContext, job: Job) -> Trial:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return run_job(context, job)
+
+    monkeypatch.setattr(dispatch, "run_job", until_interrupted)
+    assert tiny.command(*tiny.search_options("sst2"), *options, "--quiet") == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    # The full models are there, and a smaller one; what they left is lost.
+    shutil.rmtree(here / "studies" / report["study"] / "weights")
+    finished = reported(capsys, *options)
+    assert finished["cost"]["reused"] == 4
+    assert scores(finished) == scores(report)
+    assert scores(reported(capsys, *options, "--workers", "2", "--studies-dir", "by-two")) == scores(report)

@@ -102,21 +102,22 @@ def test_another_question_is_not_answered_by_the_last_ones_plan(before: dict[str
         assert set(after["start"]) <= {trial.layers for trial in memory.trials}
 
 
-def test_a_collapsed_screen_is_run_longer_and_not_judged() -> None:
+def test_a_collapsed_screen_is_run_longer_up_to_half_the_recipe_and_not_judged() -> None:
     best = LayerSet((0, 1, 2, 3), 6)
     world = World(effects=(5, 4, 3, 2.5, 0.1, 0.1), collapses_below={best: 0.9})
     memory = InMemoryHistory()
     answers = search(world, memory, settings(total=6, deltas=(1.0,), screen_rung=0.25)).run()
     assert answers == {1.0: best}
-    assert [t.rung for t in memory.history if t.layers == best and t.split == "selection"] == [0.25, 0.5, 1.0]
+    assert [t.rung for t in memory.history if t.layers == best and t.split == "selection"] == [0.25, 0.5]
 
 
 def test_a_screen_that_goes_on_collapsing_is_compared_with_nothing() -> None:
     """The full model's screens as long as those that teach nothing either would cost the most of all."""
-    world = World(effects=(5, 4, 0.1), collapses_below={LayerSet((0, 1), 3): 0.9})
-    memory = InMemoryHistory()
-    assert search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25)).run() == {1.0: LayerSet((0, 1), 3)}
-    assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25, 1.0]
+    again = LayerSet((0, 1), 3)
+    world, memory = World(effects=(5, 4, 0.1), collapses_below={again: 0.9}), InMemoryHistory()
+    search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25)).run()
+    assert [t.rung for t in memory.history if t.layers == again and t.split == "selection"] == [0.25, 0.5]
+    assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25]
 
 
 def test_where_everything_breaks_no_few_layers_are_tried_for_luck() -> None:

@@ -88,6 +88,7 @@ _DECIMAL = (
     "warmup",
     "layer_drop",
     "distil",
+    "recovery",
 )
 
 

@@ -142,7 +142,11 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
         "--dropping",
         choices=DROPPING,
         help="when layers are dropped: first, before the fine-tune (default); after a fine-tune, followed by "
-        "another; gradual, one layer every two epochs; untrained, from the fine-tuned full model, then not trained",
+        "another; gradual, one layer every two epochs; finetuned, from the fine-tuned full model, then trained; "
+        "untrained, from the fine-tuned full model, then not trained",
+    )
+    recipe.add_argument(
+        "--recovery", type=float, metavar="F", help="for --dropping finetuned: this fraction of the recipe (default 1)"
     )
     recipe.add_argument("--layer-drop", type=float, metavar="RATE", help="skip whole layers in training at this rate")
     recipe.add_argument(

@@ -21,7 +21,7 @@ from budget_search.core.serialization import read_record
 Splits = Literal["carved", "official"]
 Criterion = Literal["likely", "observed", "certified"]
 Verdict = Literal["held_out disagrees", "certified", "likely", "observed", "cannot be resolved", "full model"]
-Dropping = Literal["first", "after", "gradual", "untrained"]
+Dropping = Literal["first", "after", "gradual", "finetuned", "untrained"]
 
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 KINDS = {
@@ -61,7 +61,8 @@ class Recipe:
     The fields with a default are methods of the papers. ``dropping``: when layers are dropped (see ``phases``).
     ``layer_drop``: the rate at which training skips whole layers (LayerDrop). ``freeze``: the parts that are not
     trained, ``embeddings`` and layer numbers of the original model. ``distil``: the weight, from 0 to 1, of the full
-    model's outputs in the loss of a smaller model. Raises UsageError.
+    model's outputs in the loss of a smaller model. ``recovery``: where a smaller model starts from the fine-tuned full
+    model, the length of its own fine-tune as a fraction of the recipe. Raises UsageError.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Recipe:
     layer_drop: float = 0.0
     freeze: tuple[str, ...] = ()
     distil: float = 0.0
+    recovery: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "freeze", _normalise_freeze(self.freeze))
@@ -88,6 +90,7 @@ class Recipe:
             "dropping": (self.dropping in DROPPING, f"one of {' '.join(DROPPING)}"),
             "layer-drop": (0 <= self.layer_drop < 1, "a rate from 0 to below 1"),
             "distil": (0 <= self.distil <= 1, "a weight from 0 to 1"),
+            "recovery": (0 < self.recovery <= 1, "a fraction of the recipe above 0, at most 1"),
         }
         wrong = [
             f"--{name} must be {allowed}, received {getattr(self, name.replace('-', '_'))}"
@@ -96,6 +99,10 @@ class Recipe:
         ]
         if self.dropping == "untrained" and self.distil:
             wrong.append("--distil trains the smaller model, but --dropping untrained does not train it; leave one out")
+        if self.dropping != "finetuned" and self.recovery != type(self).recovery:
+            wrong.append(
+                f"--recovery {self.recovery:g} applies to --dropping finetuned, not to {self.dropping}; leave it out"
+            )
         if wrong:
             raise UsageError("; ".join(wrong))
 

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from budget_search.core.config import Recipe
-from budget_search.core.dropping import Phase, phases
+from budget_search.core.dropping import Phase, phases, starts_from_full
 from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial, TrialKey
@@ -119,19 +119,12 @@ def _run(context: EvaluationContext, job: Job) -> Trial:
 
 
 def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
-    """The model of this name, on the device, and the fine-tunes that made it from the pre-trained one; none where it is
-    a part of the full model as another evaluation has trained it."""
+    """The model of this name, on the device, and the fine-tunes that made it, without that of the full model it is cut
+    out of."""
     here, recipe, device = loaded(context), context.recipe, context.device
-    full, trained = LayerSet.full(key.layers.total), list[tuple[Phase, FineTuned]]()
-    steps = phases(recipe, key.layers)
-    if not steps:
-        return keep_layers(load_weights(context, replace(key, layers=full)), key.layers.kept), trained
-    with random_numbers:
-        model = keep_layers(here.pretrained, steps[0].layers.kept)
-        fresh_head(model, here.fresh, key.seed)
-    torch.nn.Module.to(model, device.name)
-    kept = steps[0].layers.kept
-    for phase in steps:
+    trained = list[tuple[Phase, FineTuned]]()
+    model, kept = _start(context, key)
+    for phase in phases(recipe, key.layers):
         if phase.layers.kept != kept:
             model = keep_layers(model, [kept.index(layer) for layer in phase.layers.kept])
             kept = phase.layers.kept
@@ -143,6 +136,24 @@ def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel
         ):
             trained.append((phase, fine_tune(model, examples, part, key.rung, key.seed, device)))
     return model, trained
+
+
+def _start(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, tuple[int, ...]]:
+    """The model before its first fine-tune, on the device, and its layers.
+
+    They are those of the fine-tuned full model of the same seed and rung, head included, or of the pre-trained model
+    with a new head.
+    """
+    here, recipe = loaded(context), context.recipe
+    if starts_from_full(recipe) and not key.layers.is_full:
+        parent = load_weights(context, replace(key, layers=LayerSet.full(key.layers.total)))
+        return keep_layers(parent, key.layers.kept), key.layers.kept
+    kept = phases(recipe, key.layers)[0].layers.kept
+    with random_numbers:
+        model = keep_layers(here.pretrained, kept)
+        fresh_head(model, here.fresh, key.seed)
+    torch.nn.Module.to(model, context.device.name)
+    return model, kept
 
 
 def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit:
@@ -177,10 +188,13 @@ def outputs_of(context: EvaluationContext, model: PreTrainedModel, split: str) -
 
 
 def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
-    """A confirmed model, on the device. Where somebody deleted it, the same seed makes the same model again."""
+    """A model whose weights were kept, on the device. Where somebody deleted them, the same seed makes the same model
+    again, once, however many workers need it."""
     folder = context.folder.weights(key)
     if not folder.exists():
-        save_weights(_trained(context, key)[0], folder)
+        with context.folder.making_weights(key):
+            if not folder.exists():
+                save_weights(_trained(context, key)[0], folder)
     model: PreTrainedModel = auto_class(loaded(context).task.kind).from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=context.trust_remote_code
     )

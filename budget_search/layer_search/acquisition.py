@@ -17,6 +17,8 @@ from functools import cache, lru_cache
 import numpy as np
 from scipy import special
 
+from budget_search.core.config import RECIPES, Recipe
+from budget_search.core.dropping import training_depth
 from budget_search.core.layers import LayerSet
 from budget_search.layer_search.acceptance import SELECTION_BIAS, AcceptanceRule
 from budget_search.layer_search.surrogate import PAIRED_VARIANCE, FullRuns, Surrogate
@@ -37,7 +39,7 @@ class ConfirmationRule:
     """When a set is expected to be accepted (see ``acceptance``) for ``delta`` points after ``seeds`` runs.
 
     ``seed_sd`` is the standard deviation of a score between seeds, ``example_variance`` the variance of a mean
-    degradation due to the examples, both in points. ``full_runs`` are the runs so far.
+    degradation due to the examples, both in points. ``full_runs`` are the runs so far, ``recipe`` is what a run costs.
     """
 
     delta: float
@@ -46,6 +48,7 @@ class ConfirmationRule:
     full_runs: Mapping[LayerSet, FullRuns]
     acceptance: AcceptanceRule
     example_variance: float = 0.0
+    recipe: Recipe = RECIPES["standard"]
 
     def required_means(self, expected: np.ndarray, expected_sds: np.ndarray) -> np.ndarray:
         """The mean degradation, in points, up to which sets with these predictions are accepted; (sets,)."""
@@ -54,6 +57,10 @@ class ConfirmationRule:
 
     def remaining_runs(self, layers: LayerSet) -> int:
         return self.seeds - (self.full_runs[layers].runs if layers in self.full_runs else 0)
+
+    def remaining_cost(self, layers: LayerSet) -> float:
+        """The cost of the remaining runs in full fine-tune equivalents."""
+        return self.remaining_runs(layers) * training_depth(self.recipe, layers) / layers.total
 
     def allowed_degradation(self, layers: LayerSet, required_mean: float) -> float:
         """The mean degradation, in points, that the remaining runs may have for this mean over all runs."""
@@ -89,7 +96,7 @@ def choose(
     if not candidates:
         return None
     total = candidates[0].total
-    costs = [rule.remaining_runs(layers) * layers.depth / total for layers in candidates]
+    costs = [rule.remaining_cost(layers) for layers in candidates]
     holds = _sample_outcomes(surrogate, candidates, rule)
     utilities = [LAYER_UTILITY * (answer_depth - layers.depth) for layers in candidates]
     best = _best_first(utilities, costs, holds, 0.0 if answer_depth < total else ANSWER_UTILITY, tries)

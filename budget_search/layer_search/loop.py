@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from budget_search.core.dropping import starts_from_full
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import tolerance
 from budget_search.core.layers import LayerSet
@@ -202,7 +203,8 @@ class Search:
     def _wanted_screens(self, delta: float, position: int) -> list[Job]:
         """The screens to start beside the running ones; empty when the strategy has finished or waits for these."""
         screens = self.state.screens
-        wanted = [self._screen(layers, rung) for layers, rung in screens.needed()]
+        needed = screens.needed(full_first=starts_from_full(self.settings.recipe))
+        wanted = [self._screen(layers, rung) for layers, rung in needed]
         if wanted:
             return self._startable(wanted)
         if screens.rung not in screens.tolerance(delta).baselines:
@@ -302,8 +304,7 @@ class Search:
     # -- evaluations --------------------------------------------------------------------------------------------
 
     def _screen(self, layers: LayerSet, rung: float) -> Job:
-        # Without training, smaller models are cut out of the full model's weights.
-        keep_weights = layers.is_full and self.settings.recipe.dropping == "untrained"
+        keep_weights = layers.is_full and starts_from_full(self.settings.recipe)
         return Job(TrialKey(layers, rung, self.settings.screen_seed), "selection", keep_weights)
 
     def _runs_to_start(self, layers: LayerSet) -> list[Job]:

@@ -22,7 +22,8 @@ CHECKED = 5
 AGREEMENT = 0.5
 # Bounds on the estimated slope, which few confirmations determine badly.
 SLOPES = (0.25, 2.0)
-# Longer screens would cost as much as confirmations, so they are not run only to check shorter ones.
+# Longer screens would cost as much as confirmations, so they are run neither to check shorter ones nor to repeat those
+# that collapsed.
 LONGEST_CHECKING_RUNG = 0.5
 
 
@@ -85,22 +86,24 @@ class Screens:
         square = 1.0 + sum(short**2 for short, _ in pairs)
         return min(max(product / square, SLOPES[0]), SLOPES[1])
 
-    def needed(self) -> list[tuple[LayerSet, float]]:
+    def needed(self, *, full_first: bool = False) -> list[tuple[LayerSet, float]]:
         """The screens that the search itself needs, as pairs of layer set and rung: baselines first, then repeats.
 
-        The full model is needed at every rung in use. A set is screened again, twice as long, if its screen collapsed
-        (it may have been too short) or if the set is used to check the current rung.
+        The full model is needed at every rung in use. A set is screened again, twice as long but for half the recipe at
+        most, if its screen collapsed (it may have been too short) or if the set is used to check the current rung. What
+        collapses in half the recipe may be confirmed all the same. ``full_first``: smaller models start from the full
+        model of their rung, so that it is needed for a repeat as well.
         """
         longest = self._longest()
         collapsed = [
             (layers, longer(trial.rung))
             for layers, trial in sorted(longest.items())
-            if trial.state == "collapsed" and trial.rung < FULL_RUNG
+            if trial.state == "collapsed" and longer(trial.rung) <= LONGEST_CHECKING_RUNG
         ]
         checking = [(layers, longer(self.rung)) for layers in self._checking(self.rung)]
         missing = [pair for pair in (*collapsed, *checking) if pair[0] not in self._by_rung.get(pair[1], {})]
         learnt = (trial.rung for trial in longest.values() if trial.state == "complete")
-        rungs = {self.rung, *learnt, *(rung for _, rung in checking)}
+        rungs = {self.rung, *learnt, *(rung for _, rung in (*checking, *(collapsed if full_first else ())))}
         baselines = [(self._full, rung) for rung in sorted(rungs) if self._full not in self._by_rung.get(rung, {})]
         return baselines + missing
 

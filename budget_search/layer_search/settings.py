@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from budget_search.core.config import RECIPES, Criterion, Recipe
+from budget_search.core.dropping import starts_from_full
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
@@ -106,7 +107,7 @@ class SearchSettings:
     @property
     def builds_on_full(self) -> bool:
         """Whether smaller models need weights or outputs of the full one, so that its runs must finish first."""
-        return self.recipe.dropping == "untrained" or self.teacher is not None
+        return starts_from_full(self.recipe) or self.teacher is not None
 
     def evaluations_until(self, position: int, rung: float) -> int:
         """How many sets may have a screen at this rung when the delta at this position (largest first) is answered.

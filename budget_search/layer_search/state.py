@@ -209,6 +209,7 @@ class SearchState:
             confirmations.full_runs,
             self.acceptance,
             statistics.fmean(variances) if variances else 0.0,
+            settings.recipe,
         )
 
     def gain(self) -> Gain | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from budget_search.core.dropping import starts_from_full
 from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
@@ -265,8 +266,11 @@ class ReportBuilder:
         return min(trial.train_seconds for trial in self.confirmations.runs(layers))
 
     def _speedup(self, layers: LayerSet) -> float | None:
-        seconds = self._train_seconds(layers)
-        return self._train_seconds(self.full) / seconds if seconds > 0 else None
+        """Of a whole training, with that of the full model where the smaller one starts from it; None where the smaller
+        one is not trained."""
+        own, full = self._train_seconds(layers), self._train_seconds(self.full)
+        inherited = full if starts_from_full(self.state.settings.recipe) and not layers.is_full else 0.0
+        return full / (inherited + own) if own > 0 else None
 
 
 def split_summaries(task: EncodedTask) -> dict[str, SplitSummary]:

@@ -18,6 +18,7 @@ UNRELIABLE = "*"
 # Widths of columns in a terminal, in characters.
 NAME_WIDTH = 24
 MODEL_WIDTH, TASK_WIDTH = 14, 10
+FULL_MODEL_COUNTED = "The speed-up counts the fine-tune of the full model that a smaller one starts from."
 
 
 def comparison(reports: Sequence[Report]) -> list[Section]:
@@ -63,6 +64,7 @@ def _saved(reports: Sequence[Report]) -> Section:
             "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: the full model's time "
             "divided by this model's.",
             f"inference time: the share of the full model's that is saved ({SAVED}), for the largest batch measured.",
+            *([FULL_MODEL_COUNTED] if any(each.recipe.get("dropping") == "finetuned" for each in reports) else []),
         ),
     )
 

@@ -255,6 +255,11 @@ class Cost:
     reused: int
     equivalents_per_fine_tune: float | None = field(default=None, metadata=OMIT_IF_NONE)
 
+    @property
+    def over_unavoidable(self) -> float:
+        """The cost of all training over that of the baseline and the answers."""
+        return self.training_equivalents / self.unavoidable_equivalents
+
 
 @dataclass(frozen=True)
 class Resolution:

@@ -21,11 +21,11 @@ from budget_search.core.formatting import (
 )
 from budget_search.core.layers import compact_indices
 from budget_search.data.kinds import kind_of
-from budget_search.report.comparison import reference_section
+from budget_search.report.comparison import FULL_MODEL_COUNTED, reference_section
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
-from budget_search.report.sentences import answer_sentence
+from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made
 
 USED_TO = {
     "train": "fine-tune",
@@ -89,6 +89,7 @@ def overview(report: Report) -> Section:
             ),
             *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
             *([("recipe", pairs(report.recipe))] if report.recipe else []),
+            *([("smaller models", smaller)] if (smaller := how_smaller_models_are_made(report.recipe)) else []),
             *([("device", pairs(report.device))] if report.device else []),
             ("study", report.study if report.finished else f"{report.study} (interrupted)"),
         ),
@@ -229,6 +230,8 @@ def _savings_legend(report: Report) -> Iterator[str]:
     yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
         yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+    if report.recipe.get("dropping") == "finetuned":
+        yield FULL_MODEL_COUNTED
 
 
 def _throughput(report: Report) -> Iterator[str]:
@@ -315,7 +318,8 @@ def cost(report: Report) -> Section:
         f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they cost as much "
         f"as {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
         f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
-        f"can avoid, cost {cost.unavoidable_equivalents:.1f}.{reused}"
+        f"can avoid, cost {cost.unavoidable_equivalents:.1f}: all training cost {cost.over_unavoidable:.1f} times "
+        f"that.{reused}"
     )
     return Section("Cost of the search", paragraphs=(text,))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from budget_search.core.formatting import percent, plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
@@ -10,6 +11,20 @@ from budget_search.core.limits import BindingLimit, Limits, Loss
 from budget_search.report.entries import Rejected, Result
 from budget_search.report.inference import InferencePoint
 from budget_search.report.report import Report
+
+HOW_SMALLER_MODELS_ARE_MADE = {
+    "after": "the full model is fine-tuned with the layers to drop frozen; without them it is fine-tuned again",
+    "gradual": "the full model loses its uppermost layer to drop after every two epochs, then is fine-tuned",
+    "finetuned": "layers of the fine-tuned full model of the same seed, with its head, fine-tuned again for {recovery} "
+    "of the recipe",
+    "untrained": "layers of the fine-tuned full model of the same seed, with its head, not trained further",
+}
+
+
+def how_smaller_models_are_made(recipe: Mapping[str, Any]) -> str | None:
+    """What a recipe does to a smaller model that is not a plain fine-tune; ``recipe`` as in a report."""
+    text = HOW_SMALLER_MODELS_ARE_MADE.get(recipe.get("dropping", "first"))
+    return None if text is None else text.format(recovery=percent(recipe.get("recovery", 1.0)))
 
 
 def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:

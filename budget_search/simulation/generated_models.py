@@ -10,6 +10,7 @@ based on data: the steep increase when most layers are dropped, and the errors o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -41,7 +42,8 @@ class Noise:
     all sets. The degradation of a screen is the true one times a slope (drawn once per model from the interval
     ``slopes``), plus a bias of the layer set that no seed changes, plus noise. The bias has ``bias`` times the standard
     deviation of true degradations within a depth. Noise has ``score_noise`` (for the score) or ``loss_noise`` (for the
-    mean loss) times sqrt(``seed_sd``**2 + 1/4).
+    mean loss) times sqrt(``seed_sd``**2 + 1/4). A screen of half the recipe collapses where it loses more than about
+    ``collapse`` points, give or take half as many, a screen of the whole recipe where it loses twice that.
     """
 
     seed_sd: float = 0.6
@@ -51,6 +53,7 @@ class Noise:
     score_noise: float = 1.0
     loss_noise: float = 0.3
     points_per_unit_of_loss: float = 35.0
+    collapse: float = math.inf
 
 
 class GeneratedModel:
@@ -115,10 +118,19 @@ class GeneratedModel:
             return Trial(job.key, job.split, "complete", score, train_tokens=tokens, train_seconds=1.0)
         spread = np.sqrt(noise.seed_sd**2 + 0.25)
         observed = self._slope * self.degradation(layers) + (0.0 if layers.is_full else self._bias[position])
+        if not layers.is_full and self._collapses(position, rung, observed):
+            return Trial(job.key, job.split, "collapsed", CHANCE, train_tokens=tokens, train_seconds=rung)
         score = max(CHANCE, BASELINE - 3 - observed + noise.score_noise * spread * float(draw.normal()))
         loss_degradation = observed + noise.loss_noise * spread * float(draw.normal())
         metrics = {"loss": 0.4 + loss_degradation / noise.points_per_unit_of_loss}
         return Trial(job.key, job.split, "complete", score, metrics, train_tokens=tokens, train_seconds=rung)
+
+    def _collapses(self, position: int, rung: float, observed: float) -> bool:
+        threshold = self.noise.collapse
+        if math.isinf(threshold):
+            return False
+        draw = np.random.default_rng([self.number, position, round(rung * 10**6)])
+        return bool(observed + threshold / 2 * draw.normal() > 2 * rung * threshold)
 
     def _plausible(self) -> bool:
         top_half = self.degradation(LayerSet(tuple(range(self.total - self.total // 2)), self.total))

@@ -110,6 +110,17 @@ class StudyFolder:
         finally:
             lock.release()
 
+    @contextlib.contextmanager
+    def making_weights(self, key: TrialKey) -> Iterator[None]:
+        """Wait until no other worker makes these weights, and keep others from it meanwhile."""
+        lock = FileLock(self.path / f".{_file_name(key)}.lock")
+        with explain_disk_errors(f"lock the study {self.path.name}"):
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def remove_temporary_files(self) -> None:
         """Remove the incomplete files of a killed command. The caller must hold the lock."""
         for path in (each for folder in ("", "artifacts", "weights") for each in (self.path / folder).glob(".*")):

@@ -15,7 +15,7 @@ from budget_search.report.entries import Result
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers.markdown import markdown_section, markdown_text
 from budget_search.report.report import Report
-from budget_search.report.sentences import answer_sentence
+from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made
 
 HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
 
@@ -155,6 +155,7 @@ def _licence(report: Report) -> str:
 
 def _provenance(report: Report, result: Result) -> Section:
     dropped = compact_indices(result.dropped) or "none"
+    made = None if result.is_full else how_smaller_models_are_made(report.recipe)
     return Section(
         "How it was made",
         facts=(
@@ -162,6 +163,7 @@ def _provenance(report: Report, result: Result) -> Section:
             ("licence", _licence(report)),
             ("layers kept", f"{compact_indices(result.kept)} (from 0 at the input side); dropped: {dropped}"),
             ("fine-tuned on", f"{report.task}, with {pairs(report.recipe)}"),
+            *([("training", made)] if made else []),
             ("why not fewer layers", result.why_not_smaller),
             ("study", report.study),
             ("command", report.command),
