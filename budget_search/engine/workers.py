@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from budget_search.engine.evaluation import EvaluationContext, run_job, score_fr
 from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.gpu.lanes import lanes_that_pay
-from budget_search.engine.measurements.speed import Speed, measure_speed, steps_per_second
+from budget_search.engine.measurements.speed import Speed, measure_speed, side_by_side
 from budget_search.engine.worker_process import begin_worker
 
 Item = TypeVar("Item")
@@ -197,21 +197,10 @@ def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Po
 
 
 def _lanes_of_a_gpu(context: EvaluationContext) -> int:
-    """As many as make the total faster, measured by as many threads of this process."""
+    """As many as make the total faster, measured."""
     from budget_search.engine.gpu.cuda import lane_fits
 
-    def rate(lanes: int) -> float:
-        with ThreadPoolExecutor(lanes, "lane") as executor:
-            return _total_rate(executor, [context] * lanes)
-
-    return lanes_that_pay(rate, lambda lanes: lane_fits(context.device.name, lanes))
-
-
-def _total_rate(executor: Executor, contexts: Sequence[EvaluationContext]) -> float:
-    """Steps per second of fine-tunes side by side; a first pass captures what the second is to replay."""
-    for _ in executor.map(steps_per_second, contexts):
-        pass
-    return sum(executor.map(steps_per_second, contexts))
+    return lanes_that_pay(side_by_side(context), lambda lanes: lane_fits(context.device.name, lanes))
 
 
 def _at_a_free_device(
