@@ -33,6 +33,7 @@ from budget_search.engine.gpu.lane_pool import AbandonedError, LanePool, abandon
 from budget_search.engine.gpu.lanes import Lanes, lanes_that_pay, shape_of
 from budget_search.engine.gpu.length_buckets import LengthBuckets, choose_buckets
 from budget_search.engine.loss import loss_of
+from budget_search.engine.measurements import speed
 from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import keep_layers
 from budget_search.storage.study_folder import StudyFolder
@@ -341,20 +342,27 @@ def test_threads_of_a_pool_work_side_by_side_and_end_when_abandoned() -> None:
     assert pool.submit(int, "7").result() == 7
 
 
-def test_a_pool_without_a_number_measures_with_as_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: list[str] = []
-
-    def steps_per_second(context: EvaluationContext) -> float:
-        threads.append(threading.current_thread().name)
-        return 100.0
-
-    monkeypatch.setattr(workers, "steps_per_second", steps_per_second)
+def test_a_pool_without_a_number_measures_how_many_lanes_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "side_by_side", lambda context: lambda lanes: 100.0 * lanes)
     monkeypatch.setattr(cuda, "lane_fits", lambda device, lanes: lanes <= 3)
     context = EvaluationContext(StudyFolder(Path("study")), Path("model"), "model", RECIPE, Device("cuda:0", "bf16"))
     pool = workers.Workers(context, None)._pool
     assert isinstance(pool, LanePool)
     assert (pool.count, pool.sharing) == (3, 3)
-    assert len(threads) == 2 * (1 + 2 + 3), "each number is warmed up and timed"
+
+
+def test_fine_tunes_are_measured_side_by_side_and_captured_before(
+    lanes: Callable[[CallingRecorder], Lanes], monkeypatch: pytest.MonkeyPatch, sst2_study: Path, bert: Path
+) -> None:
+    monkeypatch.setattr(speed, "LANE_STEPS", 3)
+    recorder = CallingRecorder()
+    made = lanes(recorder)
+    context = EvaluationContext(StudyFolder(sst2_study), bert, "bert", RECIPE, CPU)
+    rate = speed.side_by_side(context)
+    assert rate(1) > 0
+    assert (len(made._free), recorder.captures) == (1, 1)
+    assert rate(2) > 0
+    assert (len(made._free), recorder.captures) == (2, 2), "a lane more, and one capture for it"
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,8 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 def loaded(context: EvaluationContext) -> Loaded:
     """Pre-trained model and examples, read once per process; the lanes of a GPU share them."""
     with _loading:
-        return load(context)
+        # Neither depends on the teacher, which a search knows only after it has measured how many lanes pay.
+        return load(replace(context, teacher=None))
 
 
 @lru_cache(maxsize=1)

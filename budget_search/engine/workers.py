@@ -6,7 +6,7 @@ import concurrent.futures.process
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from budget_search.engine.forked_processes import forked_processes
 from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.gpu.lanes import lanes_that_pay
-from budget_search.engine.measurements.speed import measure_speed, steps_per_second
+from budget_search.engine.measurements.speed import measure_speed, side_by_side
 from budget_search.engine.pools import LocalPool, Pool, completed, trial_of
 from budget_search.simulation.evaluation_costs import Speed
 
@@ -120,21 +120,10 @@ def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Po
 
 
 def _lanes_of_a_gpu(context: EvaluationContext) -> int:
-    """As many as make the total faster, measured by as many threads of this process."""
+    """As many as make the total faster, measured."""
     from budget_search.engine.gpu.cuda import lane_fits
 
-    def rate(lanes: int) -> float:
-        with ThreadPoolExecutor(lanes, "lane") as executor:
-            return _total_rate(executor, [context] * lanes)
-
-    return lanes_that_pay(rate, lambda lanes: lane_fits(context.device.name, lanes))
-
-
-def _total_rate(executor: Executor, contexts: Sequence[EvaluationContext]) -> float:
-    """Steps per second of fine-tunes side by side; a first pass captures what the second is to replay."""
-    for _ in executor.map(steps_per_second, contexts):
-        pass
-    return sum(executor.map(steps_per_second, contexts))
+    return lanes_that_pay(side_by_side(context), lambda lanes: lane_fits(context.device.name, lanes))
 
 
 def _at_a_free_device(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +21,6 @@ from transformers import PreTrainedModel
 from budget_search.engine.batches import reading_order, training_order
 from budget_search.engine.evaluation import EvaluationContext, loaded, save_weights, split_of
 from budget_search.engine.finetune import EVALUATION_TOKENS, predict, train_on
-from budget_search.engine.gpu.cuda import random_numbers
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import find_layers, keep_layers
@@ -53,17 +54,35 @@ def measure_speed(context: EvaluationContext, total: int) -> Speed:
     return Speed(tuple(depths), building, step, token, writing)
 
 
-def steps_per_second(context: EvaluationContext) -> float:
-    """Of fine-tuning the full model on batches of a middling length; seconds for captures included."""
+def side_by_side(context: EvaluationContext) -> Callable[[int], float]:
+    """Measures the steps per second, together, of so many fine-tunes of the full model, each by a thread of its own.
+
+    The batches are of a middling length. Captures are not counted: they are kept, and the baseline uses them.
+    """
     here, device = loaded(context), context.device
     train, recipe = split_of(context, "train"), context.recipe
     batches = _spread_batches(train.lengths, recipe.batch_size)
-    schedule = Schedule.over((batches[len(batches) // 2],) * LANE_STEPS, recipe)
-    with random_numbers:
-        model = keep_layers(here.pretrained, range(len(find_layers(here.pretrained))))
-    torch.nn.Module.to(model, device.name)
-    with only_read_token(model, here.tail):
-        return LANE_STEPS / train_on(model, train, schedule, recipe, 0, device).seconds
+    middle = batches[len(batches) // 2]
+    models: list[PreTrainedModel] = []
+
+    def rate(lanes: int) -> float:
+        while len(models) < lanes:
+            models.append(keep_layers(here.pretrained, range(len(find_layers(here.pretrained)))))
+            torch.nn.Module.to(models[-1], device.name)
+        together = threading.Barrier(lanes)
+
+        def run(model: PreTrainedModel, steps: int) -> None:
+            together.wait()
+            with only_read_token(model, here.tail):
+                train_on(model, train, Schedule.over((middle,) * steps, recipe), recipe, 0, device)
+
+        with ThreadPoolExecutor(lanes, "lane") as threads:
+            list(threads.map(run, models, [1] * lanes))
+            started = time.perf_counter()
+            list(threads.map(run, models, [LANE_STEPS] * lanes))
+            return lanes * LANE_STEPS / (time.perf_counter() - started)
+
+    return rate
 
 
 def mean_speed(speeds: Sequence[Speed]) -> Speed:
