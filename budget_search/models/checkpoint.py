@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from budget_search.core.errors import StudyError
 from budget_search.core.serialization import to_plain
 from budget_search.models.export_folder import MARKER, refuse_foreign
+from budget_search.storage.files import share_with_readers_of
 
 CARD = "README.md"
 # The re-loaded model has the same weights, but the order of floating-point sums may depend on memory alignment.
@@ -96,6 +97,7 @@ def _atomic_folder(output: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+        share_with_readers_of(folder)
         if output.exists():
             output.rename(replaced)
         folder.rename(output)
