@@ -143,19 +143,6 @@ def test_a_room_says_what_lives_in_it_and_is_not_crowded(name: str) -> None:
     assert all(count <= MOST_MODULES for count in counts.values()), counts
 
 
-def test_durations_are_measured_by_clocks_that_never_jump() -> None:
-    # time.time() goes back when a machine's clock is set, and on while it sleeps.
-    wall_clocks = {"time.time", "time.time_ns", "datetime.datetime.now", "datetime.datetime.utcnow"}
-    readers = {
-        name
-        for name, path in MODULES.items()
-        for node in ast.walk(ast.parse(path.read_text("utf8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in wall_clocks
-    }
-    # When a study was created, a report finished and a trial began: for people to read.
-    assert readers == {"app.create_study", "report.builder", "storage.study_store"}
-
-
 def test_no_module_is_a_drawer_for_everything() -> None:
     drawers = {"utils", "util", "helpers", "common", "misc", "tools"}
     assert [name for name in MODULES if drawers & set(name.split("."))] == []

@@ -141,7 +141,7 @@ def test_a_broken_file_is_refused_and_an_old_one_survives_a_failed_write(
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "savez", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StudyError, match="no space"):
         encode(task(["a", "bad"]), bert, max_length=8, takes_segments=False).save(path)
     assert [file.name for file in tmp_path.iterdir()] == ["examples.npz"]
     assert path.read_bytes().startswith(b"PK")

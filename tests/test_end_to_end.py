@@ -191,6 +191,8 @@ def test_the_files_of_a_study(sst2_study: Path) -> None:
     names = {path.name for path in sst2_study.iterdir()}
     assert {"study.db", "config.json", "report.json", "report.md", "environment.json", "artifacts", "weights"} <= names
     assert [name for name in names if name.endswith((".new", ".tmp"))] == []
+    # Another user may read all of them or none.
+    assert len({path.stat().st_mode for path in sst2_study.rglob("*") if path.is_file()}) == 1
     place = str(sst2_study.parent.parent)
     for name in ("config.json", "report.json", "report.md", "environment.json"):
         assert place not in (sst2_study / name).read_text("utf8"), name
@@ -245,6 +247,8 @@ def test_the_export_is_a_stock_checkpoint(sst2_study: Path, tmp_path: Path, caps
     assert classify("the film bad awful poor and")[0]["label"] == "negative"
     evidence = json.loads((folder / "budget_search.json").read_text())
     assert evidence["kept"] == result["kept"]
+    # Another user may read all of it or nothing.
+    assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
     card = (folder / "README.md").read_text()
     assert "model-index" in card
     assert "lost by this checkpoint" in card

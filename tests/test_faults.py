@@ -10,15 +10,21 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
+from safetensors.numpy import save_file
 
-from budget_search.core.errors import StudyError
+import budget_search
+from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
+from budget_search.models.pretrained import resolve_model
 from budget_search.storage.study_folder import StudyFolder
 from budget_search.storage.study_store import StudyStore
 from tests import tiny
@@ -98,6 +104,30 @@ def test_a_folder_that_may_only_be_read(disk: Path, sst2_study: Path, capfd: pyt
     assert tiny.command(*OPTIONS, "--epochs", "2") == 2
     assert "--studies-dir" in one_line(capfd)
     assert tiny.tree(disk) == before
+
+
+@contextmanager
+def as_another_user() -> Iterator[None]:
+    """Without root's right to read everything, if these tests run as root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_weights_that_another_user_keeps_to_himself_are_not_called_damaged() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        folder.chmod(0o755)
+        (folder / "config.json").write_text("{}")
+        save_file({"weight": np.zeros(3)}, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0)
+        with as_another_user(), pytest.raises(UsageError, match=r"may not read model\.safetensors"):
+            resolve_model(place)
 
 
 def test_a_study_file_cut_short_or_overwritten_is_never_taken_for_a_smaller_one(tmp_path: Path) -> None:
@@ -190,8 +220,8 @@ def test_a_clock_that_jumps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_durations_come_from_clocks_that_do_not_jump() -> None:
-    package = Path(StudyStore.__module__.replace(".", "/")).parent
-    sources = (Path(__file__).parent.parent / package).rglob("*.py")
+    sources = list(Path(budget_search.__file__).parent.rglob("*.py"))
+    assert len(sources) > 100
     assert [path.name for path in sources if "time.time(" in path.read_text("utf8")] == []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from budget_search.data.loading import Examples
     from budget_search.data.splits import SplitTask
+from budget_search.storage.files import atomic_path
 
 _BATCH = 10_000
 # RoBERTa-like models number positions from pad_token_id + 1, so the positions up to pad_token_id are unused.
@@ -281,11 +281,5 @@ def _truncation_note(split: EncodedSplit, max_length: int) -> tuple[str, ...]:
 
 
 def _save_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        except BaseException:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from budget_search.core.serialization import to_plain
 from budget_search.data.kinds.kind import Kind
 from budget_search.models.export_folder import MARKER, refuse_foreign
 from budget_search.models.pretrained import auto_class
+from budget_search.storage.files import share_with_readers_of
 
 CARD = "README.md"
 # The re-loaded model has the same weights, but the order of floating-point sums may depend on memory alignment.
@@ -99,6 +100,7 @@ def _atomic_folder(output: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
+        share_with_readers_of(folder)
         if output.exists():
             output.rename(replaced)
         folder.rename(output)

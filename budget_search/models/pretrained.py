@@ -115,9 +115,13 @@ def _require_files(folder: Path, model: str, option: str) -> None:
 
     for path in sorted(folder.glob(_WEIGHTS[0])):
         try:
+            # safetensors calls a file that may not be read missing.
+            path.open("rb").close()
             # Reads the header only; detects truncated files.
             with safe_open(path, framework="np"):
                 pass
+        except PermissionError as error:
+            raise UsageError(f"{option} {model}: this user may not read {path.name}; let its owner allow it") from error
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file again") from error
 

@@ -46,6 +46,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with explain_disk_errors(f"write {path.name} into {path.parent}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
+            if temporary.is_dir():
+                share_with_readers_of(temporary)
             for file in (temporary, *temporary.rglob("*")):
                 # A preempted machine stops without warning, so the data must be on the disk before the rename.
                 _fsync(file)
@@ -58,6 +60,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def share_with_readers_of(folder: Path) -> None:
+    """Let whoever may read a new folder read its files: safetensors writes some that only their owner may read."""
+    permissions = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(permissions)
 
 
 def _fsync(path: Path) -> None:
