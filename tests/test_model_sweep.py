@@ -1,4 +1,4 @@
-"""Every architecture for sequence classification, and some for tags: a smaller model is exact after a re-load, or refused and told why."""
+"""Every architecture for sequence classification, and some for tags: exact after a re-load, or refused and told why."""
 
 from __future__ import annotations
 
