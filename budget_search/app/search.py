@@ -208,7 +208,9 @@ def _run(study: OpenStudy, observer: Observer) -> Search:
     from budget_search.layer_search.state import SearchState
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
-        return study.paired.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
+        confirmations = state.confirmations
+        among = {each: confirmations.seeds_of(each) for each in confirmations.uncollapsed}
+        return study.paired.compare(layers, "certification", confidence, confirmations.seeds_of(layers), among)
 
     def run_jobs(jobs: Iterable[Job | None]) -> Iterator[Trial]:
         for trial in study.workers.run(jobs):

@@ -27,6 +27,8 @@ CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
 REGRESSION_METRICS = ("pearson", "spearman", "pearson_spearman")
 PRECISIONS = ("auto", "fp32", "bf16")
+DEFAULT_CERTIFY = 3
+"""How many further seeds ``--certify`` stands for without a number."""
 DROPPING: tuple[Dropping, ...] = get_args(Dropping)
 EMBEDDINGS = "embeddings"
 

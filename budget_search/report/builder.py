@@ -14,7 +14,7 @@ from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
 from budget_search.layer_search import verdict
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.state import SearchState
-from budget_search.layer_search.verdict import resolution, verdict_word
+from budget_search.layer_search.verdict import Judgement, resolution, verdict_word
 from budget_search.report.entries import (
     Baseline,
     Cost,
@@ -27,6 +27,7 @@ from budget_search.report.entries import (
     SplitSummary,
     ThroughputPoint,
     TrialRow,
+    VarianceShares,
 )
 from budget_search.report.predictions import PairedOutputs
 from budget_search.report.rejected import nearest_rejected
@@ -87,7 +88,7 @@ class ReportBuilder:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.paired.means(self.full),
+            metrics=self.paired.means(self.full, self.confirmations.seeds_of(self.full)),
             held_out_score=statistics.fmean(held_out),
             held_out_std=_std(held_out),
             parameters=measured.parameters,
@@ -113,7 +114,7 @@ class ReportBuilder:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.paired.means(layers),
+            metrics=self.paired.means(layers, self.confirmations.seeds_of(layers)),
             confidence=settings.confidence,
             held_out_score=statistics.fmean(self._held_out_scores(layers)),
             why_not_smaller=(
@@ -132,13 +133,13 @@ class ReportBuilder:
 
     def _held_out_scores(self, layers: LayerSet) -> list[float]:
         """The primary metric, one value per seed."""
-        return next(iter(self.paired.metrics(layers, "held_out").values()))
+        return next(iter(self.paired.metrics(layers, "held_out", self.confirmations.seeds_of(layers)).values()))
 
     def _verdict(self, layers: LayerSet, delta: float) -> dict[str, Any]:
         """The fields of a result that compare it with the baseline; the full model loses nothing."""
         settings, gain = self.state.settings, self.state.gain()
         certification = None if layers.is_full else self.state.judge(layers, delta)
-        held_out = None if layers.is_full else self.paired.compare(layers, "held_out", settings.confidence)
+        held_out = None if layers.is_full else self._on_held_out(layers)
         word = verdict_word(
             layers,
             delta,
@@ -150,6 +151,7 @@ class ReportBuilder:
         return {
             "verdict": word,
             "certified": word == "certified",
+            "variance_shares": _variance_shares(certification),
             "gain_kept": gain and GainKept.of(gain, certification),
             "degradation": 0.0 if certification is None else certification.degradation,
             "degradation_upper": 0.0 if certification is None else certification.upper,
@@ -159,6 +161,11 @@ class ReportBuilder:
             "held_out_degradation": 0.0 if held_out is None else held_out.degradation,
             "held_out_degradation_upper": 0.0 if held_out is None else held_out.upper,
         }
+
+    def _on_held_out(self, layers: LayerSet) -> Judgement:
+        return self.paired.compare(
+            layers, "held_out", self.state.settings.confidence, self.confirmations.seeds_of(layers)
+        )
 
     def _savings(self, layers: LayerSet) -> dict[str, Any]:
         """The fields of a result that say how large and how fast its model is."""
@@ -287,6 +294,12 @@ def build_report(
         references=tuple(references),
         **identity,
     )
+
+
+def _variance_shares(judgement: Judgement | None) -> VarianceShares | None:
+    """None for the full model, and with one seed, which tells nothing of other seeds."""
+    share = judgement.seed_share if judgement else None
+    return None if share is None else VarianceShares(share, 1 - share)
 
 
 def _std(scores: Sequence[float]) -> float | None:

@@ -22,7 +22,7 @@ from budget_search.report.comparison import reference_section
 from budget_search.report.entries import InferencePoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
-from budget_search.report.sentences import answer_sentence
+from budget_search.report.sentences import answer_sentence, width_of_bound
 
 USED_TO = {
     "train": "fine-tune",
@@ -148,6 +148,7 @@ def _answers_legend(report: Report) -> Iterator[str]:
     for verdict, meaning in VERDICTS.items():
         if any(result.verdict == verdict for result in results):
             yield f"{verdict}: {meaning}"
+    yield from filter(None, (width_of_bound(report, result) for result in results))
     if not all(result.confirmed for result in results):
         yield "incomplete: seeds of the full recipe are still missing."
     for result in results:
