@@ -5,8 +5,9 @@
 
 Every study has its own model, task and noise: outcomes of single examples, of which two models differ on a few (a third
 to a half of these with every seed), seeds, and screens that exaggerate. The search loop and the verdict are those of
-the package. Each study is searched once by every criterion. The rule `one seed` is that of the literature: one run, and
-the same examples for choosing and for scoring.
+the package. Each study is searched once by every criterion. The rule `likely, certify 3` goes on with the search by
+`likely` and runs at most three further seeds of its answers. The rule `one seed` is that of the literature: one run,
+and the same examples for choosing and for scoring.
 
 In the worlds named `worst case` the true degradation of every measured set is slightly above delta, so every smaller
 answer is wrong, and several sets give several chances to err.
@@ -18,7 +19,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from statistics import fmean
 
@@ -27,18 +28,20 @@ from joblib import Parallel, delayed
 from scipy import special
 from tabulate import tabulate
 
+from budget_search.core.config import DEFAULT_CERTIFY
 from budget_search.core.formatting import plural
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial
 from budget_search.data.metrics import contributions
 from budget_search.layer_search.acquisition import candidate_sets
+from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.settings import SearchSettings, screens_for
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.verdict import Criterion, Judgement, judge, verdict_word
 from budget_search.simulation.replay import InMemoryHistory, NullObserver
 
-Judge = Callable[[np.ndarray, Mapping[LayerSet, np.ndarray], float], dict[LayerSet, Judgement]]
+Judge = Callable[[np.ndarray, Mapping[LayerSet, np.ndarray], float, Sequence[np.ndarray]], dict[LayerSet, Judgement]]
 
 LAYERS = 8
 SELECTION = 2_000
@@ -116,13 +119,15 @@ class Scenario:
     """How the studies of a world are searched. Deltas are in points.
 
     In the worst case ``tried`` sets are measured, each with a true degradation slightly above the first delta; with 0
-    the study is searched. ``examples`` (on certification) and ``seed_sd`` (points) are random if not given.
+    the study is searched. With ``certify`` the search goes on with that many further seeds for its answers.
+    ``examples`` (on certification) and ``seed_sd`` (points) are random if not given.
     """
 
     criterion: Criterion = "likely"
     deltas: tuple[float, ...] = (1.0, 2.0, 3.0)
     tried: int = 0
     seeds: int = 3
+    certify: int = 0
     examples: int | None = None
     seed_sd: float | None = None
     world: World = field(default_factory=World)
@@ -187,32 +192,44 @@ class Study:
     def measure(self, job: Job) -> Trial:
         layers, key = job.key.layers, job.key
         if key.rung == FULL_RUNG:
-            row = self.scenario.settings.seeds.index(key.seed)
-            score = float(self.outcomes(layers, "certification")[row].mean())
+            score = float(self.runs(layers, [key.seed]).mean())
         else:
             noise = 0.0 if layers.is_full else float(self._draw("screen", layers).normal(0, self.seed_sd + 0.3))
             score = max(0.0, self.world.baseline - 3 - self.slope * self.degradation(layers) - noise)
         return Trial(key, job.split, "complete", score, train_tokens=round(1000 * key.rung))
 
-    def judge(self, layers: LayerSet, among: Iterable[LayerSet], confidence: float, rule: Judge) -> Judgement:
-        """Compare with the baseline as the package does, pooling the variance between seeds over the sets ``among``."""
-        results = {each: self.outcomes(each, "certification") for each in (layers, *among)}
-        return rule(self.outcomes(LayerSet.full(LAYERS), "certification"), results, confidence)[layers]
+    def judge(self, layers: LayerSet, confirmations: Confirmations, confidence: float, rule: Judge) -> Judgement:
+        """Compare with the baseline as the package does, pooling the variance between seeds over all confirmed sets."""
+        sets = [each for each in confirmations.uncollapsed if each != layers]
+        others = [self.runs(each, confirmations.seeds_of(each)).mean(axis=1) for each in sets]
+        baseline, own = (self.runs(each, confirmations.seeds_of(layers)) for each in (confirmations.full, layers))
+        return rule(baseline, {layers: own}, confidence, others)[layers]
+
+    def runs(self, layers: LayerSet, seeds: Sequence[int]) -> np.ndarray:
+        """The outcomes with these seeds on certification."""
+        first = self.scenario.settings.seeds[0]
+        return self.outcomes(layers, "certification")[[seed - first for seed in seeds]]
 
     def _outcomes(self, layers: LayerSet, split: str) -> np.ndarray:
-        """Contributions (seeds, examples) in points, with the true score as their expectation."""
-        size, seeds = self.examples if split == "certification" else SELECTION, self.scenario.seeds
+        """Contributions (seeds, examples) in points, with the true score as their expectation; further seeds last."""
+        size = self.examples if split == "certification" else SELECTION
+        seeds, more = self.scenario.seeds, self.scenario.certify
         easiness = self._draw("ease", split).normal(0, math.sqrt(1 - self.set_share - self.run_share), size)
         own = self._draw("own", split, layers)
-        common = self._draw("seeds", split).normal(0, math.sqrt(self.shared), seeds)
-        seed_effects = self.seed_sd * (common + own.normal(0, math.sqrt(1 - self.shared), seeds))
+        draws = ((own, seeds), (self._draw("further", split, layers), more))
+        common = self._draw("seeds", split).normal(0, math.sqrt(self.shared), seeds + more)
+        single = np.concatenate([draw.normal(0, math.sqrt(1 - self.shared), number) for draw, number in draws])
+        seed_effects = self.seed_sd * (common + single)
         latent = easiness + own.normal(0, math.sqrt(self.set_share), size)
-        latent = latent + own.normal(0, math.sqrt(self.run_share), (seeds, size))
+        latent = latent + np.concatenate(
+            [draw.normal(0, math.sqrt(self.run_share), (number, size)) for draw, number in draws]
+        )
         if self.world.unequal:
             seed_effects = seed_effects * math.exp(self._draw("spread", layers).normal(0, UNEQUAL))
         if self.world.heavy_tails:
-            bad = self._draw("bad", split, layers)
-            seed_effects = seed_effects - (bad.random(seeds) < BAD_RUN) * bad.uniform(*BAD_RUN_LOSES, seeds)
+            draws = ((self._draw("bad", split, layers), seeds), (self._draw("bad further", split, layers), more))
+            lost = [(draw.random(number) < BAD_RUN) * draw.uniform(*BAD_RUN_LOSES, number) for draw, number in draws]
+            seed_effects = seed_effects - np.concatenate(lost)
         parameter = self.world.parameter(self.world.baseline - self.degradation(layers) + seed_effects)[:, None]
         labels, outputs = self._answers(latent, np.clip(parameter, 0.001, 0.999), split)
         return np.array([contributions(self.world.metric, each, labels) for each in outputs])
@@ -251,19 +268,32 @@ class Answer:
 
 def search_in(study: Study, rule: Judge = judge) -> list[Answer]:
     """The answers to every delta by the scenario's criterion, if confirmations are compared by ``rule``."""
-    memory = InMemoryHistory()
+    memory, scenario = InMemoryHistory(), study.scenario
+    answers = _search(study, memory, scenario.settings, scenario.criterion, rule)
+    if scenario.certify:
+        settings = replace(scenario.settings, certify=scenario.certify)
+        answers += _search(study, memory, settings, certifying(scenario), rule)
+    return answers
+
+
+def certifying(scenario: Scenario) -> str:
+    """The name of the rule that adds further seeds to the answers of the criterion."""
+    return f"{scenario.criterion}, certify {scenario.certify}"
+
+
+def _search(study: Study, memory: InMemoryHistory, settings: SearchSettings, name: str, rule: Judge) -> list[Answer]:
+    """The answers by the rule ``name`` and by `one seed`; trials in ``memory`` are not run again."""
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
-        return study.judge(layers, state.confirmations.uncollapsed, confidence, rule)
+        return study.judge(layers, state.confirmations, confidence, rule)
 
-    state = SearchState(study.scenario.settings, memory, judged)
+    state = SearchState(settings, memory, judged)
     answers = Search(state, study.run_jobs, NullObserver()).run()
     tried = sorted({trial.layers for trial in memory.history if not trial.layers.is_full})
     equivalents = sum(trial.rung * trial.layers.depth / LAYERS for trial in memory.history)
-    chosen = [
-        (study.scenario.criterion, _verdict(state, layers, delta), delta, layers) for delta, layers in answers.items()
-    ]
-    chosen += [("one seed", "one seed", delta, one_seed(study, tried, delta)) for delta in answers]
+    chosen = [(name, _verdict(state, layers, delta), delta, layers) for delta, layers in answers.items()]
+    if not settings.certify:
+        chosen += [("one seed", "one seed", delta, one_seed(study, tried, delta)) for delta in answers]
     return [
         Answer(
             rule=name,
@@ -347,9 +377,12 @@ def rows(world: str, studies: int, workers: int) -> Iterator[Row]:
         yield row(scenario, "certified", played(scenario, studies, workers))
         return
     for criterion in ("likely", "observed", "certified"):
-        scenario = Scenario(criterion, world=WORLDS[world])
+        certify = DEFAULT_CERTIFY if criterion == "likely" else 0
+        scenario = Scenario(criterion, world=WORLDS[world], certify=certify)
         answers = played(scenario, studies, workers)
         yield row(scenario, criterion, answers)
+        if certify:
+            yield row(scenario, certifying(scenario), answers)
         if criterion == "observed":
             yield row(scenario, "one seed", answers)
 

@@ -222,6 +222,16 @@ def test_the_command_may_be_named() -> None:
     assert asked("run", *BASE) == asked(*BASE)
 
 
+@pytest.mark.parametrize(
+    ("options", "further"), [((), 0), (("--certify",), 3), (("--certify", "5"), 5), (("--certify=0",), 0)]
+)
+def test_certify_may_name_how_many_seeds(options: tuple[str, ...], further: int) -> None:
+    request = asked(*options, *BASE)
+    assert (request.certify, request.seeds) == (further, 3)
+    # A study that was searched without it still answers the same question.
+    assert ("certify" in request.question) == bool(further)
+
+
 def test_layer_sets_one_after_the_other_or_repeated() -> None:
     assert asked(*BASE, "--layers", "0-4,7", "1", "--layers", "2-3").layers == ("0-4,7", "1", "2-3")
 
@@ -392,6 +402,10 @@ ARGUMENTS = [
     bad("one of several deltas", f"{GOOD_ONES} --delta 0.01 5", "5", "0.05", "5%"),
     bad("deltas with commas", f"{GOOD_ONES} --delta 0.01,0.02", "0.01,0.02", "not a number"),
     bad("too many seeds", f"{GOOD_ONES} --seeds 101", "--seeds 101", "100"),
+    bad("too many further seeds", f"{GOOD_ONES} --seeds 90 --certify 11", "--certify 11", "from 0 to 10"),
+    bad("fewer than no further seeds", f"{GOOD_ONES} --certify -1", "--certify -1"),
+    bad("half a further seed", f"{GOOD_ONES} --certify 0.5", "--certify"),
+    bad("certified twice", f"{GOOD_ONES} --criterion certified --certify", "--certify", "leave one of them out"),
     bad("length beyond reason", f"{GOOD_ONES} --max-length 1000000", "--max-length", "1000000"),
     bad("empty task", f"{MODEL} --task=", "--task"),
     bad("delta without a value", f"{GOOD_ONES} --delta", "--delta", "expected"),

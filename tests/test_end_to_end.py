@@ -297,6 +297,36 @@ def test_another_delta_reuses_every_trial(here: Path, capsys: pytest.CaptureFixt
     assert report["results"][0]["depth"] == 1
 
 
+def test_certify_adds_seeds_to_the_answer_and_the_baseline_of_the_same_study(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answered(*options: str) -> dict[str, Any]:
+        named = [*tiny.search_options("sst2"), "--layers", "0-2", "--format", "json", "--quiet"]
+        assert main([*named, *options]) == 0
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return report
+
+    study = tiny.only_study(here / "studies")
+    [loose] = answered("--delta", "0.9")["results"]
+    # The bound is within delta at its level, but not at that of the first of three looks.
+    delta = f"{1.1 * loose['degradation_upper'] / 100:.4f}"
+    plain = answered("--delta", delta)
+    before = tiny.recorded(study)
+    report = answered("--delta", delta, "--certify", "2")
+    new = tiny.recorded(study)[len(before) :]
+    assert tiny.only_study(here / "studies") == study
+    assert {(kept, seed) for kept, _, seed in new} == {(k, s) for k in ((0, 1, 2, 3), (0, 1, 2)) for s in (44, 45)}
+    assert report["baseline"]["seeds"] == 4
+    [result] = report["results"]
+    own = [t["score"] for t in report["trials"] if t["kept"] == result["kept"] and t["split"] == "certification"]
+    assert result["seeds"] == len(own) == 4
+    assert result["score"] == pytest.approx(float(np.mean(own)))
+    assert result["certified"] == (result["degradation_upper"] <= 100 * result["delta"])
+    assert answered("--delta", delta)["results"][0]["degradation"] == plain["results"][0]["degradation"]
+    assert answered("--delta", delta, "--certify", "2")["results"][0]["degradation"] == result["degradation"]
+    assert len(tiny.recorded(study)) == len(before) + len(new)
+
+
 def test_answers_given_before_stay_answered(here: Path) -> None:
     study = tiny.only_study(here / "studies")
     assert main([*tiny.search_options("sst2"), "--delta", "0.4", "--quiet"]) == 0

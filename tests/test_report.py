@@ -20,7 +20,7 @@ from budget_search.api import StudyReport
 from budget_search.core import formatting
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.limits import BindingLimit
-from budget_search.report.entries import Rejected, Result
+from budget_search.report.entries import Rejected, Result, VarianceShares
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
@@ -300,6 +300,25 @@ def test_what_a_gpu_was_busy_with_is_told_and_kept(report: Report) -> None:
     assert "(40 % of the time saved)" in text
     assert Report.from_json(measured.to_json()) == measured
     assert not any("{" in cell for row in csv.reader(io.StringIO(render([measured], "csv"))) for cell in row)
+
+
+def test_where_the_width_of_a_bound_comes_from_is_told_unless_the_answer_is_certified(report: Report) -> None:
+    def told(shares: VarianceShares, delta: float, **question: object) -> str:
+        results = [dataclasses.replace(report.result(delta), variance_shares=shares)]
+        changed = dataclasses.replace(with_results(report, *results), question={**report.question, **question})
+        return render([changed], "markdown")
+
+    wide, certified = 0.02, next(each.delta for each in report.results if each.certified)
+    by_seeds, by_examples = VarianceShares(0.7, 0.3), VarianceShares(0.2, 0.8)
+    assert "70 % of the variance behind the bound" in told(by_seeds, wide)
+    assert "--certify" in told(by_seeds, wide)
+    assert "--certify" not in told(by_seeds, wide, certify=3)
+    assert "80 % to the examples" in told(by_examples, wide)
+    assert "--certify" not in told(by_examples, wide)
+    assert "variance behind" not in told(by_seeds, certified)
+    shares = StudyReport.of(with_results(report, dataclasses.replace(report.result(wide), variance_shares=by_seeds)))
+    assert shares.to_json()["results"][0]["variance_shares"] == {"seeds": 0.7, "examples": 0.3}
+    assert Report.from_json(shares.to_json()).results[0].variance_shares == by_seeds
 
 
 def test_choosing_and_reporting_on_the_same_examples_is_said(report: Report) -> None:

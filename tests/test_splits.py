@@ -1,16 +1,18 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from budget_search.core.config import RECIPES
 from budget_search.core.errors import UsageError
 from budget_search.data.grouping import normalised
 from budget_search.data.loading import Examples, RawTask, load_task
 from budget_search.data.shared_phrases import contained_pairs
-from budget_search.data.splits import SplitTask, carve, resolution
+from budget_search.data.splits import SplitTask, carve, resolution, split_sizes
 from budget_search.data.stratification import assign_cells, attainable_quotas, pick_groups, quotas
 from budget_search.data.tasks import resolve_task
 
@@ -193,10 +195,44 @@ def test_carved_pairs_share_no_text_with_held_out() -> None:
 def test_a_small_task_keeps_three_quarters_and_a_large_one_what_the_recipe_uses() -> None:
     small = carve(raw_task(singles(0, 1_000), singles(1, 200)), "carved", seed=0)
     assert sizes(small) == {"train": 750, "selection": 100, "certification": 150, "held_out": 200}
-    large = carve(raw_task(singles(0, 40_000), singles(1, 800)), "carved", seed=0)
+    large = carve(raw_task(singles(0, 40_000), singles(1, 800)), "carved", seed=0, recipe=RECIPES["quick"])
     assert sizes(large) == {"train": 33_000, "selection": 2_000, "certification": 5_000, "held_out": 800}
     assert resolution(5_000) == pytest.approx(0.4)
     assert any("0.4 points on certification and 0.6 on selection" in note for note in large.notes)
+
+
+@pytest.mark.parametrize(
+    ("examples", "train_examples", "epochs", "certification"),
+    [
+        (40_000, 30_000, 3, 6_000),
+        (40_000, 20_000, 3, 9_000),
+        (40_000, 10_000, 3, 5_000),
+        (40_000, 20_000, 1, 5_000),
+        (40_000, None, 3, 5_000),
+        (350_000, 30_000, 3, 13_500),
+        (350_000, 100_000, 3, 20_000),
+        (4_000, 2_000, 3, 900),
+        (4_000, 200, 3, 600),
+    ],
+)
+def test_certification_takes_what_the_recipe_does_not_train_on_while_scoring_it_is_cheap(
+    examples: int, train_examples: int | None, epochs: float, certification: int
+) -> None:
+    """A twentieth of three epochs over 20,000 examples, at a third of the price, are 9,000."""
+    recipe = replace(RECIPES["standard"], train_examples=train_examples, epochs=epochs)
+    found = split_sizes(examples, ("selection", "certification"), recipe)
+    assert found["certification"].wanted == certification
+    assert found["selection"].wanted == min(2_000, examples // 10)
+    left = examples - sum(each.wanted for each in found.values())
+    assert left >= min(train_examples or examples, 0.75 * examples)
+
+
+def test_a_larger_certification_is_carved() -> None:
+    recipe = replace(RECIPES["standard"], train_examples=4_000, epochs=12)
+    task = carve(raw_task(singles(0, 16_000), singles(1, 400)), "carved", seed=0, recipe=recipe)
+    # Some kinds of examples are scarce, so it is a little smaller than the 7,200 wanted.
+    assert 6_000 < sizes(task)["certification"] <= 7_200
+    assert sizes(task)["train"] + sizes(task)["certification"] == 14_400
 
 
 def test_without_validation_held_out_is_carved_and_that_is_said() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -30,8 +30,10 @@ FIVE_SETS = certainty.Scenario("certified", (1.0,), tried=5, seeds=3, examples=4
 def changed(change: Callable[[Judgement, np.ndarray], Judgement]) -> Callable[..., Judgements]:
     """The verdict with something about it wrong; ``change`` sees the differences to the baseline as well."""
 
-    def wrong(baseline: np.ndarray, results: Mapping[LayerSet, np.ndarray], confidence: float) -> Judgements:
-        found = judge(baseline, results, confidence)
+    def wrong(
+        baseline: np.ndarray, results: Mapping[LayerSet, np.ndarray], confidence: float, others: Sequence[np.ndarray]
+    ) -> Judgements:
+        found = judge(baseline, results, confidence, others)
         return {layers: change(found[layers], baseline - results[layers]) for layers in found}
 
     return wrong

@@ -89,7 +89,8 @@ def create(resolved: ResolvedRequest, device: Device, observer: SearchObserver) 
     if resolved.warm_start:
         resolved.warm_start.require_depth(total)
     resolved.request.limits.structural.require_possible(total, reader.facts["undroppable"])
-    task = carve(load_task(resolved.source, offline=resolved.request.offline), config.splits, config.split_seed)
+    raw = load_task(resolved.source, offline=resolved.request.offline)
+    task = carve(raw, config.splits, config.split_seed, config.recipe)
     task = _subsample_train(task, config.recipe.train_examples, config.split_seed)
     with _new_study(resolved.folder, config, reader, task, device, wait=resolved.request.wait) as (draft, facts):
         save_texts(task, draft.texts)

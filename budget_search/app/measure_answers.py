@@ -47,7 +47,8 @@ def measure_answers(
     quiet_transformers()
     context, full = workers.context, LayerSet.full(state.settings.total)
     sets = [full, *sorted({*answers.values()} - {full})]
-    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in state.settings.seeds])
+    confirmed = {layers: state.confirmations.seeds_of(layers) for layers in sets}
+    workers.score([TrialKey(layers, FULL_RUNG, seed) for layers in sets for seed in confirmed[layers]])
     if context.device.kind == "cpu":
         torch.set_num_threads(1)
     seeds = {layers: state.confirmations.median_seed(layers) for layers in sets}
@@ -88,7 +89,7 @@ def delete_unneeded_weights(folder: StudyFolder, state: SearchState, answers: It
     keep = {
         folder.weights(TrialKey(layers, FULL_RUNG, seed)).name
         for layers in (confirmations.full, *useful, *answers)
-        for seed in state.settings.seeds
+        for seed in confirmations.seeds_of(layers)
     }
     if state.settings.builds_on_full:
         # Smaller models of a later search are cut from these, or learn from them.

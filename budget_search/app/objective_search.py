@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # The options of a search that concern neither its data nor its fine-tunes.
 OPTIONS = (
-    *("deltas", "strategy", "sampler", "criterion", "confidence", "probability", "seeds", "base_seed"),
+    *("deltas", "strategy", "sampler", "criterion", "confidence", "probability", "seeds", "base_seed", "certify"),
     *("max_trials", "max_hours", "max_layers", "keep_layers", "drop_layers"),
     *("workers", "wait", "studies_dir", "storage", "storage_timeout"),
 )
@@ -119,6 +119,7 @@ class ObjectiveSearch:
             limits=request.limits,
             budget=SearchBudget(request.max_trials, request.max_hours).after(spent_seconds),
             advice=ADVICE,
+            certify=request.certify,
         )
 
 

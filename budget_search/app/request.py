@@ -21,6 +21,7 @@ BACKENDS = ("loky", "dask")
 RECIPE_FIELDS = ("epochs", "train_examples", "batch_size", "lr", "max_length", "warmup", *METHODS)
 # Screens use seeds beyond this, so that they never coincide with a confirmation's.
 LARGEST_BASE_SEED = 1_000_000
+MOST_SEEDS = 100
 PATH_OPTIONS = ("task", "model", "data_dir", "validation", "studies_dir", "storage", "output")
 
 
@@ -53,6 +54,7 @@ class Request:
     splits: Splits | None = None
     seeds: int = 3
     base_seed: int = 42
+    certify: int = 0
     max_trials: int | None = None
     max_hours: float | None = None
     max_layers: int | None = None
@@ -101,7 +103,8 @@ class Request:
             None
             if self.criterion == "likely" or self.probability == type(self).probability
             else f"--probability {self.probability} applies to --criterion likely, not to {self.criterion}",
-            _within("--seeds", self.seeds, 1 <= self.seeds <= 100, "a whole number from 1 to 100"),
+            _within("--seeds", self.seeds, 1 <= self.seeds <= MOST_SEEDS, f"a whole number from 1 to {MOST_SEEDS}"),
+            *self._problems_with_certify(),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
             self._problem_with_max_trials(),
             _within("--max-hours", self.max_hours, self.max_hours is None or self.max_hours > 0, "a number above 0"),
@@ -121,6 +124,15 @@ class Request:
             None if self.task.strip() else "--task is empty; see `budget-search tasks`",
             None if self.model.strip() else "--model is empty; give a hub id, a folder, or demo",
         ]
+
+    def _problems_with_certify(self) -> Iterator[str | None]:
+        most = MOST_SEEDS - self.seeds
+        yield _within("--certify", self.certify, 0 <= self.certify <= max(0, most), f"a whole number from 0 to {most}")
+        if self.certify and self.criterion == "certified":
+            yield (
+                "--certify runs more seeds for answers that are not certified, but --criterion certified accepts only "
+                "those that are; leave one of them out"
+            )
 
     def _problem_with_max_trials(self) -> str | None:
         """Every answer needs the baseline, so the budget must cover it."""
@@ -184,6 +196,7 @@ class Request:
             **self.limits.given,
             **({"probability": self.probability} if self.criterion == "likely" else {}),
             **({"start_from": self.start_from} if self.start_from else {}),
+            **({"certify": self.certify} if self.certify else {}),
         }
 
 

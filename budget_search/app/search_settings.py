@@ -78,6 +78,7 @@ def search_settings(
         named=tuple(LayerSet.parse(text, total) for text in request.layers),
         budget=SearchBudget(request.max_trials, request.max_hours),
         recipe=recipe,
+        certify=request.certify,
     )
 
 

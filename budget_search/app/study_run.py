@@ -58,7 +58,9 @@ def run_search(
     from budget_search.layer_search.state import SearchState
 
     def compare(layers: LayerSet, confidence: float) -> Judgement:
-        judgement = evidence.compare(layers, "certification", confidence, among=state.confirmations.uncollapsed)
+        confirmations = state.confirmations
+        among = {each: confirmations.seeds_of(each) for each in confirmations.uncollapsed}
+        judgement = evidence.compare(layers, "certification", confidence, confirmations.seeds_of(layers), among)
         assert judgement is not None, "every confirmation is scored on certification"
         return judgement
 

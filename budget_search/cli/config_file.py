@@ -76,7 +76,17 @@ def _reason(error: Exception) -> str:
 
 _LISTS = ("delta", "layers", "reference", "keep_layers", "drop_layers", "text_columns", "freeze")
 _SWITCHES = ("wait", "offline", "trust_remote_code", "fail_if_none", "dry_run", "quiet", "verbose")
-_WHOLE = ("seeds", "base_seed", "max_trials", "max_layers", "workers", "train_examples", "batch_size", "max_length")
+_WHOLE = (
+    "seeds",
+    "base_seed",
+    "certify",
+    "max_trials",
+    "max_layers",
+    "workers",
+    "train_examples",
+    "batch_size",
+    "max_length",
+)
 _DECIMAL = (
     "confidence",
     "probability",

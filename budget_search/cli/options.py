@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from budget_search.app.request import BACKENDS, RECIPE_FIELDS, SPLIT_MODES, Request, parse_count, parse_delta
 from budget_search.cli.config_file import SEARCH_FIELDS
-from budget_search.core.config import CRITERIA, DROPPING, KINDS, METRICS, PRECISIONS, RECIPES
+from budget_search.core.config import CRITERIA, DEFAULT_CERTIFY, DROPPING, KINDS, METRICS, PRECISIONS, RECIPES
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import parse_indices
 from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
@@ -108,6 +108,15 @@ def _add_strategy(run: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--seeds", type=int, metavar="K", help="runs of the baseline and of every confirmation (default 3)"
+    )
+    how.add_argument(
+        "--certify",
+        type=int,
+        nargs="?",
+        const=DEFAULT_CERTIFY,
+        metavar="N",
+        help="run up to N more seeds of each answer and the baseline, until the upper bound is within delta (without a "
+        f"number {DEFAULT_CERTIFY})",
     )
     how.add_argument("--base-seed", type=int, metavar="N", help="the first of those seeds (default 42)")
     how.add_argument(

@@ -83,13 +83,15 @@ class Console:
     def begin(self, settings: SearchSettings, workers: int, known: Sequence[Trial]) -> None:
         """The plan, and a bar on a terminal."""
         seeds = plural(len(settings.seeds), "seed")
+        further = f"; up to {plural(settings.certify, 'more seed')} for the answers" if settings.certify else ""
         if settings.named:
-            self._fact("plan", f"{plural(len(settings.named), 'named layer set')} and the full model, {seeds} each")
+            named = plural(len(settings.named), "named layer set")
+            self._fact("plan", f"{named} and the full model, {seeds} each{further}")
         else:
             self._fact(
                 "plan",
                 f"the full model with {seeds}; screens of {settings.screen_rung:.2g} of the recipe "
-                f"(up to {settings.evaluations} layer sets); then the best sets in full with {seeds}",
+                f"(up to {settings.evaluations} layer sets); then the best sets in full with {seeds}{further}",
             )
         if known:
             self._fact("reused", f"{plural(len(known), 'evaluation')} of this study")

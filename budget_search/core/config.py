@@ -36,6 +36,8 @@ ALSO = {"micro_f1": ("macro_f1",), "macro_f1": ("micro_f1",), "entity_f1": ("tok
 METRICS = tuple(metric for metrics in KINDS.values() for metric in metrics)
 REGRESSION_METRICS = KINDS["regression"]
 PRECISIONS = ("auto", "fp32", "bf16")
+DEFAULT_CERTIFY = 3
+"""How many further seeds ``--certify`` stands for without a number."""
 DROPPING: tuple[Dropping, ...] = get_args(Dropping)
 EMBEDDINGS = "embeddings"
 

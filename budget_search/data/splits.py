@@ -1,7 +1,8 @@
 """Carve selection and certification out of train, in whole groups, so that they resemble held_out.
 
 The target sizes follow from the standard error. If 8 % of the predictions of two models differ, the standard error of
-their difference in accuracy on n examples is sqrt(0.08 / n): 0.4 points on 5,000 examples, 0.6 on 2,000.
+their difference in accuracy on n examples is sqrt(0.08 / n): 0.4 points on 5,000 examples, 0.6 on 2,000. Examples that
+the recipe does not train on go to certification beyond that, as long as scoring them stays cheap beside a fine-tune.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from budget_search.core.config import Splits
+from budget_search.core.config import RECIPES, Recipe, Splits
 from budget_search.core.errors import UsageError
+from budget_search.core.trial import EVALUATION_COST
 from budget_search.data.grouping import Groups, is_first_occurrence, number_texts, pair_groups, phrase_groups
 from budget_search.data.kinds import kind_of
 from budget_search.data.loading import Examples, RawTask
@@ -25,6 +27,10 @@ TARGETS = {"selection": 2_000, "certification": 5_000, "held_out": 2_000}
 # recipe uses, remain.
 SHARES = {"selection": 0.10, "certification": 0.15, "held_out": 0.15}
 SUFFICIENT_TRAIN = 30_000
+# Of the examples that the recipe does not train on, certification takes more than its target: up to this number, and as
+# long as scoring all of it takes at most this share of the arithmetic of a full fine-tune.
+LARGEST_CERTIFICATION = 20_000
+SCORING_SHARE = 0.05
 # A split of a few large groups is less informative than its size suggests, so groups above this share stay in train.
 MAX_GROUP_SHARE = 0.05
 MIN_EXAMPLES = 8
@@ -42,13 +48,14 @@ class SplitTask:
     notes: tuple[str, ...] = ()
 
 
-def carve(raw: RawTask, mode: Splits, seed: int) -> SplitTask:
-    """Create the splits of a task; they depend only on the data and ``seed``.
+def carve(raw: RawTask, mode: Splits, seed: int, recipe: Recipe = RECIPES["standard"]) -> SplitTask:
+    """Create the splits of a task; they depend only on the data, ``seed``, and how long the recipe trains on how many
+    examples.
 
     Mode ``official`` selects and reports on the official validation set, as the papers did. Raises UsageError if there
     is no such set, or if train has too few examples that can be carved.
     """
-    splits, notes = _official(raw) if mode == "official" else _carved(raw, seed)
+    splits, notes = _official(raw) if mode == "official" else _carved(raw, seed, recipe)
     return SplitTask(splits, raw.label_names, raw.metric, raw.also, (*raw.notes, *notes))
 
 
@@ -74,18 +81,18 @@ def _official(raw: RawTask) -> tuple[dict[str, Examples], list[str]]:
     }, [note]
 
 
-def _carved(raw: RawTask, seed: int) -> tuple[dict[str, Examples], list[str]]:
+def _carved(raw: RawTask, seed: int, recipe: Recipe) -> tuple[dict[str, Examples], list[str]]:
     train, held_out = raw.splits["train"], raw.splits.get("held_out")
     carver, notes = _prepare(raw, seed)
     to_carve = ("selection", "certification") if held_out else tuple(SHARES)
-    allowance = _allowances(int(carver.in_train.sum()), to_carve)
+    sizes = split_sizes(int(carver.in_train.sum()), to_carve, recipe)
     if held_out is None:
         whole = train.take(np.array([row for group in carver.groups.members for row in group], dtype=np.int64))
-        held_out = carver.carve("held_out", whole, allowance["held_out"])
+        held_out = carver.carve("held_out", whole, sizes["held_out"])
         notes.append(f"held_out ({len(held_out):,}) was carved out of train because there is no validation set.")
     # Certification comes first: it matters more if train has few examples that resemble held_out.
-    certification = carver.carve("certification", held_out, allowance["certification"])
-    chosen = {"selection": carver.carve("selection", held_out, allowance["selection"]), "certification": certification}
+    certification = carver.carve("certification", held_out, sizes["certification"])
+    chosen = {"selection": carver.carve("selection", held_out, sizes["selection"]), "certification": certification}
     left = train.take(np.flatnonzero(carver.in_train))
     notes += _size_notes(chosen, len(left), len(train))
     if phrases := carver.left_out_phrases:
@@ -150,24 +157,24 @@ class _Carver:
         self.left_out_phrases = 0
         self._whole = np.ones(len(groups.members), dtype=bool)
 
-    def carve(self, name: str, like: Examples, allowance: int) -> Examples:
-        """Carve random groups that together resemble ``like``; at most ``allowance`` examples leave train.
+    def carve(self, name: str, like: Examples, size: Size) -> Examples:
+        """Carve random groups that together resemble ``like``.
 
         Raises UsageError if there are too few.
         """
         cell_of, shares = assign_cells(self.strata.labelling(like), self._stratified, self.strata.count)
         order = np.random.default_rng([self.seed, list(SHARES).index(name)]).permutation(np.flatnonzero(self._whole))
-        wanted = min(TARGETS[name], allowance)
+        wanted = size.wanted
         largest = max(MIN_EXAMPLES, int(MAX_GROUP_SHARE * wanted))
         order = np.array([group for group in order if len(self.groups.members[group]) <= largest], dtype=np.int64)
         available = np.bincount(cell_of[self._members(order)], minlength=len(shares))
         while True:
             picked = pick_groups(self.groups.members, order, cell_of, attainable_quotas(shares, available, wanted))
             leaving = self._leaving(picked)
-            if len(leaving) <= allowance:
+            if len(leaving) <= size.leaving:
                 break
             # Phrases leave train with the texts that contain them. Try again with a smaller split.
-            wanted = int(0.98 * wanted * allowance / len(leaving))
+            wanted = int(0.98 * wanted * size.leaving / len(leaving))
         rows = np.sort(self._members(picked))
         self._check(name, rows)
         self._whole[picked] = False
@@ -196,11 +203,28 @@ class _Carver:
             )
 
 
-def _allowances(examples: int, names: Sequence[str]) -> dict[str, int]:
-    """How many of these examples may leave train for each split."""
+@dataclass(frozen=True)
+class Size:
+    """The examples ``wanted`` in a split, and how many may be ``leaving`` train for it, phrases included."""
+
+    wanted: int
+    leaving: int
+
+
+def split_sizes(examples: int, names: Sequence[str], recipe: Recipe) -> dict[str, Size]:
+    """How many of so many examples of train each of the splits to carve may have."""
     total = sum(SHARES[name] for name in names)
     leaving = max(total * examples, examples - SUFFICIENT_TRAIN)
-    return {name: int(leaving * SHARES[name] / total) for name in names}
+    allowance = {name: int(leaving * SHARES[name] / total) for name in names}
+    sizes = {name: Size(min(TARGETS[name], allowed), allowed) for name, allowed in allowance.items()}
+    if recipe.train_examples is not None:
+        usual = sizes["certification"]
+        spare = examples - recipe.train_examples - sum(allowance.values()) + usual.leaving
+        affordable = int(SCORING_SHARE * recipe.epochs * recipe.train_examples / EVALUATION_COST)
+        wanted = min(LARGEST_CERTIFICATION, affordable, spare)
+        if wanted > usual.wanted:
+            sizes["certification"] = Size(wanted, max(usual.leaving, spare))
+    return sizes
 
 
 def _size_notes(chosen: Mapping[str, Examples], left: int, given: int) -> list[str]:

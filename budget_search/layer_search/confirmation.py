@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import takewhile
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Trial
@@ -17,15 +18,26 @@ FUTILITY = 0.1
 
 
 class Confirmations:
-    """A read-only view of the confirmations in ``history`` that used these seeds."""
+    """A read-only view of the confirmations in ``history`` that used these seeds.
 
-    def __init__(self, history: Sequence[Trial], total: int, seeds: Sequence[int]) -> None:
+    Every confirmed set has a score for each of ``seeds``. Some sets have scores for ``further_seeds`` as well. These
+    count in their order, up to the first for which the set or the baseline has none.
+    """
+
+    def __init__(
+        self, history: Sequence[Trial], total: int, seeds: Sequence[int], further_seeds: Sequence[int] = ()
+    ) -> None:
         self.full = LayerSet.full(total)
         self._seeds = tuple(seeds)
         self._runs: dict[LayerSet, dict[int, Trial]] = {}
         for trial in history:
-            if trial.split == "certification" and trial.key.seed in self._seeds:
+            if trial.split == "certification" and trial.key.seed in (*seeds, *further_seeds):
                 self._runs.setdefault(trial.layers, {})[trial.key.seed] = trial
+        baseline = self.scores(self.full).keys()
+        for layers in self._runs:
+            paired = self.scores(layers).keys() & baseline
+            counted = (*seeds, *takewhile(paired.__contains__, further_seeds))
+            self._runs[layers] = {seed: trial for seed, trial in self._runs[layers].items() if seed in counted}
 
     @property
     def started(self) -> list[LayerSet]:
@@ -43,7 +55,11 @@ class Confirmations:
         return [layers for layers in self.sets if not self.collapsed(layers)]
 
     def is_complete(self, layers: LayerSet) -> bool:
-        return len(self.scores(layers)) == len(self._seeds)
+        return self.scores(layers).keys() >= {*self._seeds}
+
+    def seeds_of(self, layers: LayerSet) -> tuple[int, ...]:
+        """The seeds that a complete set has scores for, sorted."""
+        return tuple(self.scores(layers))
 
     def runs(self, layers: LayerSet) -> list[Trial]:
         """The runs of a set, sorted by seed; failed ones included."""
@@ -85,10 +101,10 @@ class Confirmations:
         if self.failed_run(layers):
             return True
         degradations = self.degradations(layers)
-        remaining = len(self._seeds) - len(degradations)
+        remaining = sum(seed not in self.scores(layers) for seed in self._seeds)
         if not degradations or not remaining:
             return False
-        required_mean = (delta * len(self._seeds) - sum(degradations)) / remaining
+        required_mean = (delta * (len(degradations) + remaining) - sum(degradations)) / remaining
         spread = math.sqrt(2) * self.seed_sd * math.sqrt(1 / remaining + 1 / len(degradations))
         probability = statistics.NormalDist().cdf((required_mean - statistics.fmean(degradations)) / spread)
         return probability < FUTILITY

@@ -17,7 +17,9 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Trial, TrialKey
 from budget_search.layer_search.acquisition import choose
 from budget_search.layer_search.budget import RemainingBudget
-from budget_search.layer_search.learning import remarks, why_not_learnt
+from budget_search.layer_search.certification import wanted_runs
+from budget_search.layer_search.learning import why_not_learnt
+from budget_search.layer_search.notes import notes
 from budget_search.layer_search.settings import SearchObserver
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies import propose
@@ -143,6 +145,18 @@ class Search:
             all_earlier_answered = all_earlier_answered and not running
             if all_earlier_answered:
                 self._answer(delta)
+        return self._next_further_run()
+
+    def _next_further_run(self) -> Job | None:
+        """A run with a further seed for an answer that is not certified yet; only when all deltas are answered."""
+        if self._finished_deltas < {*self.settings.deltas}:
+            return None
+        for delta in sorted(self.settings.deltas, reverse=True):
+            keys = wanted_runs(self.state, delta)
+            if runs := self._startable(Job(key, "certification", keep_weights=True) for key in keys):
+                self._require_budget(runs)
+                self._stage(f"more seeds for layers {keys[-1].layers}, to certify them for {tolerance(delta / 100)}")
+                return runs[0]
         return None
 
     def _next_named(self) -> Job | None:
@@ -155,7 +169,7 @@ class Search:
         if not self._running:
             for delta in sorted(set(self.settings.deltas) - self._finished_deltas, reverse=True):
                 self._answer(delta)
-        return None
+        return self._next_further_run()
 
     def _answer(self, delta: float) -> None:
         self._finished_deltas.add(delta)
@@ -173,7 +187,7 @@ class Search:
             )
         self._baseline_checked = confirmations.is_complete(confirmations.full)
         reason = self._baseline_checked and why_not_learnt(
-            self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds
+            self.state.gain(), self.state.failed_baseline_seeds(), confirmations.seeds_of(confirmations.full)
         )
         if reason:
             raise BudgetSearchError(f"{reason}; {self.settings.advice.not_learnt}")
@@ -331,21 +345,4 @@ class Search:
 
     def notes(self) -> list[str]:
         """Sentences for the report on how the search went."""
-        screens = self.state.screens
-        notes = []
-        if self.ended_early:
-            notes.append(f"The search budget ({self.settings.advice.budget}) ended the search before it was finished.")
-        notes += remarks(
-            self.state.gain(), self.state.failed_baseline_seeds(), self.settings.seeds, self.settings.deltas
-        )
-        if not self.settings.named:
-            notes.append(
-                f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
-                "no answer rests on them."
-            )
-            if screens.rung > self.settings.screen_rung:
-                notes.append(
-                    f"Screens of {self.settings.screen_rung:.3g} of the recipe ranked layer sets differently from runs "
-                    "twice as long, or were too short for the full model to learn the task, so they were lengthened."
-                )
-        return notes
+        return notes(self.state, ended_early=self.ended_early)

@@ -71,7 +71,8 @@ class SearchSettings:
 
     ``deltas`` are in points. If there are ``named`` sets, exactly these are measured. The sets in ``start`` are
     screened first. ``width`` evaluations run at the same time, ``evaluations`` sets are screened. With distillation the
-    teacher is the baseline's run with ``teacher_seed`` (None: the first of ``seeds``).
+    teacher is the baseline's run with ``teacher_seed`` (None: the first of ``seeds``). ``certify`` is the number of
+    further seeds that the answers may have (see ``certification``).
     """
 
     total: int
@@ -95,6 +96,13 @@ class SearchSettings:
     recipe: Recipe = RECIPES["standard"]
     teacher_seed: int | None = None
     advice: Advice = Advice()
+    certify: int = 0
+
+    @property
+    def further_seeds(self) -> tuple[int, ...]:
+        """The seeds, beside ``seeds``, that answers are certified with, in their order."""
+        first = max(self.seeds) + 1
+        return tuple(range(first, first + self.certify))
 
     @property
     def teacher(self) -> TrialKey | None:

@@ -18,7 +18,7 @@ from budget_search.layer_search.learning import Gain
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.settings import History, SearchSettings
 from budget_search.layer_search.strategies.problem import SearchProblem
-from budget_search.layer_search.verdict import Judgement, expected_seed_sd, share_of_error
+from budget_search.layer_search.verdict import Judgement, expected_seed_sd, share_of_error, share_of_look
 
 DEFAULT_SAMPLER, DEFAULT_CONFIDENCE, DEFAULT_PROBABILITY = "tpe", 0.95, 0.8
 
@@ -71,7 +71,7 @@ class SearchState:
         if self._views is None:
             settings, history = self.settings, self._store.history
             self._views = (
-                Confirmations(history, settings.total, settings.seeds),
+                Confirmations(history, settings.total, settings.seeds, settings.further_seeds),
                 Screens(history, settings.total, settings.screen_rung, settings.screen_seed),
             )
         return self._views
@@ -219,9 +219,18 @@ class SearchState:
         return self._known_gain
 
     def judge(self, layers: LayerSet, delta: float) -> Judgement:
-        """Compare a confirmed set with the baseline, at its share of the error allowed for this delta.
+        """Compare a confirmed set with the baseline, at its share of the error allowed for this delta."""
+        confirmations = self.confirmations
+        looks = len(confirmations.seeds_of(layers)) - len(self.settings.seeds)
+        judgement = self._compare(layers, self.confidence_of(layers, delta, looks))
+        collapsed = confirmations.collapsed(layers) + len(self.failed_baseline_seeds())
+        return replace(judgement, collapsed=collapsed)
 
-        The candidates share the error in the order in which they were chosen. Sets confirmed for other deltas follow.
+    def confidence_of(self, layers: LayerSet, delta: float, further_seeds: int) -> float:
+        """The level of the bound of a confirmed set that has so many further seeds.
+
+        The candidates for this delta share the error in the order in which they were chosen. Sets confirmed for other
+        deltas follow. The looks at one candidate share what it gets.
         """
         if self.settings.named:
             share = 1 / len(set(self.settings.named))
@@ -229,10 +238,7 @@ class SearchState:
             planned = self.candidates(delta)
             others = sorted(other for other in self.confirmations.sets if other not in planned)
             share = share_of_error([*planned, *others].index(layers))
-        judgement = self._compare(layers, 1 - (1 - self.settings.confidence) * share)
-        confirmations = self.confirmations
-        collapsed = confirmations.collapsed(layers) + len(self.failed_baseline_seeds())
-        return replace(judgement, collapsed=collapsed)
+        return 1 - (1 - self.settings.confidence) * share * share_of_look(further_seeds, self.settings.certify)
 
     def failed_baseline_seeds(self) -> list[int]:
         """The seeds with which the full model predicts a single class, or is no better than a constant answer."""

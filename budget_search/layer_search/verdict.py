@@ -26,6 +26,9 @@ PRIOR_DEGREES_OF_FREEDOM = 4
 DISCORDANT = 0.01
 """Expected share of examples on which an equally good set and the baseline differ with every seed."""
 
+INTERIM_SHARE = 0.1
+"""Share of a candidate's error that goes to the looks at its bound before the last."""
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -54,6 +57,11 @@ class Judgement:
         return None if self.seed_variance is None else self.seed_variance + self.example_variance
 
     @property
+    def seed_share(self) -> float | None:
+        """The share of ``variance`` that is due to the seeds; None with one seed."""
+        return None if self.seed_variance is None or self.variance is None else self.seed_variance / self.variance
+
+    @property
     def degrees_of_freedom(self) -> float | None:
         """Degrees of freedom of ``variance`` (Satterthwaite); None with one seed."""
         if self.seed_variance is None:
@@ -75,14 +83,18 @@ class Judgement:
 
 
 def judge(
-    baseline: np.ndarray, candidates: Mapping[LayerSet, np.ndarray], confidence: float = 0.95
+    baseline: np.ndarray,
+    candidates: Mapping[LayerSet, np.ndarray],
+    confidence: float = 0.95,
+    others: Sequence[np.ndarray] = (),
 ) -> dict[LayerSet, Judgement]:
     """Compare layer sets with the baseline on the same examples and with the same seeds.
 
     Every array has shape (seeds, examples) and holds the contribution of each example to the score, in points: 100 or
     0 for accuracy, score plus influence for other metrics, so the mean of a row is the score of that seed. Row s of
     all arrays belongs to the same seed, column i to the same example. A single column holds the scores themselves; the
-    bound then counts the seeds alone.
+    bound then counts the seeds alone. ``others`` are the scores of further sets, each (seeds,) with any number of
+    seeds.
 
     The seed variance of a set is the larger of its own estimate and of the estimate pooled over all sets. Its own is
     often too small by chance; the pooled one is too small for a set whose scores vary more than those of others.
@@ -92,8 +104,8 @@ def judge(
     baseline = _checked(baseline)
     arrays = {layers: _checked(array, like=baseline) for layers, array in candidates.items()}
     seeds, examples = baseline.shape
-    scores = np.array([baseline.mean(axis=1), *(array.mean(axis=1) for array in arrays.values())])
-    pooled = pooled_seed_variance(scores)
+    scores = [baseline.mean(axis=1), *(array.mean(axis=1) for array in arrays.values()), *others]
+    pooled = pooled_seed_variance(scores) if seeds > 1 else None
     judgements = {}
     for layers, array in arrays.items():
         difference = baseline - array
@@ -102,7 +114,7 @@ def judge(
             degradation=float(per_seed.mean()),
             seed_variance=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
             example_variance=example_variance(difference),
-            seed_degrees_of_freedom=len(scores) * (seeds - 1),
+            seed_degrees_of_freedom=sum(len(each) - 1 for each in scores),
             seeds=seeds,
             examples=examples,
             confidence=confidence,
@@ -131,14 +143,17 @@ def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: f
     )
 
 
-def pooled_seed_variance(scores: np.ndarray) -> float | None:
-    """Variance between seeds of the difference of two sets, from ``scores`` of shape (sets, seeds); None with one seed.
+def pooled_seed_variance(scores: Sequence[np.ndarray]) -> float:
+    """Variance between seeds of the difference of two sets, from the ``scores`` of every set, each (seeds,).
 
-    ``scores`` includes the baseline. The result is twice the mean variance of a score, which treats the seeds of two
-    sets as independent. Estimating a common effect of each seed (a two-way layout, sets + seeds) would cost degrees of
-    freedom; with two or three sets the bound then failed too often.
+    ``scores`` includes the baseline; at least one set has two seeds. The result is twice the pooled variance of a
+    score, which treats the seeds of two sets as independent: the mean of the sets' variances, weighted by their degrees
+    of freedom. Estimating a common effect of each seed (a two-way layout, sets + seeds) would cost degrees of freedom;
+    with two or three sets the bound then failed too often.
     """
-    return None if scores.shape[1] < 2 else float(2 * scores.var(axis=1, ddof=1).mean())
+    several = [each for each in scores if len(each) > 1]
+    variances = [each.var(ddof=1) for each in several]
+    return float(2 * np.average(variances, weights=[len(each) - 1 for each in several]))
 
 
 def example_variance(difference: np.ndarray) -> float:
@@ -207,6 +222,16 @@ def share_of_error(position: int) -> float:
     Bonferroni's inequality the joint error then stays within the level, also for dependent candidates.
     """
     return 0.5 ** (1 + position)
+
+
+def share_of_look(look: int, looks: int) -> float:
+    """The share of a candidate's error that its bound may use after ``look`` of at most ``looks`` further seeds.
+
+    Without further seeds there is one look. Else the looks before the last share ``INTERIM_SHARE`` equally.
+    """
+    if not looks:
+        return 1.0
+    return INTERIM_SHARE / looks if look < looks else 1 - INTERIM_SHARE
 
 
 def resolution(

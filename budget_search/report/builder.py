@@ -15,7 +15,7 @@ from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
 from budget_search.layer_search import verdict
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.state import SearchState
-from budget_search.layer_search.verdict import resolution, verdict_word
+from budget_search.layer_search.verdict import Judgement, resolution, verdict_word
 from budget_search.report.entries import (
     Baseline,
     Cost,
@@ -26,6 +26,7 @@ from budget_search.report.entries import (
     Result,
     SplitSummary,
     TrialRow,
+    VarianceShares,
 )
 from budget_search.report.evidence import Evidence
 from budget_search.report.inference import InferencePoint, PeakThroughput, ThroughputPoint
@@ -85,13 +86,13 @@ class ReportBuilder:
 
     def baseline(self) -> Baseline:
         scores = list(self.confirmations.scores(self.full).values())
-        held_out = self.evidence.held_out_scores(self.full)
+        held_out = self.evidence.held_out_scores(self.full, self.confirmations.seeds_of(self.full))
         measured, gain = self.measured[self.full], self.state.gain()
         return Baseline(
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.evidence.means(self.full),
+            metrics=self.evidence.means(self.full, self.confirmations.seeds_of(self.full)),
             held_out_score=_mean(held_out),
             held_out_std=_std(held_out),
             parameters=measured.parameters,
@@ -118,9 +119,9 @@ class ReportBuilder:
             score=statistics.fmean(scores),
             std=_std(scores),
             seeds=len(scores),
-            metrics=self.evidence.means(layers),
+            metrics=self.evidence.means(layers, self.confirmations.seeds_of(layers)),
             confidence=settings.confidence,
-            held_out_score=_mean(self.evidence.held_out_scores(layers)),
+            held_out_score=_mean(self.evidence.held_out_scores(layers, self.confirmations.seeds_of(layers))),
             why_not_smaller=(
                 why_not_smaller(delta / 100, rejected)
                 if bound is None
@@ -151,6 +152,7 @@ class ReportBuilder:
         return {
             "verdict": word,
             "certified": word == "certified",
+            "variance_shares": _variance_shares(certification),
             "gain_kept": gain and GainKept.of(gain, certification),
             "degradation": 0.0 if certification is None else certification.degradation,
             "degradation_upper": 0.0 if certification is None else certification.upper,
@@ -162,7 +164,8 @@ class ReportBuilder:
 
     def _held_out_loss(self, layers: LayerSet) -> dict[str, float | None]:
         """The degradation on held_out and its bound; None where that was not scored. The full model loses nothing."""
-        held_out = self.evidence.compare(layers, "held_out", self.state.settings.confidence)
+        seeds = self.confirmations.seeds_of(layers)
+        held_out = self.evidence.compare(layers, "held_out", self.state.settings.confidence, seeds)
         if held_out is None:
             return {"held_out_degradation": None, "held_out_degradation_upper": None}
         return {
@@ -314,6 +317,12 @@ def _mean(scores: Sequence[float]) -> float | None:
 def _saved(own: int | None, baseline: int | None) -> float | None:
     """The fraction of the baseline's number that is saved; None where either is unknown."""
     return 1 - own / baseline if own and baseline else None
+
+
+def _variance_shares(judgement: Judgement | None) -> VarianceShares | None:
+    """None for the full model, and with one seed, which tells nothing of other seeds."""
+    share = judgement.seed_share if judgement else None
+    return None if share is None else VarianceShares(share, 1 - share)
 
 
 def _std(scores: Sequence[float]) -> float | None:

@@ -47,6 +47,14 @@ class GainKept:
 
 
 @dataclass(frozen=True)
+class VarianceShares:
+    """The shares of the variance behind a bound that are due to the choice of seeds and to the choice of examples."""
+
+    seeds: float
+    examples: float
+
+
+@dataclass(frozen=True)
 class Baseline:
     """The full-depth model under the same recipe: ``score`` is the mean over ``seeds`` seeds on certification.
 
@@ -161,7 +169,8 @@ class Result:
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
     ``exported_seed`` is the seed of the confirmation with the median score, which is exported. ``binding`` names the
-    limits that rule out a smaller set, if any do. ``changes`` says where the set is worse; None for the full model.
+    limits that rule out a smaller set, if any do. ``variance_shares`` says where the width of the bound comes from,
+    ``changes`` where the set is worse; both are None for the full model.
     """
 
     delta: float
@@ -194,6 +203,7 @@ class Result:
     nearest_rejected: Rejected | None = None
     binding: BindingLimit | None = field(default=None, metadata=OMIT_IF_NONE)
     gain_kept: GainKept | None = field(default=None, metadata=OMIT_IF_NONE)
+    variance_shares: VarianceShares | None = field(default=None, metadata=OMIT_IF_NONE)
     throughput: ThroughputPoint | None = field(default=None, metadata=OMIT_IF_NONE)
     changes: PredictionChanges | None = None
     peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)

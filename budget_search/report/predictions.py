@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import combinations
 from statistics import fmean
@@ -41,7 +41,10 @@ MAX_TEXT_LENGTH = 200
 
 
 class PairedOutputs:
-    """The outputs of a study's confirmed models for these seeds, compared on one split at a time."""
+    """The outputs of a study's confirmed models for these seeds, compared on one split at a time.
+
+    Where a method takes ``seeds``, these are of a set that has others, by default those of all.
+    """
 
     def __init__(self, folder: StudyFolder, task: EncodedTask, total: int, seeds: tuple[int, ...]) -> None:
         self._folder = folder
@@ -53,11 +56,20 @@ class PairedOutputs:
     def examples(self, split: str) -> int:
         return self._task.splits[split].examples
 
-    def compare(self, layers: LayerSet, split: str, confidence: float, among: Iterable[LayerSet] = ()) -> Judgement:
-        """A confirmed set against the baseline; sets in ``among`` help to estimate the noise of seeds."""
-        sets = dict.fromkeys([layers, *among])
-        arrays = {each: self._of_all_seeds(each, split) for each in sets}
-        return judge(self._of_all_seeds(self._full, split), arrays, confidence)[layers]
+    def compare(
+        self,
+        layers: LayerSet,
+        split: str,
+        confidence: float,
+        seeds: tuple[int, ...] | None = None,
+        among: Mapping[LayerSet, tuple[int, ...]] | None = None,
+    ) -> Judgement:
+        """A confirmed set against the baseline; sets in ``among``, with their seeds, help to estimate the noise of
+        seeds."""
+        others = {each: own for each, own in (among or {}).items() if each != layers}
+        scores = [self._of_all_seeds(each, split, own).mean(axis=1) for each, own in others.items()]
+        arrays = {layers: self._of_all_seeds(layers, split, seeds)}
+        return judge(self._of_all_seeds(self._full, split, seeds), arrays, confidence, scores)[layers]
 
     def compare_reference(self, reference: PairedOutputs, split: str, confidence: float) -> Judgement:
         """A reference model, with the same seeds on the same examples, against this baseline."""
@@ -75,21 +87,22 @@ class PairedOutputs:
         constant = self._task.contributions(split, self._task.constant_outputs(split))
         return gain_over_constant(self._of_all_seeds(self._full, split), constant)
 
-    def metrics(self, layers: LayerSet, split: str) -> dict[str, list[float]]:
+    def metrics(self, layers: LayerSet, split: str, seeds: tuple[int, ...] | None = None) -> dict[str, list[float]]:
         """Every metric of the task in points, one value per seed; the primary one first."""
-        per_seed = [self._task.measure(split, self._outputs(layers, split, seed)) for seed in self._seeds]
+        outputs = [self._outputs(layers, split, seed) for seed in seeds or self._seeds]
+        per_seed = [self._task.measure(split, each) for each in outputs]
         return {name: [metrics[name] for metrics in per_seed] for name in self._task.metrics}
 
-    def held_out_scores(self, layers: LayerSet) -> list[float]:
+    def held_out_scores(self, layers: LayerSet, seeds: tuple[int, ...] | None = None) -> list[float]:
         """The primary metric on held_out, one value per seed."""
-        return self.metrics(layers, "held_out")[self._task.metric]
+        return self.metrics(layers, "held_out", seeds)[self._task.metric]
 
-    def means(self, layers: LayerSet) -> dict[str, float]:
+    def means(self, layers: LayerSet, seeds: tuple[int, ...] | None = None) -> dict[str, float]:
         """Means over the seeds: every metric on certification, the primary one on further held-out splits."""
-        means = {name: fmean(values) for name, values in self.metrics(layers, "certification").items()}
+        means = {name: fmean(values) for name, values in self.metrics(layers, "certification", seeds).items()}
         for split in self._task.held_out_splits:
             if split != "held_out":
-                means[f"{self._task.metric}_{split}"] = fmean(self.metrics(layers, split)[self._task.metric])
+                means[f"{self._task.metric}_{split}"] = fmean(self.metrics(layers, split, seeds)[self._task.metric])
         return means
 
     def changes(self, layers: LayerSet, split: str) -> PredictionChanges:
@@ -105,8 +118,8 @@ class PairedOutputs:
         answers = self._task.kind.answers(outputs, self._task.truth(split))
         return prediction_changes(answers, examples.lengths, split=split, texts=texts)
 
-    def _of_all_seeds(self, layers: LayerSet, split: str) -> np.ndarray:
-        return np.stack([self._contributions(layers, split, seed) for seed in self._seeds])
+    def _of_all_seeds(self, layers: LayerSet, split: str, seeds: tuple[int, ...] | None = None) -> np.ndarray:
+        return np.stack([self._contributions(layers, split, seed) for seed in seeds or self._seeds])
 
     def _read_contributions(self, layers: LayerSet, split: str, seed: int) -> np.ndarray:
         return self._task.contributions(split, self._outputs(layers, split, seed))

@@ -25,7 +25,7 @@ from budget_search.report.comparison import FULL_MODEL_COUNTED, reference_sectio
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
-from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made
+from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made, width_of_bound
 
 USED_TO = {
     "train": "fine-tune",
@@ -154,6 +154,7 @@ def _answers_legend(report: Report) -> Iterator[str]:
     for verdict, meaning in VERDICTS.items():
         if any(result.verdict == verdict for result in results):
             yield f"{verdict}: {meaning}"
+    yield from filter(None, (width_of_bound(report, result) for result in results))
     if not all(result.confirmed for result in results):
         yield "incomplete: seeds of the full recipe are still missing."
     for result in results:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from budget_search.core.config import DEFAULT_CERTIFY
 from budget_search.core.formatting import percent, plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import BindingLimit, Limits, Loss
@@ -70,6 +71,22 @@ def _lost(result: Result) -> str:
     if result.verdict == "likely":
         return f"{change} ({_probably(result.probability_within)}; at {level} confidence {upper} cannot be ruled out)"
     return f"{change} (not certified: at {level} confidence a loss of {upper} cannot be ruled out)"
+
+
+def width_of_bound(report: Report, result: Result) -> str | None:
+    """Where the width of a bound above the allowed loss comes from, and what narrows it; None if it is within."""
+    shares = result.variance_shares
+    if result.is_full or result.certified or shares is None or result.degradation_upper is None:
+        return None
+    remedy = "more examples would narrow it more than more seeds"
+    if shares.seeds >= shares.examples:
+        remedy = "more seeds would narrow it"
+        if not report.question.get("certify"):
+            remedy += f": the same command with --certify {DEFAULT_CERTIFY} adds up to {DEFAULT_CERTIFY}"
+    return (
+        f"For {tolerance(result.delta)}, {percent(shares.seeds)} of the variance behind the bound is due to the "
+        f"{plural(result.seeds, 'seed')} and {percent(shares.examples)} to the examples; {remedy}."
+    )
 
 
 def _probably(probability: float | None) -> str:
