@@ -58,8 +58,8 @@ class Judgement:
 
     @property
     def seed_share(self) -> float | None:
-        """The share of ``variance`` that is due to the seeds; None with one seed."""
-        return None if self.seed_variance is None or self.variance is None else self.seed_variance / self.variance
+        """The share of ``variance`` that is due to the seeds; None with one seed, and where there is no variance."""
+        return self.seed_variance / self.variance if self.seed_variance is not None and self.variance else None
 
     @property
     def degrees_of_freedom(self) -> float | None:
