@@ -23,7 +23,7 @@ from budget_search.cli.parser import parse
 from budget_search.core.config import slug
 from budget_search.core.formatting import points
 from budget_search.core.layers import compact_indices
-from budget_search.report.paper_protocols import protocols
+from budget_search.report.comparisons.paper_protocols import protocols
 from budget_search.report.report import Report
 
 

@@ -24,8 +24,8 @@ from budget_search.core.errors import BudgetSearchError, StudyError
 from budget_search.core.formatting import pairs, percent, plural, with_spread
 from budget_search.core.layers import FAMILIES, compact_indices
 from budget_search.layer_search.strategies import STRATEGIES
+from budget_search.report.comparisons.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.renderers.markdown import markdown_section
 from budget_search.report.report import Report
 from budget_search.report.sections import VERDICTS

@@ -15,14 +15,14 @@ import pytest
 
 from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
+from budget_search.report.comparisons.measured_sets import greedy_chain, strategy_sets
+from budget_search.report.comparisons.paper_protocols import greedy_depths, protocols, scanned_depths
+from budget_search.report.comparisons.strategy_averages import BEST, averages
 from budget_search.report.entries import TrialRow
-from budget_search.report.measured_sets import greedy_chain, strategy_sets
-from budget_search.report.paper_protocols import greedy_depths, protocols, scanned_depths
 from budget_search.report.plots.strategy_plots import draw_averages
 from budget_search.report.renderers import render_averages
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report
-from budget_search.report.strategy_averages import BEST, averages
 from tests import tiny
 from tests.test_page import words
 from tests.test_report import GOLDEN, load

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from budget_search.report.comparison import comparison
-from budget_search.report.entries import Reference, TrialRow
-from budget_search.report.measured_sets import (
+from budget_search.report.comparisons.comparison import comparison
+from budget_search.report.comparisons.measured_sets import (
     answers_by_delta,
     best_by_depth,
     distinct_answers,
     families,
     measured_sets,
 )
+from budget_search.report.entries import Reference, TrialRow
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report

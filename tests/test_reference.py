@@ -30,7 +30,7 @@ from budget_search.data.loading import Examples
 from budget_search.data.splits import SplitTask
 from budget_search.data.texts import load_texts, save_texts
 from budget_search.data.tokenization import EncodedSplit, EncodedTask, decoder
-from budget_search.report.comparison import reference_section
+from budget_search.report.comparisons.comparison import reference_section
 from budget_search.report.renderers import render
 from budget_search.report.renderers.terminal import COLUMNS
 from budget_search.report.report import Report

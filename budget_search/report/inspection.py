@@ -15,7 +15,7 @@ from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.screening import Screens
 from budget_search.layer_search.strategies.problem import SearchProblem
 from budget_search.models.layer_measurements import LayerMeasurements
-from budget_search.report.measured_sets import MeasuredSet, measured_sets
+from budget_search.report.comparisons.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.report import Report
 
 SCHEMA_VERSION = 1

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from budget_search.core.formatting import (
-    NO_VALUE,
     count,
     duration,
-    milliseconds,
     pairs,
     percent,
     plural,
     points,
     printable,
-    three_digits,
     tolerance,
     with_spread,
 )
 from budget_search.core.layers import compact_indices
 from budget_search.data.kinds import kind_of
-from budget_search.report.comparison import FULL_MODEL_COUNTED, reference_section
-from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
+from budget_search.report.comparisons.comparison import reference_section
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
+from budget_search.report.savings import savings
 from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made, width_of_bound
 
 USED_TO = {
@@ -165,119 +162,6 @@ def _answers_legend(report: Report) -> Iterator[str]:
         if name not in (report.metric, "loss"):
             others = (f"{points(result.metrics.get(name))} for {tolerance(result.delta)}" for result in results)
             yield f"{name}, for information: {', '.join([f'{points(value)} for the baseline', *others])}."
-
-
-def savings(report: Report) -> Section:
-    shapes = _shapes(report)
-    timed = [header for batch, _ in shapes for header in (f"ms of {batch}", f"saved of {batch}")]
-    headers = ("allowed loss", "parameters (saved)", *timed, "training speed-up")
-    full = ["(baseline)", count(report.baseline.parameters), *_times(report.baseline.inference, shapes), "1.0 x"]
-    rows = [tuple(full)]
-    for result in report.results:
-        speedup = "-" if result.fine_tune_speedup is None else f"{result.fine_tune_speedup:.1f} x"
-        parameters = (
-            NO_VALUE
-            if result.parameters is None
-            else (f"{count(result.parameters)} ({percent(result.parameters_saved)})")
-        )
-        rows.append((tolerance(result.delta), parameters, *_times(result.inference, shapes), speedup))
-    widths = {"allowed loss": 10, "parameters (saved)": 13, "training speed-up": 8}
-    widths |= {header: 5 if header.startswith("ms") else 13 for header in timed}
-    right = tuple(header for header in timed if header.startswith("ms"))
-    return Section(
-        "What the smaller models save",
-        grid=Grid(headers, tuple(rows), widths, (*right, "training speed-up")),
-        legend=tuple(_savings_legend(report)),
-    )
-
-
-def _shapes(report: Report) -> list[tuple[int, int]]:
-    """Batch and length of the largest and the smallest input that was timed: there is room for two."""
-    shapes = sorted({(point.batch, point.length) for point in report.baseline.inference}, reverse=True)
-    return [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
-
-
-def _times(inference: tuple[InferencePoint, ...], shapes: list[tuple[int, int]]) -> Iterator[str]:
-    measured = {(point.batch, point.length): point for point in inference}
-    for shape in shapes:
-        point = measured.get(shape)
-        yield "-" if point is None else milliseconds(point.ms.median)
-        if point is None or point.saved is None:
-            yield "-"
-        else:
-            yield f"{percent(point.saved.value)}{_interval(point.saved)}"
-
-
-def _interval(saved: Interval) -> str:
-    """`` (38-44)``, in per cent; nothing where the time was measured once."""
-    if saved.low is None or saved.high is None:
-        return ""
-    low, high = round(100 * saved.low), round(100 * saved.high)
-    return f" ({low}{'-' if low >= 0 else ' to '}{high})"
-
-
-def _savings_legend(report: Report) -> Iterator[str]:
-    shapes = _shapes(report)
-    if shapes:
-        inputs = " and ".join(_input(batch, length) for batch, length in shapes)
-        conditions = _conditions(report.baseline.inference[0])
-        yield f"ms: milliseconds to predict {inputs} at once{conditions}."
-        saved = [point.saved for result in report.results for point in result.inference if point.saved]
-        bounded = any(each.low is not None for each in saved)
-        yield f"saved: share of the baseline's time that is saved{', with its 95 % interval' if bounded else ''}."
-        yield from _launching(report.baseline.inference)
-    else:
-        yield "Inference was not timed."
-    yield from _throughput(report)
-    if report.baseline.fine_tune_seconds is not None:
-        yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
-    if report.recipe.get("dropping") == "finetuned":
-        yield FULL_MODEL_COUNTED
-
-
-def _throughput(report: Report) -> Iterator[str]:
-    baseline, peak = report.baseline.throughput, report.baseline.peak_throughput
-    if baseline is not None:
-        own = {tolerance(result.delta): result.throughput for result in report.results}
-        yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {_rates(baseline, own)}."
-    if peak is not None:
-        most = {tolerance(result.delta): result.peak_throughput for result in report.results}
-        batch = f"{plural(peak.batch, 'example')} of {plural(peak.length, 'token')}"
-        yield f"A batch that fills the device, {batch}: {_rates(peak, most)}."
-
-
-def _rates(
-    baseline: ThroughputPoint | PeakThroughput, answers: Mapping[str, ThroughputPoint | PeakThroughput | None]
-) -> str:
-    speeds = [f"{three_digits(baseline.examples_per_second)} examples a second with all layers"]
-    for allowed, point in answers.items():
-        if point is not None and point.saved is not None:
-            saved = percent(point.saved.value)
-            rate = three_digits(point.examples_per_second)
-            speeds.append(f"{rate} for {allowed} ({saved} of the time saved)")
-    return ", ".join(speeds)
-
-
-def _launching(inference: tuple[InferencePoint, ...]) -> Iterator[str]:
-    shares = [
-        f"{percent(point.launch_share)} of the baseline's time for {plural(point.batch, 'example')}"
-        f"{' (it dominates)' if point.is_launch_bound else ''}"
-        for point in inference
-        if point.launch_share is not None
-    ]
-    if shares:
-        yield f"launch overhead, during which the GPU waits for the host: {', '.join(shares)}."
-
-
-def _conditions(point: InferencePoint) -> str:
-    threads = "" if point.threads is None else f", {plural(point.threads, 'thread')}"
-    rounds = "" if point.rounds is None else f"; the median of {point.rounds} rounds in which the models take turns"
-    return f", on {point.device} ({point.dtype}{threads}){rounds}" if point.device else ""
-
-
-def _input(batch: int, length: int) -> str:
-    examples = plural(batch, "example")
-    return f"{examples} of {plural(length, 'token')}" if length else examples
 
 
 def why_not_fewer(report: Report) -> Section:

@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from budget_search.core.config import slug
 from budget_search.core.formatting import plural, points
+from budget_search.report.comparisons.strategy_averages import STRATEGIES, Averages, averages
 from budget_search.report.plots.figures import (
     INK,
     MARKERS,
@@ -22,7 +23,6 @@ from budget_search.report.plots.figures import (
     new_axes,
 )
 from budget_search.report.report import Report
-from budget_search.report.strategy_averages import STRATEGIES, Averages, averages
 
 
 def _strategies(means: Averages) -> Figure | None:

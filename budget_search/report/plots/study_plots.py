@@ -9,9 +9,15 @@ from matplotlib.ticker import MaxNLocator
 
 from budget_search.core.formatting import plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
+from budget_search.report.comparisons.measured_sets import (
+    MeasuredSet,
+    best_by_depth,
+    distinct_answers,
+    families,
+    measured_sets,
+)
 from budget_search.report.entries import Result
 from budget_search.report.inference import InferencePoint
-from budget_search.report.measured_sets import MeasuredSet, best_by_depth, distinct_answers, families, measured_sets
 from budget_search.report.plots.figures import (
     BLUE,
     FAINT,

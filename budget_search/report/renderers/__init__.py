@@ -42,8 +42,8 @@ def render(reports: Sequence[Report], form: str, exported: str | None = None) ->
 def render_averages(reports: Sequence[Report], form: str) -> str:
     """Mean scores by strategy and number of dropped layers. Raises UsageError for latex and html."""
     from budget_search.core.serialization import to_plain
+    from budget_search.report.comparisons.strategy_averages import averages, averages_sections, flat_rows
     from budget_search.report.renderers import markdown, plain_data, terminal
-    from budget_search.report.strategy_averages import averages, averages_sections, flat_rows
 
     means = averages(reports)
     if form == "json":

@@ -14,10 +14,10 @@ from budget_search.core.errors import UsageError
 from budget_search.core.formatting import count, percent, points, printable, tolerance
 from budget_search.core.versions import VERSION
 from budget_search.report import sections
-from budget_search.report.comparison import reference_section
+from budget_search.report.comparisons.comparison import reference_section
+from budget_search.report.comparisons.measured_sets import distinct_answers
+from budget_search.report.comparisons.paper_protocols import protocol_sections
 from budget_search.report.entries import Result
-from budget_search.report.measured_sets import distinct_answers
-from budget_search.report.paper_protocols import protocol_sections
 from budget_search.report.plots.figures import COLOURS, inline
 from budget_search.report.plots.study_plots import draw
 from budget_search.report.renderers import page_sections

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from budget_search.core.formatting import printable
-from budget_search.report.comparison import DELTA, SAVED, comparison
+from budget_search.report.comparisons.comparison import DELTA, SAVED, comparison
 from budget_search.report.renderers.terminal import grid_alignment
 from budget_search.report.report import Report
 

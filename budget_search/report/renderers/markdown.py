@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from tabulate import tabulate
 
 from budget_search.core.formatting import printable
-from budget_search.report.comparison import comparison
+from budget_search.report.comparisons.comparison import comparison
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers.page_sections import details
 from budget_search.report.renderers.terminal import grid_alignment

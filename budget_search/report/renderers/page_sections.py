@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from budget_search.core.formatting import NO_VALUE, pairs, plural, points, share, tolerance
 from budget_search.core.layers import compact_indices
+from budget_search.report.comparisons.measured_sets import DeltaRange, MeasuredSet, distinct_answers
+from budget_search.report.comparisons.measured_sets import answers_by_delta as delta_ranges
+from budget_search.report.comparisons.paper_protocols import protocol_sections
 from budget_search.report.entries import PredictionChanges, Result, Slice
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import DeltaRange, MeasuredSet, distinct_answers
-from budget_search.report.measured_sets import answers_by_delta as delta_ranges
-from budget_search.report.paper_protocols import protocol_sections
 from budget_search.report.report import Report
 
 FLIPPED_LABELS = "The prediction changed with every seed. Texts are decoded tokens; long ones are shortened."

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from budget_search.core.formatting import NO_VALUE, plural, points
 from budget_search.core.layers import FAMILIES
+from budget_search.report.comparisons.measured_sets import MeasuredSet, best_by_depth, measured_sets, strategy_sets
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import MeasuredSet, best_by_depth, measured_sets, strategy_sets
 from budget_search.report.report import Report
 
 BEST = "best measured"

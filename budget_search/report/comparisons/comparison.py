@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from budget_search.core.formatting import NO_VALUE, count, pairs, percent, points, with_spread
 from budget_search.core.layers import compact_indices
+from budget_search.report.comparisons.measured_sets import distinct_answers
 from budget_search.report.entries import Reference, Result
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import distinct_answers
 from budget_search.report.report import Report
 from budget_search.report.sentences import largest_batch
 

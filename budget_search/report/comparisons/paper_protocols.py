@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from budget_search.core.formatting import plural, points, tolerance
 from budget_search.core.layers import LayerSet, compact_indices, top
+from budget_search.report.comparisons.measured_sets import greedy_chain, single_seed_losses
 from budget_search.report.layout import Grid, Section
-from budget_search.report.measured_sets import greedy_chain, single_seed_losses
 from budget_search.report.report import Report
 
 NOT_MEASURED = "not measured"
