@@ -6,12 +6,14 @@ import csv
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import budget_search as bs
+from budget_search.engine.device import Device
 from tests import tiny
 from tests.examples import ROOT as EXAMPLES
 from tests.examples import example
@@ -21,7 +23,10 @@ QUICK: dict[str, Any] = {
     "device": "cpu", "precision": "fp32", "quiet": True, "max_trials": 8,
 }  # fmt: skip
 # These take minutes and are run by hand; they produce figures of the log.
-BY_HAND = {"benchmark_engine", "coordinator_at_scale", "demo_evidence", "plan_check", "plan_range", "start_from"}
+BY_HAND = {
+    "benchmark_engine", "compare_versions", "coordinator_at_scale", "demo_evidence", "plan_check", "plan_range",
+    "start_from",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +72,30 @@ def test_simulate_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 
 def test_gpu_check_without_a_gpu(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["gpu_check.py", "--device", "cpu", "--only", "BERT", "--output", "check.json"])
+    monkeypatch.setattr(
+        "sys.argv", ["gpu_check.py", "--device", "cpu", "--only", "tiny BERT", "--output", "check.json"]
+    )
     assert example("gpu_check").main() == 0
     rows = json.loads((here / "check.json").read_text("utf8"))
-    assert [row["check"] for row in rows][:2] == ["device", "equality: BERT"]
+    assert [row["check"] for row in rows][:2] == ["device", "equality: tiny BERT"]
     assert all(row["outcome"] == "ok" for row in rows)
     assert all(row["values"]["execution"] == "eager" for row in rows[1:])
+
+
+def test_gpu_check_finds_steps_that_train_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = example("gpu_check")
+    train_on = check.train_on
+
+    def half_where_captured(model: Any, train: Any, schedule: Any, recipe: Any, seed: int, device: Any) -> Any:
+        whole = recipe.layer_drop > 0  # how the script asks for eager steps
+        return train_on(model, train, schedule if whole else half_of(schedule), recipe, seed, device)
+
+    def half_of(schedule: Any) -> Any:
+        return replace(schedule, batches=schedule.batches[::2], rates=schedule.rates[::2])
+
+    monkeypatch.setattr(check, "train_on", half_where_captured)
+    with pytest.raises(RuntimeError, match="of the way apart"):
+        check.equality(check.TINY["BERT"], Device("cpu", "fp32"))
 
 
 @pytest.mark.slow

@@ -74,11 +74,10 @@ def train_on(
         for number in range(schedule.steps):
             steps.run(number)
             done = number + 1
-            if done % STEPS_BETWEEN_CHECKS and done < schedule.steps:
-                continue
-            end_if_abandoned()
-            if not math.isfinite(loss := steps.loss()):
-                raise DivergedError(f"the loss was {loss} after {done} of {schedule.steps} steps")
+            if done % STEPS_BETWEEN_CHECKS == 0 or done == schedule.steps:
+                end_if_abandoned()
+                if not math.isfinite(loss := steps.loss()):
+                    raise DivergedError(f"the loss was {loss} after {done} of {schedule.steps} steps")
     device.synchronize()
     tokens = sum(int(train.lengths[batch].sum()) for batch in schedule.batches)
     return FineTuned(time.perf_counter() - started, schedule.steps, tokens, execution)
