@@ -64,8 +64,8 @@ from budget_search.engine.batches import DeviceSplit, reading_order, training_or
 from budget_search.engine.device import Device, resolve_device
 from budget_search.engine.evaluation import EvaluationContext
 from budget_search.engine.finetune import EVALUATION_TOKENS
+from budget_search.engine.parallel.workers import Workers
 from budget_search.engine.worker_process import begin_worker
-from budget_search.engine.workers import Workers
 from budget_search.models.pretrained import MODEL_DIR, fresh_head, load_pretrained, quiet_transformers
 from budget_search.storage.study_folder import StudyFolder
 

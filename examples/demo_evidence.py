@@ -30,7 +30,7 @@ from budget_search.core.trial import FULL_RUNG, Job, TrialKey
 from budget_search.data import demo_task as demo
 from budget_search.engine.device import resolve_device
 from budget_search.engine.evaluation import EvaluationContext
-from budget_search.engine.workers import Workers
+from budget_search.engine.parallel.workers import Workers
 from budget_search.models.pretrained import MODEL_DIR
 
 SEEDS = (42, 43, 44)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from budget_search.engine.dask_workers import connect
+from budget_search.engine.parallel.dask_workers import connect
 from tests import tiny
 from tests.test_end_to_end import read_report
 

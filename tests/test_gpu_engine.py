@@ -21,7 +21,7 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 
 from budget_search.core.config import Recipe
 from budget_search.data.kinds.kind import IGNORED
-from budget_search.engine import finetune, workers
+from budget_search.engine import finetune
 from budget_search.engine.batches import DeviceSplit, SoftTargets, training_order
 from budget_search.engine.device import Device
 from budget_search.engine.evaluation import EvaluationContext
@@ -34,6 +34,7 @@ from budget_search.engine.gpu.lanes import Lanes, lanes_that_pay, shape_of
 from budget_search.engine.gpu.length_buckets import LengthBuckets, choose_buckets
 from budget_search.engine.loss import loss_of
 from budget_search.engine.measurements import speed
+from budget_search.engine.parallel import workers
 from budget_search.engine.schedule import Schedule
 from budget_search.models.keep_layers import keep_layers
 from budget_search.storage.study_folder import StudyFolder

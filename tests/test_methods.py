@@ -33,11 +33,11 @@ from budget_search.core.errors import UnsupportedModelError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, Tolerance, Trial, TrialKey
 from budget_search.engine import evaluation as evaluate
-from budget_search.engine import workers as dispatch
 from budget_search.engine.evaluation import EvaluationContext, load_weights, loaded, outputs_of, run_job, split_of
 from budget_search.engine.finetune import fine_tune
 from budget_search.engine.last_layer import only_read_token
 from budget_search.engine.loss import loss_of
+from budget_search.engine.parallel import workers as dispatch
 from budget_search.layer_search.acceptance import AcceptanceRule
 from budget_search.layer_search.acquisition import ConfirmationRule, choose
 from budget_search.layer_search.budget import Pace

@@ -18,7 +18,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, TrialKey
 from budget_search.engine.device import Device
 from budget_search.engine.evaluation import EvaluationContext, load, run_job
-from budget_search.engine.workers import Workers
+from budget_search.engine.parallel.workers import Workers
 from budget_search.storage.study_folder import StudyFolder
 from tests.test_finetune import make_task
 

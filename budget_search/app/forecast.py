@@ -30,7 +30,7 @@ from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.device import Device, cores
 from budget_search.engine.measurements.evaluation_cost import evaluation_costs
 from budget_search.engine.measurements.speed import mean_speed
-from budget_search.engine.workers import Workers
+from budget_search.engine.parallel.workers import Workers
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.layer_search.verdict import resolution

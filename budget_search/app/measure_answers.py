@@ -33,7 +33,7 @@ from budget_search.report.builder import ModelMeasurements
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, Quantiles, ThroughputPoint
 
 if TYPE_CHECKING:
-    from budget_search.engine.workers import Workers
+    from budget_search.engine.parallel.workers import Workers
     from budget_search.layer_search.state import SearchState
     from budget_search.storage.study_folder import StudyFolder
 

@@ -178,7 +178,7 @@ def _require_same(search: ObjectiveSearch) -> None:
 
 
 def _search(search: ObjectiveSearch, observer: Observer, began: float) -> Report:
-    from budget_search.engine.objective_workers import ObjectiveWorkers
+    from budget_search.engine.parallel.objective_workers import ObjectiveWorkers
     from budget_search.report.evidence import ObjectiveEvidence
 
     folder, request = search.folder, search.request

@@ -29,7 +29,7 @@ from budget_search.storage.study_store import StudyStore
 if TYPE_CHECKING:
     from budget_search.engine.device import Device
     from budget_search.engine.evaluation import EvaluationContext
-    from budget_search.engine.workers import Workers
+    from budget_search.engine.parallel.workers import Workers
     from budget_search.layer_search.settings import SearchObserver
 from budget_search.models.pretrained import PretrainedSource
 
@@ -90,9 +90,9 @@ def _measure(
     observer: SearchObserver,
 ) -> tuple[Reference, list[str]]:
     """The comparison with the baseline, and notes on it for the report."""
-    from budget_search.engine.dask_workers import workers_for
     from budget_search.engine.device import resolve_device
     from budget_search.engine.evaluation import EvaluationContext
+    from budget_search.engine.parallel.dask_workers import workers_for
 
     stored = stored_config(folder)
     study_config, study_device = SearchConfig.from_json(stored["config"]), stored["facts"]["device"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from budget_search.data.tokenization import EncodedTask
     from budget_search.engine.device import Device
     from budget_search.engine.evaluation import EvaluationContext
-    from budget_search.engine.workers import Workers
+    from budget_search.engine.parallel.workers import Workers
     from budget_search.layer_search.loop import Search
     from budget_search.report.predictions import PairedOutputs
 
@@ -109,7 +109,7 @@ class OpenStudy:
 def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: float) -> OpenStudy:
     from budget_search.app.search_settings import evaluation_context
     from budget_search.data.tokenization import EncodedTask
-    from budget_search.engine.dask_workers import workers_for
+    from budget_search.engine.parallel.dask_workers import workers_for
     from budget_search.report.predictions import PairedOutputs
 
     request = resolved.request

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
         raise UsageError(f"--format {arguments.format}: a plan comes as table or json")
     from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
-    from budget_search.engine.forked_processes import start_server
+    from budget_search.engine.parallel.forked_processes import start_server
 
     resolved = resolve_request(request_from(arguments))
     if resolved.request.workers != 1:

@@ -15,7 +15,7 @@ import numpy as np
 
 from budget_search.core.objective import Objective, Outcome
 from budget_search.core.trial import Job, Trial
-from budget_search.engine.pools import LocalPool, completed, trial_of
+from budget_search.engine.parallel.pools import LocalPool, completed, trial_of
 from budget_search.storage.files import write_array
 from budget_search.storage.study_folder import StudyFolder
 

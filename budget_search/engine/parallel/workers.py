@@ -18,12 +18,12 @@ from budget_search.core.errors import StudyError
 from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.engine.device import default_workers, one_of, slots, visible_name
 from budget_search.engine.evaluation import EvaluationContext, run_job, score_from_weights
-from budget_search.engine.forked_processes import forked_processes
 from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.gpu.lanes import lanes_that_pay
 from budget_search.engine.measurements.speed import measure_speed, side_by_side
-from budget_search.engine.pools import LocalPool, Pool, completed, trial_of
+from budget_search.engine.parallel.forked_processes import forked_processes
+from budget_search.engine.parallel.pools import LocalPool, Pool, completed, trial_of
 from budget_search.simulation.evaluation_costs import Speed
 
 Item = TypeVar("Item")

@@ -13,7 +13,7 @@ from multiprocessing import forkserver
 
 from budget_search.core.signals import leave_terminal_to_coordinator
 
-PRELOADED = ["budget_search.engine.workers", "transformers.models.auto.modeling_auto"]
+PRELOADED = ["budget_search.engine.parallel.workers", "transformers.models.auto.modeling_auto"]
 # Windows cannot fork: there every process imports torch anew.
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from budget_search.core.errors import BudgetSearchError, UsageError
 from budget_search.engine.evaluation import EvaluationContext
-from budget_search.engine.workers import Workers
+from budget_search.engine.parallel.workers import Workers
 
 Outcome = TypeVar("Outcome")
 
