@@ -149,7 +149,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     where = ""
     if request.scheduler:
         where = " here, not on the cluster: --workers says how many evaluations it will run"
-    observer.stage(f"timing a few steps at a few depths{where}")
+    observer.stage(f"timing a few steps with one layer and with all{where}")
     speed = mean_speed(workers.speeds(settings.total))
     return ProbedStudy(
         resolved=resolved,

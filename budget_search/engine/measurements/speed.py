@@ -1,4 +1,4 @@
-"""How fast this device fine-tunes and evaluates this model on this task: a few real steps at a few depths.
+"""How fast this device fine-tunes and evaluates this model on this task: a few real steps with one layer and with all.
 
 The batches are the task's own, spread over its lengths, and go through the code that will be run.
 """
