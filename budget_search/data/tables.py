@@ -25,7 +25,8 @@ from typing import IO, Any
 from budget_search.core.errors import UsageError
 from budget_search.data import conll
 
-EXTENSIONS = ("csv", "tsv", "jsonl", "parquet", *conll.EXTENSIONS)
+_TABLES = ("csv", "tsv", "jsonl", "parquet")
+EXTENSIONS = (*_TABLES, *conll.EXTENSIONS)
 COMPRESSIONS: dict[str, Callable[[Path], IO[bytes]]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}  # type: ignore[dict-item]
 SEPARATED = ("csv", "tsv")
 """Kinds of files whose cells are texts."""
@@ -91,6 +92,13 @@ class Table:
     def kind(self) -> str:
         return _extensions(self.path)[0]
 
+    @property
+    def title(self) -> str:
+        """The name of the file, and how it is read where that is not plain, for messages on its columns."""
+        if self.kind in conll.EXTENSIONS:
+            return f"{self.path.name}, read as CoNLL text (tables are {' '.join('.' + each for each in _TABLES)}),"
+        return self.path.name
+
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The column names, in order. Raises UsageError if the content does not match the extension."""
@@ -103,7 +111,7 @@ class Table:
 
     def read(self, names: Sequence[str]) -> dict[str, list[Any]]:
         """Columns as lists with one value per row. Raises UsageError for a missing column or a damaged file."""
-        check_columns(self.path.name, self.columns, names)
+        check_columns(self.title, self.columns, names)
         if self.kind == "parquet":
             try:
                 table = self._parquet.read(columns=list(names))

@@ -290,7 +290,7 @@ def _check_columns(spec: TaskSpec, table: tables.Table) -> None:
             f"It has: {' '.join(repr(name) for name in table.columns)}"
         )
     _check_spec(spec)
-    tables.check_columns(table.path.name, table.columns, spec.columns)
+    tables.check_columns(table.title, table.columns, spec.columns)
 
 
 def _check_encoding(encoding: str | None) -> None:

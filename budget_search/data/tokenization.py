@@ -100,7 +100,7 @@ class EncodedTask:
 
     def label_shares(self, split: str) -> dict[str, float]:
         """How frequent each label is in a split, by name; empty for scores."""
-        return self.kind.label_shares(self.truth(split)) if self.label_names else {}
+        return self.kind.label_shares(self.truth(split))
 
     def constant_outputs(self, split: str) -> np.ndarray:
         """The outputs of the best constant answer on a split."""

@@ -33,7 +33,7 @@ def require_supported(metric: str, option: str) -> None:
     """Raises UsageError if an option or a command does not work for the kind of task that a metric belongs to."""
     reason = kind_of(metric).refused.get(option)
     if reason:
-        raise UsageError(f"{option} does not work for --kind {kind_name(metric)}: {reason}; leave it out")
+        raise UsageError(f"{option} does not work for --kind {kind_name(metric)}: {reason}")
 
 
 _KIND_OF_METRIC = {metric: kind for kind, metrics in KINDS.items() for metric in metrics}

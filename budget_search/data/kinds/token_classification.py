@@ -244,8 +244,8 @@ KIND = replace(
     constant_outputs=constant_outputs,
     answers=answers,
     refused={
-        "--distil": "soft targets are compared per text, not per word",
-        "--reference": "its tokenizer divides words otherwise, and the study keeps the tags of tokens",
+        "--distil": "soft targets are compared per text, not per word; leave it out",
+        "--reference": "its tokenizer divides words otherwise, and the study keeps the tags of tokens; leave it out",
         "inspect": "its probes read one token per text, not one per word",
     },
 )

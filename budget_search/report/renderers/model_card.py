@@ -17,7 +17,15 @@ from budget_search.report.renderers.markdown import markdown_section, markdown_t
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence, how_smaller_models_are_made
 
-HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr"}
+HUB_METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "micro_f1": "f1",
+    "macro_f1": "f1",
+    "entity_f1": "seqeval",
+    "token_accuracy": "accuracy",
+}
 
 
 def provenance(report: Report, result: Result, *, seed: int, config: dict[str, Any]) -> dict[str, Any]:
