@@ -71,6 +71,7 @@ def test_at_most_as_many_pairs_as_asked_for_then_the_answer_stays_uncertified() 
     assert found.run() == {0.25: FIRST}
     assert not found.state.judge(FIRST, 0.25).certified(0.25)
     assert {seed for _, seed in further(memory)} == {45, 46}
+    assert any("2 further seeds" in note for note in found.notes())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from budget_search.core.formatting import plural
 from budget_search.layer_search.learning import remarks
 from budget_search.layer_search.state import SearchState
 
@@ -14,6 +15,11 @@ def notes(state: SearchState, *, ended_early: bool) -> list[str]:
         told.append(f"The search budget ({settings.advice.budget}) ended the search before it was finished.")
     seeds = confirmations.seeds_of(confirmations.full)
     told += remarks(state.gain(), state.failed_baseline_seeds(), seeds, settings.deltas)
+    if settings.certify:
+        told.append(
+            f"Answers had up to {plural(settings.certify, 'further seed')} while that was likely to bring their bounds "
+            "within the allowed loss; the looks at a bound share its error."
+        )
     if not settings.named:
         told.append(
             f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
