@@ -20,11 +20,13 @@ import torch
 from transformers import BertForSequenceClassification, BertForTokenClassification
 
 from budget_search.core.config import Recipe
+from budget_search.core.layers import LayerSet
+from budget_search.core.trial import Job, TrialKey
 from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine import finetune
 from budget_search.engine.batches import DeviceSplit, SoftTargets, training_order
 from budget_search.engine.device import Device
-from budget_search.engine.evaluation import EvaluationContext
+from budget_search.engine.evaluation import EvaluationContext, run_job
 from budget_search.engine.gpu import cuda
 from budget_search.engine.gpu.captured_steps import CapturedSteps
 from budget_search.engine.gpu.gpu_processes import GpuProcesses
@@ -108,6 +110,15 @@ def lanes(monkeypatch: pytest.MonkeyPatch) -> Callable[[CallingRecorder], Lanes]
         return made
 
     return install
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> EvaluationContext:
+    """A study with examples and a model, as far as evaluations need one."""
+    study = StudyFolder(tmp_path / "study")
+    make_task(EXAMPLES).save(study.examples)
+    make_model().save_pretrained(tmp_path / "model")
+    return EvaluationContext(study, tmp_path / "model", "model", RECIPE, CPU)
 
 
 def trained(model: BertForSequenceClassification, split: DeviceSplit, seed: int = 5) -> finetune.FineTuned:
@@ -353,12 +364,11 @@ def test_a_pool_without_a_number_measures_how_many_lanes_pay(monkeypatch: pytest
 
 
 def test_fine_tunes_are_measured_side_by_side_and_captured_before(
-    lanes: Callable[[CallingRecorder], Lanes], monkeypatch: pytest.MonkeyPatch, sst2_study: Path, bert: Path
+    lanes: Callable[[CallingRecorder], Lanes], monkeypatch: pytest.MonkeyPatch, context: EvaluationContext
 ) -> None:
     monkeypatch.setattr(speed, "LANE_STEPS", 3)
     recorder = CallingRecorder()
     made = lanes(recorder)
-    context = EvaluationContext(StudyFolder(sst2_study), bert, "bert", RECIPE, CPU)
     rate = speed.side_by_side(context)
     assert rate(1) > 0
     assert (len(made._free), recorder.captures) == (1, 1)
@@ -381,6 +391,17 @@ def test_each_of_several_gpus_gets_a_process_that_sees_it_alone(
     pool = workers.Workers(context, 5, asked="auto")._pool
     assert isinstance(pool, GpuProcesses)
     assert (list(pool._running), pool.count, pool.sharing) == (names, 5, 3)
+
+
+def test_evaluations_in_the_processes_of_gpus_train_as_they_do_here(context: EvaluationContext) -> None:
+    jobs = [Job(TrialKey(LayerSet.full(2), 0.5, seed), "train") for seed in (7, 8)]
+    pool = GpuProcesses(("0", "1"), 2, lambda: 0)
+    try:
+        found = {trial.key.seed: trial.metrics for trial in workers.Workers(context, 2, cluster=pool).run(jobs)}
+    finally:
+        pool.abandon()
+    assert found == {job.key.seed: run_job(context, job).metrics for job in jobs}
+    assert found[7]["loss"] != found[8]["loss"]
 
 
 def test_what_a_step_copies_from_the_host_is_kept_and_handed_out_again() -> None:

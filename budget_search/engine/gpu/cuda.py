@@ -82,7 +82,7 @@ def replay_seconds(function: Callable[[], object], device: str) -> float | None:
     recorder = GraphRecorder(device)
     started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     try:
-        with recorder.active():
+        with recorder.active(), recorder.alone():
             host_values = HostValues.seen_in(function)
             with host_values.given():
                 replay = recorder.capture(lambda: _run(function))
