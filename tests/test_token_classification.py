@@ -182,6 +182,12 @@ def test_every_carved_split_has_the_rare_tags(tmp_path: Path) -> None:
         assert with_name == pytest.approx(0.05, abs=0.02)
 
 
+def test_sentences_that_all_have_the_same_tags_can_be_carved(tmp_path: Path) -> None:
+    made = [([f"w{number}", "anna"], ["O", "B-PER"]) for number in range(400)]
+    task = carve(load(write(tmp_path / "r.jsonl", made)), "carved", 0)
+    assert all(len(examples) >= 8 for examples in task.splits.values())
+
+
 # -- scores ---------------------------------------------------------------------------------------------------------
 
 

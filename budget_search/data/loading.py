@@ -22,7 +22,11 @@ _NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*", flags=re.ASCII)
 
 @dataclass(frozen=True)
 class Examples:
-    """Texts and labels. ``texts`` holds one list per text column; ``labels`` is int64 or float32 (examples,)."""
+    """Texts and labels. ``texts`` holds one list per text column.
+
+    ``labels`` are int64 class numbers or float32 scores (examples,), float32 zeros and ones (examples, labels), or an
+    array of objects (examples,): for each example int64 (words,).
+    """
 
     texts: tuple[Sequence[str], ...]
     labels: np.ndarray

@@ -196,7 +196,7 @@ class _Carver:
                 f"text with others, at least {MIN_EXAMPLES} needed. Give more examples (some hundreds), or a "
                 f"validation set and --splits official"
             )
-        if self.strata.count and len(np.unique(self._stratified.labels[rows])) < 2:
+        if self.train.labels.dtype.kind == "i" and len(np.unique(self.train.labels[rows])) < 2:
             raise UsageError(
                 f"cannot carve {name} out of train: the {len(rows)} examples found are all of one class. Give more "
                 f"examples of the others, or a validation set and --splits official"
