@@ -297,6 +297,7 @@ def test_another_delta_reuses_every_trial(here: Path, capsys: pytest.CaptureFixt
     assert report["results"][0]["depth"] == 1
 
 
+@pytest.mark.slow
 def test_certify_adds_seeds_to_the_answer_and_the_baseline_of_the_same_study(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -547,6 +548,7 @@ def test_a_second_command_waits_for_nobody_and_sigterm_ends_the_first(
         check_interrupted(process)
 
 
+@pytest.mark.slow
 def test_hours_spent_before_an_interruption_count(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny.command(*OPTIONS, "--layers", "0") == 0
     study = tiny.only_study(fresh / "studies")

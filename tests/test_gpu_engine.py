@@ -393,6 +393,7 @@ def test_each_of_several_gpus_gets_a_process_that_sees_it_alone(
     assert (list(pool._running), pool.count, pool.sharing) == (names, 5, 3)
 
 
+@pytest.mark.slow
 def test_evaluations_in_the_processes_of_gpus_train_as_they_do_here(context: EvaluationContext) -> None:
     jobs = [Job(TrialKey(LayerSet.full(2), 0.5, seed), "train") for seed in (7, 8)]
     pool = GpuProcesses(("0", "1"), 2, lambda: 0)

@@ -136,6 +136,7 @@ def test_ctrl_c_reaches_the_workers_too_and_nobody_complains(fresh: Path, marked
     assert ends_alone(marked)
 
 
+@pytest.mark.slow
 def test_a_second_signal_quits_at_once(fresh: Path, marked: dict[str, str]) -> None:
     """Both signals are waiting when the process is let go on: the second comes before the first has been answered."""
     with tiny.ended(tiny.start(OPTIONS, fresh, marked)) as process:

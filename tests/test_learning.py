@@ -163,6 +163,7 @@ def test_a_baseline_that_has_learnt_nothing_is_refused(
     assert not (tmp_path / "smaller").exists()
 
 
+@pytest.mark.slow
 def test_one_that_has_learnt_is_answered_with_the_share_of_the_gain_that_is_kept(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +172,7 @@ def test_one_that_has_learnt_is_answered_with_the_share_of_the_gain_that_is_kept
     assert tiny.command(*OWN, "--model", str(bert), *options, "--delta", "0.05", "--quiet") == 0
     report = json.loads((tiny.only_study(tmp_path / "studies") / "report.json").read_text("utf8"))
     baseline, [result] = report["baseline"], report["results"]
-    assert baseline["constant_score"] == report["splits"]["certification"]["constant_score"]
+    assert baseline["constant_score"] == pytest.approx(report["splits"]["certification"]["constant_score"])
     assert 50 <= baseline["constant_score"] < 60 < baseline["score"]
     gain = baseline["score"] - baseline["constant_score"]
     assert result["gain_kept"]["value"] == pytest.approx(1 - result["degradation"] / gain)

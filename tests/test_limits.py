@@ -228,6 +228,7 @@ def test_what_no_set_of_this_model_satisfies_leaves_nothing_behind(
     assert not list((here / "studies").glob("*"))
 
 
+@pytest.mark.slow
 def test_limits_of_a_whole_search(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = (*tiny.search_options("sst2"), "--delta", "0.06", "--keep-layers", "1", "3", "--drop-layers", "0",
                "--max-params", "1M", "--max-latency-ms", "1000", "--format", "json", "--quiet")  # fmt: skip

@@ -113,6 +113,7 @@ def test_a_plan_leaves_nothing_behind(here: Path, capsys: pytest.CaptureFixture[
     assert told["resolution"]["smallest_certifiable_delta"] > 0
 
 
+@pytest.mark.slow
 def test_a_plan_for_two_workers_times_two_at_once_and_leaves_no_process(here: Path) -> None:
     options = [*tiny.search_options("sst2"), "--workers", "2", "--delta", "0.05", "--format", "json"]
     with tiny.ended(tiny.start(["plan", *options, "--layers", "0-1"], here, tiny.environment(here))) as process:
@@ -175,6 +176,7 @@ def test_what_limits_forbid_is_not_taken_over() -> None:
     assert start[0] not in screened
 
 
+@pytest.mark.slow
 def test_a_search_begins_with_what_another_study_found(
     sst2_study: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def exporting(hub: standin.Hub, sst2_study: Path, tmp_path: Path) -> Command:
     return run
 
 
+@pytest.mark.slow
 def test_the_folder_arrives_whole(exporting: Command, hub: standin.Hub, tmp_path: Path) -> None:
     done = exporting("--push-to-hub", "me/smaller", "--private", HF_TOKEN=standin.TOKEN)
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,7 @@ def source_tree(tmp_path: Path) -> dict[str, str]:
     return tiny.environment(tmp_path, PYTHONPATH=found, HF_HUB_OFFLINE="1")
 
 
+@pytest.mark.slow
 def test_a_source_tree_that_is_not_installed_searches_reports_and_tells_versions(
     source_tree: dict[str, str], tmp_path: Path, bert: Path, sst2: Path
 ) -> None:

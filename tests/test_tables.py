@@ -229,7 +229,6 @@ def test_labels_that_are_classes(tmp_path: Path, labels: list[Any], names: tuple
     [
         ([0.5, 1.0] * 5, "holds decimals, such as 0.5"),
         ([float(row) for row in range(12)] * 2, "accuracy for classes that are whole numbers"),
-        ([["a", "b"], ["a"]] * 5, "holds lists, such as ['a', 'b']"),
         ([{"a": 1}, {"a": 2}] * 5, "one label per example"),
     ],
     ids=str,

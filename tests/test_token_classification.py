@@ -339,6 +339,7 @@ def test_no_token_of_the_last_layer_is_left_out(task: EncodedTask, bert: Path) -
 # -- the whole way --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_from_a_file_to_a_checkpoint(
     tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,7 @@ def certified(world: object, rule: Callable[..., Judgements]) -> bool:
     [
         (ONE_SET, ("by_the_normal_distribution", "by_examples_alone")),
         (FEW_EXAMPLES, ("by_seeds_alone",)),
-        (FIVE_SETS, ("with_error_not_shared",)),
+        pytest.param(FIVE_SETS, ("with_error_not_shared",), marks=pytest.mark.slow),
     ],
     ids=str,
 )

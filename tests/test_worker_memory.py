@@ -63,6 +63,7 @@ def test_one_process_loads_once(context: EvaluationContext) -> None:
     assert load.cache_info().misses == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="only glibc can be told to give memory back")
 def test_workers_stay_and_load_once_though_memory_was_taken(context: EvaluationContext) -> None:
     pytest.importorskip("psutil", reason="without it loky replaces nobody")
