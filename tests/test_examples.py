@@ -100,7 +100,7 @@ def test_gpu_check_finds_steps_that_train_elsewhere(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.slow
 def test_own_csv(here: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example("own_csv").main(table(here / "reviews.csv", 420, 1), str(bert), **QUICK)
+    example("own_csv").main(table(here / "reviews.csv", 420, 1), str(bert), **{**QUICK, "epochs": 6.0})
     shown = capsys.readouterr().out
     assert "How few layers of tiny-bert does reviews need?" in shown
     assert "degradation_upper" in shown

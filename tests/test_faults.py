@@ -79,7 +79,7 @@ def goes_on_as_if_nothing_had_happened(folder: Path, undisturbed: Path) -> None:
 def test_a_full_disk(disk: Path, sst2_study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The disk grows a little whenever the search has ended for want of room."""
     recorded: list[int] = []
-    for size in ("100k", "420k", "800k"):
+    for size in ("100k", "420k", "600k"):
         assert mount("-o", f"remount,size={size}", str(disk)) == 0
         assert tiny.command(*OPTIONS) == 1
         line = one_line(capfd)
