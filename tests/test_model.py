@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -452,3 +453,13 @@ def test_an_index_of_weights_that_are_not_read_may_name_files_that_are_not_there
     next(tmp_path.glob("model-00002-*.safetensors")).unlink()
     with pytest.raises(UsageError, match="model-00002"):
         resolve_model(str(tmp_path), offline=True)
+
+
+def test_models_built_by_several_threads_leave_torch_as_it_was(bert: Path) -> None:
+    """While transformers builds a model it replaces the functions that initialise weights, for all threads."""
+    model = BertForSequenceClassification.from_pretrained(bert)
+    before = (torch.nn.init.normal_, PreTrainedModel.init_weights)
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(lambda kept: keep_layers(model, range(kept)), [1, 2, 3] * 8))
+    assert (torch.nn.init.normal_, PreTrainedModel.init_weights) == before
+    assert all(weight.isfinite().all() for each in built for weight in each.parameters())

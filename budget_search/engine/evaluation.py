@@ -29,6 +29,7 @@ from budget_search.engine.gpu.cuda import random_numbers
 from budget_search.engine.last_layer import Tail, find_tail, only_read_token
 from budget_search.engine.training_step import out_of_memory
 from budget_search.models.keep_layers import keep_layers
+from budget_search.models.layer_stack import building
 from budget_search.models.layer_training import frozen
 from budget_search.models.pretrained import auto_class, fresh_head, load_pretrained
 from budget_search.storage.files import atomic_path, write_array
@@ -195,9 +196,11 @@ def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
         with context.folder.making_weights(key):
             if not folder.exists():
                 save_weights(_trained(context, key)[0], folder)
-    model: PreTrainedModel = auto_class(loaded(context).task.kind).from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=context.trust_remote_code
-    )
+    kind = loaded(context).task.kind
+    with building:
+        model: PreTrainedModel = auto_class(kind).from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=context.trust_remote_code
+        )
     torch.nn.Module.to(model, context.device.name)
     return model
 

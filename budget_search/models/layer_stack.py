@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from budget_search.core.errors import UnsupportedModelError
+
+# While transformers builds or loads a model it replaces functions of torch and its own, for all threads. Two threads
+# that did so at a time would leave them replaced.
+building = threading.RLock()
 
 Settings = dict[str, Any]
 
@@ -81,7 +86,7 @@ def build(model: PreTrainedModel, settings: Mapping[str, Any]) -> PreTrainedMode
     """
     config = type(model.config).from_dict(dict(settings))
     _copy_unsaved(model.config, config)
-    with torch.device("cpu"), torch.random.fork_rng(devices=[]), no_init_weights():
+    with building, torch.device("cpu"), torch.random.fork_rng(devices=[]), no_init_weights():
         return type(model)(config)
 
 

@@ -262,6 +262,8 @@ def load_pretrained(
     import torch
     from transformers import AutoConfig
 
+    from budget_search.models.layer_stack import building
+
     quiet_transformers()
     names = tuple(label_names)
     try:
@@ -272,14 +274,15 @@ def load_pretrained(
         _disable_caches(config)
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = pad_token
-        model, loading = auto_class(kind).from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=trust_remote_code,
-        )
+        with building:
+            model, loading = auto_class(kind).from_pretrained(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=trust_remote_code,
+            )
     except MemoryError:
         raise
     except Exception as error:
@@ -296,9 +299,11 @@ def fresh_head(model: PreTrainedModel, fresh: frozenset[str], seed: int) -> None
     """Re-initialise the parameters named in ``fresh`` from the seed, with the model's own initialisation."""
     import torch
 
+    from budget_search.models.layer_stack import building
+
     torch.manual_seed(seed)
     owners = {key.rpartition(".")[0] for key in fresh}
-    with torch.no_grad():
+    with building, torch.no_grad():
         for name, module in model.named_modules():
             if name in owners:
                 for parameter in module.parameters(recurse=False):
