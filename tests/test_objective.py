@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,11 @@ def test_the_command_reads_the_study(here: Path, capsys: pytest.CaptureFixture[s
         assert tiny.command("report", "mine", "--format", form) == 0
     assert tiny.command("ls") == 0
     assert "2 of 4 (0-1) within 1 point" in capsys.readouterr().out
-    for arguments in (("export", "mine", "--delta", "0.01", "--output", "smaller"), ("inspect", "mine")):
+    for arguments in (
+        ("export", "mine", "--delta", "0.01", "--output", "smaller"),
+        ("inspect", "mine"),
+        ("report", "mine", "--reference", "demo"),
+    ):
         assert tiny.command(*arguments) == 2
         assert "searched with an objective of its own, so it has no models" in capsys.readouterr().err
     assert not (here / "smaller").exists()
@@ -121,6 +127,26 @@ def test_several_processes_evaluate() -> None:
     assert len(report.trials) == 6
     for trial in runs:
         assert trial.score == outcome(bs.LayerSet(trial.kept, 4), trial.seed, 1.0, "certification").score
+
+
+def test_what_cannot_be_pickled_runs_in_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    held, calls = threading.Lock(), list[int]()
+
+    def objective(*call: Any) -> bs.Outcome:
+        with held:
+            calls.append(os.getpid())
+        return outcome(*call)
+
+    report = search(objective, workers=2, max_trials=4, quiet=False)
+    assert calls == [os.getpid()] * len(report.trials)
+    assert "cannot be sent to other processes" in capsys.readouterr().err
+
+
+def test_another_study_of_that_name_in_a_central_storage_is_refused() -> None:
+    options = {"storage": "sqlite:///central.db", "max_trials": 3}
+    search(**options)
+    with pytest.raises(StudyError, match="the storage holds a study mine of another task"):
+        search(**options, studies_dir="elsewhere", version="2")
 
 
 def test_without_results_per_example_the_bound_counts_the_seeds() -> None:
@@ -165,8 +191,10 @@ def test_a_full_model_that_learnt_nothing_ends_the_search() -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ("good", "must return a budget_search.Outcome or a score in points, received 'good'"),
-        (None, "must return a budget_search.Outcome or a score in points, received None"),
+        ("good", "must return a score in points, or a budget_search.Outcome .*, received 'good'"),
+        (None, "must return a score in points, or a budget_search.Outcome .*, received None"),
+        (bs.Outcome(90.0, metrics={"name": "x"}), "metrics that are numbers"),  # type: ignore[dict-item]
+        (bs.Outcome(90.0, metrics={"loss": float("inf")}), "the loss is inf"),
         (float("nan"), "the score is nan"),
         (bs.Outcome(90.0, [100.0, 0.0]), "per_example must average to the score 90.0000, in points; it averages to 50"),
         (bs.Outcome(90.0, [[90.0], [90.0]]), r"at least two; received shape \(2, 1\)"),

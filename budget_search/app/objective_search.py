@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from budget_search.app.request import Request
 from budget_search.app.study_report import deltas_answered, finished_report, select_deltas, write_report
-from budget_search.app.study_run import Clock, run_search
-from budget_search.core.config import in_points
+from budget_search.app.study_run import Clock, open_store, run_search
+from budget_search.core.config import fingerprint_of, in_points
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
@@ -24,10 +24,9 @@ from budget_search.report.entries import SplitSummary
 from budget_search.report.inference import InferencePoint, Interval, Quantiles
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
-from budget_search.storage.database import LockWait
 from budget_search.storage.files import write_json
 from budget_search.storage.study_folder import StudyFolder, draft_of, require_writable, stored_config, study_path
-from budget_search.storage.study_store import StudyStore, require_storage
+from budget_search.storage.study_store import require_storage
 
 if TYPE_CHECKING:
     from budget_search.layer_search.loop import Search
@@ -153,13 +152,12 @@ def search_objective(search: ObjectiveSearch, observer: Observer) -> Report:
 
 
 def _create(search: ObjectiveSearch) -> None:
-    created = timestamp()
     facts = {
         "layers_total": search.layers,
         "layer_parameters": [],
         "undroppable": [],
         "device": {},
-        "created": created,
+        "created": timestamp(),
     }
     with draft_of(search.folder, wait=search.request.wait) as draft:
         write_json(draft.environment, {"versions": versions(), "python": platform.python_version(), **facts})
@@ -182,11 +180,11 @@ def _search(search: ObjectiveSearch, observer: Observer, began: float) -> Report
     from budget_search.report.evidence import ObjectiveEvidence
 
     folder, request = search.folder, search.request
-    wait = LockWait(60 * request.storage_timeout, observer.stage)
-    store = StudyStore.open(folder.path.name, search.layers, folder=folder, storage=request.storage, wait=wait)
-    store.record_all()
+    store = open_store(folder, fingerprint_of(search.config), request, observer)
     clock = Clock.of(store, began)
     workers = ObjectiveWorkers.start(search.objective, folder, request.workers or 1)
+    if workers.count < (request.workers or 1):
+        observer.stage("the objective cannot be sent to other processes; one evaluation at a time runs in this one")
     settings = search.settings(workers.count, clock.seconds)
     evidence = ObjectiveEvidence(folder, store, search.layers, settings.seeds, search.constant_score)
     observer.begin(settings, workers.count, store.history)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from budget_search.app.study_report import read_report, write_report
+from budget_search.app.study_report import read_report, require_weights_kept, write_report
 from budget_search.core.config import SearchConfig
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.formatting import plural, points
@@ -65,6 +65,7 @@ def with_references(
     """
     report = read_report(folder)
     if _missing(report, sources):
+        require_weights_kept(report)
         require_supported(report.metric, "--reference")
         with folder.locked(wait=options.wait):
             # The command that held the lock may have measured them meanwhile.
@@ -181,6 +182,8 @@ def _compare(
     gain = paired.gain("certification")
     short = shortfall(gain, gain.failed, seeds)
     notes = [f"The reference {pretrained.name} has not learnt the task ({short}), so its comparison says nothing."]
+    full_size = report.baseline.parameters
+    assert full_size is not None, "a study with models knows their sizes"
     reference = Reference(
         model=pretrained.name,
         revision=pretrained.digest,
@@ -195,6 +198,6 @@ def _compare(
         held_out_score=statistics.fmean(paired.held_out_scores(full)),
         held_out_degradation=baseline.compare_reference(paired, "held_out", confidence).degradation,
         parameters=size,
-        parameters_saved=1 - size / (report.baseline.parameters or size),
+        parameters_saved=1 - size / full_size,
     )
     return reference, notes if short else []

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
 from budget_search.app.resolve import ResolvedRequest, kept_references, known_report
 from budget_search.app.study_report import deltas_answered, select_deltas, write_report
-from budget_search.app.study_run import Clock, run_search
+from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.app.warm_start import warm_start_note
 from budget_search.core.config import SearchConfig, in_points
-from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
 from budget_search.core.versions import versions
@@ -22,7 +21,6 @@ from budget_search.layer_search.settings import SearchObserver, SearchSettings
 from budget_search.models.pretrained import licence_of
 from budget_search.report.report import Report
 from budget_search.report.sentences import answer_sentence
-from budget_search.storage.database import LockWait
 from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore, require_storage
 
@@ -113,7 +111,8 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
     from budget_search.report.predictions import PairedOutputs
 
     request = resolved.request
-    task, store = EncodedTask.load(resolved.folder.examples), _open_store(resolved, observer)
+    task = EncodedTask.load(resolved.folder.examples)
+    store = open_store(resolved.folder, resolved.config.fingerprint, request, observer)
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)
@@ -129,22 +128,6 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
         paired=PairedOutputs(resolved.folder, task, settings.total, settings.seeds),
         clock=clock,
     )
-
-
-def _open_store(resolved: ResolvedRequest, observer: Observer) -> StudyStore:
-    """The study's trials. Raises StudyError where the storage holds another study of that name."""
-    folder, fingerprint = resolved.folder, resolved.config.fingerprint
-    total = stored_config(folder)["facts"]["layers_total"]
-    wait = LockWait(60 * resolved.request.storage_timeout, observer.stage)
-    store = StudyStore.open(folder.path.name, total, folder=folder, storage=resolved.request.storage, wait=wait)
-    if store.facts.get("fingerprint", fingerprint) != fingerprint:
-        raise StudyError(
-            f"the storage holds a study {folder.path.name} of another task, model or recipe; "
-            "choose another --study name"
-        )
-    store.set_facts(fingerprint=fingerprint)
-    store.record_all()
-    return store
 
 
 def _settings(

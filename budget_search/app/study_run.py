@@ -7,9 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from budget_search.app.request import Request
+from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial
 from budget_search.layer_search.settings import SearchObserver, SearchSettings
+from budget_search.storage.database import LockWait
+from budget_search.storage.study_folder import StudyFolder, stored_config
 from budget_search.storage.study_store import StudyStore
 
 if TYPE_CHECKING:
@@ -43,6 +47,21 @@ class Clock:
     @property
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.began
+
+
+def open_store(folder: StudyFolder, fingerprint: str, request: Request, observer: SearchObserver) -> StudyStore:
+    """The study's trials. Raises StudyError where the storage holds another study of that name."""
+    total = stored_config(folder)["facts"]["layers_total"]
+    wait = LockWait(60 * request.storage_timeout, observer.stage)
+    store = StudyStore.open(folder.path.name, total, folder=folder, storage=request.storage, wait=wait)
+    if store.facts.get("fingerprint", fingerprint) != fingerprint:
+        raise StudyError(
+            f"the storage holds a study {folder.path.name} of another task, model or recipe; "
+            "choose another --study name"
+        )
+    store.set_facts(fingerprint=fingerprint)
+    store.record_all()
+    return store
 
 
 def run_search(

@@ -176,8 +176,7 @@ class SearchConfig:
     @property
     def fingerprint(self) -> str:
         """Ten hexadecimal digits of a hash over all fields; stable across library versions."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:10]
+        return fingerprint_of(self.to_json())
 
     @property
     def study_name(self) -> str:
@@ -190,6 +189,12 @@ class SearchConfig:
     def from_json(cls, fields: Mapping[str, Any]) -> SearchConfig:
         """Read the output of ``to_json``. Raises StudyError."""
         return read_record(cls, fields, "config")
+
+
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """Ten hexadecimal digits of a hash over plain values."""
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:10]
 
 
 def slug(name: str) -> str:

@@ -6,12 +6,13 @@ import math
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib.externals.loky.backend.reduction import dumps
 
 from budget_search.core.objective import Objective, Outcome
 from budget_search.core.trial import Job, Trial
@@ -31,7 +32,10 @@ class InvalidOutcomeError(Exception):
 
 @dataclass(frozen=True)
 class ObjectiveWorkers:
-    """Evaluates with the objective, ``count`` evaluations at a time: one runs in this process, several in others."""
+    """Evaluates with the objective, ``count`` evaluations at a time: one runs in this process, several in others.
+
+    An objective that cannot be pickled runs in this process.
+    """
 
     objective: Objective
     folder: StudyFolder
@@ -40,7 +44,7 @@ class ObjectiveWorkers:
 
     @classmethod
     def start(cls, objective: Objective, folder: StudyFolder, count: int) -> ObjectiveWorkers:
-        return cls(objective, folder, LocalPool(count) if count > 1 else None, [])
+        return cls(objective, folder, LocalPool(count) if count > 1 and _can_be_sent(objective) else None, [])
 
     @property
     def count(self) -> int:
@@ -54,6 +58,14 @@ class ObjectiveWorkers:
             return
         for job, future in completed(self.pool, evaluate, iter(jobs), self.untaken):
             yield trial_of(self.pool, job, future)
+
+
+def _can_be_sent(objective: Objective) -> bool:
+    try:
+        dumps(objective)
+    except Exception:  # whatever an object's own way of being pickled raises
+        return False
+    return True
 
 
 def run_objective(objective: Objective, folder: StudyFolder, job: Job) -> Trial:
@@ -77,7 +89,7 @@ def run_objective(objective: Objective, folder: StudyFolder, job: Job) -> Trial:
         split=job.split,
         state="complete",
         score=outcome.score,
-        metrics={name: float(value) for name, value in outcome.metrics.items()},
+        metrics=outcome.metrics,
         train_seconds=train_seconds,
         evaluation_seconds=seconds - train_seconds,
         train_tokens=round(WORK_OF_A_RUN * job.key.rung),
@@ -89,14 +101,18 @@ def _valid(returned: Any) -> Outcome:
     outcome = returned if isinstance(returned, Outcome) else Outcome(returned)
     try:
         score = float(outcome.score)
+        metrics = {name: float(value) for name, value in outcome.metrics.items()}
     except (TypeError, ValueError):
         raise InvalidOutcomeError(
-            f"the objective must return a budget_search.Outcome or a score in points, received {returned!r}"
+            "the objective must return a score in points, or a budget_search.Outcome with a score and metrics that are "
+            f"numbers, received {returned!r}"
         ) from None
-    if not math.isfinite(score):
-        raise InvalidOutcomeError(f"the score is {score}")
+    if wrong := {name: value for name, value in {"score": score, **metrics}.items() if not math.isfinite(value)}:
+        name, value = next(iter(wrong.items()))
+        raise InvalidOutcomeError(f"the {name} is {value}")
+    checked = replace(outcome, score=score, metrics=metrics)
     if outcome.per_example is None:
-        return Outcome(score, None, outcome.metrics, outcome.seconds)
+        return checked
     values = np.asarray(outcome.per_example, dtype=np.float64)
     if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
         raise InvalidOutcomeError(
@@ -107,14 +123,14 @@ def _valid(returned: Any) -> Outcome:
             f"per_example must average to the score {score:.4f}, in points; it averages to {values.mean():.4f} "
             "(leave it out where the score is no mean over examples)"
         )
-    return Outcome(score, outcome.per_example, outcome.metrics, outcome.seconds)
+    return checked
 
 
 def _reason(error: Exception) -> str:
     """The exception and where it was raised."""
     said = str(error).splitlines()[0] if str(error) else ""
-    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     if isinstance(error, InvalidOutcomeError):
         return said
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{text} ({Path(last.filename).name}, line {last.lineno})"
