@@ -244,7 +244,7 @@ def test_many_whole_numbers_are_classes_where_the_metric_says_so(tmp_path: Path)
 
 
 def test_lists_are_no_scores_either(tmp_path: Path) -> None:
-    assert "holds lists" in refusal(labelled(tmp_path / "r.jsonl", [[0.5], [1.0]] * 3), metric="pearson")
+    assert "holds lists or records" in refusal(labelled(tmp_path / "r.jsonl", [[0.5], [1.0]] * 3), metric="pearson")
 
 
 def test_class_names_of_a_data_set_saved_as_parquet_are_read(tmp_path: Path) -> None:

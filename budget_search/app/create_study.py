@@ -49,7 +49,7 @@ class ModelReader:
     @classmethod
     def of(cls, pretrained: PretrainedSource, kind: Kind, *, trust_remote_code: bool) -> ModelReader:
         """Raises UsageError and UnsupportedModelError for a model that cannot be used."""
-        tokenizer = load_tokenizer(pretrained, of_words=kind.per_token, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(pretrained, of_words=kind.of_words, trust_remote_code=trust_remote_code)
         model = outline(pretrained, kind, trust_remote_code=trust_remote_code)
         return cls(tokenizer, model, _layer_facts(model))
 

@@ -58,7 +58,7 @@ def search_settings(
     request, recipe, total = resolved.request, resolved.config.recipe, int(facts["layers_total"])
     if resolved.warm_start:
         resolved.warm_start.require_depth(total)
-    rung = screen_rung(recipe.steps(task.splits["train"].examples))
+    rung = screen_rung(recipe.steps(task.splits["train"].inputs))
     return SearchSettings(
         total=total,
         deltas=tuple(in_points(delta) for delta in request.deltas),

@@ -66,7 +66,7 @@ class Console:
 
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
         recipe = config.recipe
-        steps = recipe.steps(task.splits["train"].examples)
+        steps = recipe.steps(task.splits["train"].inputs)
         method = f", {pairs(recipe.method)}" if recipe.method else ""
         self._fact("examples", sizes)
         self._fact(

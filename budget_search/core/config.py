@@ -29,9 +29,16 @@ KINDS = {
     "regression": ("pearson", "spearman", "pearson_spearman"),
     "multi-label": ("micro_f1", "macro_f1"),
     "token-classification": ("entity_f1", "token_accuracy"),
+    "question-answering": ("squad_f1", "exact_match"),
 }
 """The kinds of task with their metrics, the default first. A metric belongs to one kind, so it names the kind."""
-ALSO = {"micro_f1": ("macro_f1",), "macro_f1": ("micro_f1",), "entity_f1": ("token_accuracy",)}
+ALSO = {
+    "micro_f1": ("macro_f1",),
+    "macro_f1": ("micro_f1",),
+    "entity_f1": ("token_accuracy",),
+    "squad_f1": ("exact_match",),
+    "exact_match": ("squad_f1",),
+}
 """The metrics that are reported beside these ones."""
 METRICS = tuple(metric for metrics in KINDS.values() for metric in metrics)
 REGRESSION_METRICS = KINDS["regression"]

@@ -158,9 +158,9 @@ def _refuse_lists(columns: Mapping[str, Sequence[Any]], column: str) -> None:
         found = next((value for value in values if isinstance(value, list | tuple | dict)), None)
         if found is not None:
             raise UsageError(
-                f"--label-column {column} holds lists, such as {found!r} in {split}: this metric needs one label per "
-                "example, a text, a number or a boolean; several labels per text are --kind multi-label, a tag per "
-                "word is --kind token-classification"
+                f"--label-column {column} holds lists or records, such as {found!r} in {split}: this metric needs one "
+                "label per example, a text, a number or a boolean; several labels per text are --kind multi-label, a "
+                "tag per word is --kind token-classification, an answer in a context is --kind question-answering"
             )
 
 

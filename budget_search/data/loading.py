@@ -25,7 +25,7 @@ class Examples:
     """Texts and labels. ``texts`` holds one list per text column.
 
     ``labels`` are int64 class numbers or float32 scores (examples,), float32 zeros and ones (examples, labels), or an
-    array of objects (examples,): for each example int64 (words,).
+    array of objects (examples,): for each example int64 (words,) or an ``Answer``.
     """
 
     texts: tuple[Sequence[str], ...]
@@ -154,7 +154,7 @@ def _check_and_encode(
     cells = LabelCells(
         columns=spec.label_columns,
         cells={split: _rows(values, spec.label_columns) for split, values in columns.items()},
-        texts={split: values[spec.text_columns[0]] for split, values in columns.items()},
+        texts={split: [values[name] for name in spec.text_columns] for split, values in columns.items()},
         names=tuple(names),
         metrics=(spec.metric, *spec.also),
         metric_named=source.metric_named,

@@ -123,17 +123,20 @@ class Table:
         rows = [[row.get(name) for name in names] for _, row in records]
         return {name: [row[position] for row in rows] for position, name in enumerate(names)}
 
-    def holds_lists(self, column: str) -> bool:
-        """Whether the first cell of a column that is not missing is a list. False if there is no such column."""
+    def holds(self, column: str, kind: type[list[Any]] | type[dict[str, Any]]) -> bool:
+        """Whether the first cell of a column that is not missing is a list, or a record. False if there is no such
+        column."""
         if column not in self.columns or self.kind in SEPARATED:
             return False
         if self.kind == "parquet":
             from pyarrow import types
 
-            kind = self._parquet.schema_arrow.field(column).type
-            return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+            stored = self._parquet.schema_arrow.field(column).type
+            if kind is dict:
+                return bool(types.is_struct(stored))
+            return bool(types.is_list(stored) or types.is_large_list(stored) or types.is_fixed_size_list(stored))
         cells = (record.get(column) for _, record in islice(self._records(), 1, None))
-        return isinstance(next((cell for cell in cells if cell is not None), None), list)
+        return isinstance(next((cell for cell in cells if cell is not None), None), kind)
 
     def class_names(self, column: str) -> tuple[str, ...]:
         """The names of a column of ``ClassLabel``, or of lists of them, of a parquet file that the library datasets

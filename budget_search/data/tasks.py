@@ -12,9 +12,9 @@ from pathlib import Path
 from budget_search.core.config import ALSO, KINDS, METRICS, REGRESSION_METRICS, Recipe
 from budget_search.core.errors import UsageError
 from budget_search.core.paths import expand_path
-from budget_search.data import conll, tables
+from budget_search.data import tables
 from budget_search.data.kinds import kind_name
-from budget_search.data.kinds.choice import kind_shown_by, named_kind
+from budget_search.data.kinds.choice import columns_of, kind_shown_by, named_kind
 from budget_search.storage.digests import digest_with, joint_digest
 
 GLUE_REPOSITORY = "nyu-mll/glue"
@@ -149,7 +149,7 @@ def resolve_task(
         )
         return _builtin_task(TASKS[task], data_dir, metric)
     _refuse_options(task, data_dir=data_dir)
-    texts, label = tuple(text_columns), label_column or "label"
+    texts, label = columns_of(text_columns, label_column, named)
     if task.startswith("hub:"):
         _refuse_options(task, validation=validation, encoding=encoding)
         spec = _own_spec(texts, label, metric, named or "classification")
@@ -162,8 +162,7 @@ def resolve_task(
     if validation is not None:
         files["validation"] = (_existing_file(expand_path(validation)),)
     first = tables.Table(files["train"][0], encoding)
-    if first.kind in conll.EXTENSIONS:
-        texts, label = texts or (conll.WORDS,), label_column or conll.TAGS
+    texts, label = columns_of(text_columns, label_column, named, first)
     spec = _own_spec(texts, label, metric, named or kind_shown_by(first, texts, label))
     for shards in files.values():
         for file in shards:
@@ -205,11 +204,8 @@ def _digest(source: TaskSource, offline: bool) -> str:
 
 def _builtin_task(spec: TaskSpec, data_dir: str | Path | None, metric: str | None) -> TaskSource:
     if metric is not None and metric != spec.metric:
-        if (metric in REGRESSION_METRICS) != spec.is_regression:
-            raise UsageError(
-                f"--metric {metric} does not fit {spec.name}, whose labels are "
-                + ("scores" if spec.is_regression else "classes")
-            )
+        if (kind := kind_name(spec.metric)) != kind_name(metric):
+            raise UsageError(f"--metric {metric} does not fit {spec.name}; allowed: {' '.join(KINDS[kind])}")
         spec = replace(spec, metric=metric, also=tuple(other for other in spec.also if other != metric))
     if spec.name == "demo":
         _refuse_options("demo", data_dir=data_dir)
@@ -306,6 +302,8 @@ def _check_spec(spec: TaskSpec) -> None:
     columns = spec.columns
     if len(spec.text_columns) > 1 and kind_name(spec.metric) == "token-classification":
         raise UsageError("--kind token-classification takes one --text-columns, with the words of a sentence")
+    if len(spec.text_columns) != 2 and kind_name(spec.metric) == "question-answering":
+        raise UsageError("--kind question-answering takes two --text-columns: the question and its context")
     if len(spec.text_columns) > 2:
         raise UsageError(f"--text-columns takes one or two columns, received {len(spec.text_columns)}")
     if len(set(columns)) != len(columns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import zipfile
@@ -15,7 +16,7 @@ import numpy as np
 
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.data.kinds import kind_of
-from budget_search.data.kinds.kind import IGNORED, Kind, Truth
+from budget_search.data.kinds.kind import IGNORED, Encoded, Kind, Truth, Windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -31,26 +32,53 @@ _POSITIONS_AFTER_PADDING = ("roberta", "camembert", "longformer", "mpnet", "xmod
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """Concatenated examples, without padding.
+    """Concatenated inputs of a model, without padding. An example is one input, or several consecutive ones.
 
-    ``tokens`` int32 and ``segments`` uint8 (or None) are (total_tokens,), ``offsets`` int64 (examples + 1,): example
-    ``i`` is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,),
-    float32 zeros and ones (examples, labels), or int64 class numbers (total_tokens,), IGNORED where a token has none.
+    ``tokens`` int32 and ``segments`` uint8 (or None) are (total_tokens,), ``offsets`` int64 (inputs + 1,): input ``i``
+    is ``tokens[offsets[i]:offsets[i + 1]]``. ``labels`` are int64 class numbers or float32 scores (examples,), float32
+    zeros and ones (examples, labels), or of tokens, IGNORED where one has none: int64 class numbers (total_tokens,), or
+    zeros and ones (total_tokens, 2). Where examples have several inputs, ``each``, ``places`` and ``texts`` (uint8, a
+    line of JSON per example) are those of ``Windows``.
     """
 
     tokens: np.ndarray
     segments: np.ndarray | None
     offsets: np.ndarray
     labels: np.ndarray
+    each: np.ndarray | None = None
+    places: np.ndarray | None = None
+    texts: np.ndarray | None = None
+
+    @property
+    def inputs(self) -> int:
+        return len(self.offsets) - 1
 
     @property
     def examples(self) -> int:
-        return len(self.offsets) - 1
+        return self.inputs if self.each is None else len(self.each)
+
+    @cached_property
+    def example_offsets(self) -> np.ndarray:
+        """``offsets`` of the examples, int64 (examples + 1,)."""
+        return self.offsets if self.each is None else self.offsets[np.concatenate([[0], np.cumsum(self.each)])]
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """The number of tokens of each example, int64 (examples,)."""
-        return np.diff(self.offsets)
+        return np.diff(self.example_offsets)
+
+    @cached_property
+    def labelled(self) -> np.ndarray:
+        """Which tokens have a label, where labels belong to tokens: bool (total_tokens,)."""
+        return np.asarray(self.labels.reshape(len(self.labels), -1)[:, 0] != IGNORED)
+
+    @cached_property
+    def windows(self) -> Windows | None:
+        """The windows, with the places of the labelled tokens only."""
+        if self.each is None or self.places is None or self.texts is None:
+            return None
+        texts = [json.loads(line) for line in self.texts.tobytes().splitlines()]
+        return Windows(self.each, self.places[self.labelled], texts)
 
 
 @dataclass(frozen=True)
@@ -86,9 +114,8 @@ class EncodedTask:
         each = self.splits[split]
         if not self.kind.per_token:
             return Truth(each.labels, np.ones(each.examples, dtype=np.int64), self.label_names)
-        labelled = each.labels != IGNORED
-        before = np.concatenate([[0], np.cumsum(labelled)])
-        return Truth(each.labels[labelled], np.diff(before[each.offsets]), self.label_names)
+        before = np.concatenate([[0], np.cumsum(each.labelled)])
+        return Truth(each.labels[each.labelled], np.diff(before[each.offsets]), self.label_names, each.windows)
 
     def measure(self, split: str, outputs: np.ndarray) -> dict[str, float]:
         """Every metric of outputs for a split, in points. Raises as ``metrics.measure`` does."""
@@ -144,7 +171,7 @@ class EncodedTask:
             ) from error
 
 
-_ARRAYS = ("tokens", "segments", "offsets", "labels")
+_ARRAYS = tuple(field.name for field in dataclasses.fields(EncodedSplit))
 _HEADER = ("label_names", "metric", "also", "pad_token", "pad_segment", "pad_left", "notes")
 
 
@@ -238,10 +265,6 @@ def _pad_segment(tokenizer: PreTrainedTokenizerBase) -> int:
 def _encode_split(
     examples: Examples, kind: Kind, tokenizer: PreTrainedTokenizerBase, max_length: int, with_segments: bool
 ) -> EncodedSplit:
-    tokens: list[np.ndarray] = []
-    segments: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
-    lengths: list[int] = []
     options = {
         "truncation": "longest_first",
         "max_length": max_length,
@@ -249,21 +272,31 @@ def _encode_split(
         "return_attention_mask": False,
         "return_token_type_ids": with_segments,
     }
+    parts = []
     for start in range(0, len(examples), _BATCH):
-        part = slice(start, start + _BATCH)
-        columns = [list(column[part]) for column in examples.texts]
-        encoded = kind.tokenise(tokenizer, columns, examples.labels[part], options)
-        batch = encoded.batch
-        lengths.extend(len(row) for row in batch["input_ids"])
-        tokens.append(_concatenate(batch["input_ids"], np.int32))
-        labels.append(encoded.labels)
-        if with_segments:
-            segments.append(_concatenate(batch["token_type_ids"], np.uint8))
+        some = slice(start, start + _BATCH)
+        columns = [list(column[some]) for column in examples.texts]
+        encoded = kind.tokenise(tokenizer, columns, examples.labels[some], options)
+        parts.append(_flat(encoded, with_segments))
+    arrays = {name: [getattr(part, name) for part in parts] for name in _ARRAYS}
+    joined: dict[str, Any] = {name: None if each[0] is None else np.concatenate(each) for name, each in arrays.items()}
+    lengths = np.concatenate([np.diff(offsets) for offsets in arrays["offsets"]])
+    return EncodedSplit(**{**joined, "offsets": np.concatenate([[0], np.cumsum(lengths)])})
+
+
+def _flat(encoded: Encoded, with_segments: bool) -> EncodedSplit:
+    """Some examples without the tokenizer's lists, which are many times as large."""
+    batch, windows = encoded.batch, encoded.windows
+    lengths = [len(row) for row in batch["input_ids"]]
+    lines = [json.dumps(each) + "\n" for each in (windows.texts if windows else ())]
     return EncodedSplit(
-        tokens=np.concatenate(tokens),
-        segments=np.concatenate(segments) if with_segments else None,
+        tokens=_concatenate(batch["input_ids"], np.int32),
+        segments=_concatenate(batch["token_type_ids"], np.uint8) if with_segments else None,
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        labels=np.concatenate(labels),
+        labels=encoded.labels,
+        each=windows.each if windows else None,
+        places=windows.places if windows else None,
+        texts=np.frombuffer("".join(lines).encode(), dtype=np.uint8) if windows else None,
     )
 
 
@@ -273,7 +306,7 @@ def _concatenate(rows: Sequence[Sequence[int]], dtype: type[np.generic]) -> np.n
 
 def _truncation_note(split: EncodedSplit, max_length: int) -> tuple[str, ...]:
     full = float(np.mean(split.lengths >= max_length))
-    if full < 0.01:
+    if full < 0.01 or split.each is not None:
         return ()
     return (
         f"{full:.0%} of the held_out examples fill the {max_length} tokens of --max-length; they may be truncated.",

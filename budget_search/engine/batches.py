@@ -32,9 +32,11 @@ class SoftTargets:
 class DeviceSplit:
     """A split on the device: all tokens end to end, without padding, and where each example lies.
 
+    An example here is one input of the model.
+
     Shapes: tokens and segments (total_tokens,), starts (examples,); labels (examples,), (examples, labels) or, with
-    ``per_token``, (total_tokens,). ``lengths`` stays on the host, so that choosing a batch's padded length never waits
-    for the device. ``soft`` targets, where there are any, are learnt beside the labels.
+    ``per_token``, (total_tokens,) or (total_tokens, 2). ``lengths`` stays on the host, so that choosing a batch's
+    padded length never waits for the device. ``soft`` targets, where there are any, are learnt beside the labels.
     """
 
     tokens: torch.Tensor
@@ -80,7 +82,8 @@ class DeviceSplit:
         """How many rows of outputs each example has: one, or one per labelled token; int64 (examples,)."""
         if not self.per_token:
             return torch.ones_like(self.starts)
-        until = torch.nn.functional.pad((self.labels != IGNORED).cumsum(0), (1, 0))
+        labelled = (self.labels != IGNORED).view(len(self.tokens), -1)[:, 0]
+        until = torch.nn.functional.pad(labelled.cumsum(0), (1, 0))
         return until[self.starts + self.sizes] - until[self.starts]
 
     def part(self, indices: np.ndarray) -> DeviceSplit:
@@ -119,20 +122,28 @@ class DeviceSplit:
         return inputs
 
     def labels_of(self, rows: torch.Tensor, length: int) -> torch.Tensor:
-        """The labels of these examples: (batch,), (batch, labels), or those of the tokens, (batch, length)."""
+        """The labels of these examples: (batch,), (batch, labels), or those of the tokens, (batch, length) or (batch,
+        length, 2)."""
         if not self.per_token:
             return self.labels[rows]
         real, where = self._places(rows, length)
-        return torch.where(real, self.labels[where], IGNORED)
+        labels = self.labels[where]
+        return labels.where(real if labels.dim() == 2 else real[..., None], IGNORED)
+
+    def labelled(self, rows: torch.Tensor, length: int) -> torch.Tensor:
+        """Which tokens of these examples have a label, bool (batch, length); with ``per_token``."""
+        labelled = self.labels_of(rows, length) != IGNORED
+        return labelled if labelled.dim() == 2 else labelled[..., 0]
 
     def weights(self, rows: torch.Tensor, filled: torch.Tensor | None = None) -> torch.Tensor:
         """The weights (batch,) with which the losses of these examples make the batch's loss.
 
-        That is their mean: over the examples, or over all labelled tokens. ``filled`` is 1 for the examples that count
-        and 0 for the others; all count by default.
+        That is their mean: over the examples, or over all tags. ``filled`` is 1 for the examples that count and 0 for
+        the others; all count by default.
         """
         counted = torch.ones_like(rows, dtype=torch.float32) if filled is None else filled
-        return counted / (self.outputs_each[rows] * counted).sum().clamp_min(1.0)
+        terms = self.outputs_each[rows] if self.labels.dim() == 1 else 1
+        return counted / (terms * counted).sum().clamp_min(1.0)
 
     def in_order(self, outputs: torch.Tensor, indices: np.ndarray) -> np.ndarray:
         """Outputs of all examples, given in the order ``indices``, as an array in the order of the split."""

@@ -13,13 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from budget_search.core.config import Recipe
-from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine.batches import DeviceSplit, reading_order
 from budget_search.engine.cpu_kernels import cpu_kernels
 from budget_search.engine.device import Device
 from budget_search.engine.gpu.host_values import CaptureRefusedError
 from budget_search.engine.gpu.lane_pool import end_if_abandoned
 from budget_search.engine.gpu.lanes import lanes_of
+from budget_search.engine.loss import logits_of
 from budget_search.engine.optimizer import rounded_weights
 from budget_search.engine.schedule import Schedule
 from budget_search.engine.training_step import EagerSteps, Steps
@@ -113,8 +113,8 @@ def predict(model: PreTrainedModel, split: DeviceSplit, device: Device) -> np.nd
     with torch.inference_mode(), cpu_kernels(device), device.autocast():
         for indices in reading_order(split.lengths, tokens_per_batch):
             order.append(indices)
-            read = model(**split.batch(indices)).logits.float()
+            read = logits_of(model(**split.batch(indices))).float()
             if split.per_token:
-                read = read[split.labels_of(split.rows(indices), split.longest(indices)) != IGNORED]
+                read = read[split.labelled(split.rows(indices), split.longest(indices))]
             logits.append(read)
     return split.in_order(torch.cat(logits), np.concatenate(order))

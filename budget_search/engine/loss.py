@@ -2,12 +2,14 @@
 
 The form of the labels says which loss it is, the same that the heads of transformers compute:
 
-========================================  =========================================
+========================================  ==============================================
 class numbers, int64 (batch,)             cross-entropy
 scores, float32 (batch,)                  squared error
 zeros and ones, float32 (batch, labels)   binary cross-entropy, the mean over labels
 tags, int64 (batch, tokens)               cross-entropy, the sum over labelled tokens
-========================================  =========================================
+edges, int64 (batch, tokens, 2)           cross-entropy of the first and the last token
+                                          among the labelled ones, the mean of both
+========================================  ==============================================
 """
 
 from __future__ import annotations
@@ -21,12 +23,20 @@ from torch.nn.functional import (
     logsigmoid,
     mse_loss,
 )
+from transformers.utils.generic import ModelOutput
 
 from budget_search.data.kinds.kind import IGNORED
 from budget_search.engine.batches import SoftTargets
 
 # Soft targets are compared at this temperature: it brings out how the teacher ranks the classes it does not choose.
 TEMPERATURE = 2.0
+
+
+def logits_of(output: ModelOutput) -> torch.Tensor:
+    """What a model says: (batch, classes), (batch, 1) for regression, (batch, tokens, classes) for tags, or for edges
+    (batch, tokens, 2), the scores of each token as the first and as the last."""
+    said: torch.Tensor | None = output.get("logits")
+    return torch.stack([output["start_logits"], output["end_logits"]], dim=-1) if said is None else said
 
 
 def loss_of(
@@ -37,8 +47,7 @@ def loss_of(
 ) -> torch.Tensor:
     """The weighted sum of the examples' losses, in fp32; their mean without weights.
 
-    ``logits`` (batch, classes), (batch, 1) for regression, or (batch, tokens, classes) for tags; ``weights`` (batch,).
-    A weight of zero leaves an example out.
+    ``logits`` are those of ``logits_of``; ``weights`` (batch,). A weight of zero leaves an example out.
     """
     losses = losses_of(logits.float(), labels, soft)
     return losses.mean() if weights is None else (losses * weights).sum()
@@ -47,7 +56,9 @@ def loss_of(
 def losses_of(logits: torch.Tensor, labels: torch.Tensor, soft: SoftTargets | None) -> torch.Tensor:
     """Each example's loss (batch,)."""
     several = labels.dim() == 2
-    if labels.is_floating_point() and several:
+    if labels.dim() == 3:
+        hard = _edge_losses(logits, labels)
+    elif labels.is_floating_point() and several:
         hard = binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
     elif labels.is_floating_point():
         hard = mse_loss(logits.squeeze(-1), labels, reduction="none")
@@ -58,6 +69,11 @@ def losses_of(logits: torch.Tensor, labels: torch.Tensor, soft: SoftTargets | No
     if soft is None:
         return hard
     return (1 - soft.weight) * hard + soft.weight * _distances(logits, soft.logits, labels)
+
+
+def _edge_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    scores = log_softmax(logits.masked_fill(labels == IGNORED, -torch.inf), dim=1)
+    return -scores.masked_fill(labels != 1, 0.0).sum(dim=1).mean(dim=-1)
 
 
 def _distances(logits: torch.Tensor, wanted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

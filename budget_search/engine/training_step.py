@@ -12,7 +12,7 @@ from budget_search.core.config import Recipe
 from budget_search.engine.batches import DeviceSplit
 from budget_search.engine.cpu_kernels import cpu_kernels
 from budget_search.engine.device import Device
-from budget_search.engine.loss import loss_of
+from budget_search.engine.loss import logits_of, loss_of
 from budget_search.engine.optimizer import Rounded, clipped_adamw, sum_in_fp32
 from budget_search.engine.schedule import Schedule
 
@@ -90,7 +90,7 @@ class EagerSteps:
         weights = self._train.weights(rows)
         for part, own in zip(rows.split(micro), weights.split(micro), strict=True):
             with self._kernels, self._device.autocast():
-                logits = self._model(**self._train.inputs(part, length)).logits
+                logits = logits_of(self._model(**self._train.inputs(part, length)))
             loss = loss_of(logits, self._train.labels_of(part, length), self._train.soft_of(part), own)
             loss.backward()
             if micro < len(rows):

@@ -111,7 +111,7 @@ class PairedOutputs:
         read = decoder(self._folder.tokenizer)
 
         def texts(number: int) -> tuple[str, ...]:
-            tokens = examples.tokens[examples.offsets[number] : examples.offsets[number + 1]]
+            tokens = examples.tokens[slice(*examples.example_offsets[number : number + 2])]
             return tuple(textwrap.shorten(text, MAX_TEXT_LENGTH, placeholder=" ...") for text in read(tokens))
 
         outputs = [self._outputs(each, split, seed) for each in (self._full, layers) for seed in self._seeds]

@@ -1,4 +1,4 @@
-"""Which kind of task it is: the one that the user names, or the one that the columns of a file show."""
+"""Which kind of task it is, and its columns: those that the user names, or those that a file shows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING
 
 from budget_search.core.config import KINDS
 from budget_search.core.errors import UsageError
+from budget_search.data import conll
 from budget_search.data.kinds import kind_name
 
 if TYPE_CHECKING:
     from budget_search.data.tables import Table
+
+
+SQUAD = ("question", "context")
+ANSWERS = "answers"
+"""The columns of SQuAD as the library datasets has it."""
 
 
 def named_kind(kind: str | None, metric: str | None) -> str | None:
@@ -27,9 +33,26 @@ def named_kind(kind: str | None, metric: str | None) -> str | None:
     return kind_name(metric)
 
 
+def columns_of(
+    text_columns: Sequence[str], label_column: str | None, kind: str | None, table: Table | None = None
+) -> tuple[tuple[str, ...], str]:
+    """The text columns, and the label columns: those named, else those that are usual for the kind or file."""
+    texts = tuple(text_columns)
+    if table and table.kind in conll.EXTENSIONS:
+        return texts or (conll.WORDS,), label_column or conll.TAGS
+    named = texts or label_column
+    shown = table is not None and not named and {*SQUAD, ANSWERS} <= {*table.columns}
+    if kind == "question-answering" or (kind is None and shown):
+        return texts or SQUAD, label_column or ANSWERS
+    return texts, label_column or "label"
+
+
 def kind_shown_by(table: Table, text_columns: Sequence[str], label_column: str) -> str:
-    """The kind by the columns of a file: lists of words are tagged, a list of labels or several columns are labels."""
-    if any(map(table.holds_lists, text_columns)):
+    """The kind by the columns of a file: lists of words are tagged, a list of labels or several columns are labels, and
+    a record is an answer to a question."""
+    if any(table.holds(column, list) for column in text_columns):
         return "token-classification"
+    if len(text_columns) == 2 and table.holds(label_column, dict):
+        return "question-answering"
     several = "," in label_column and label_column not in table.columns
-    return "multi-label" if several or table.holds_lists(label_column) else "classification"
+    return "multi-label" if several or table.holds(label_column, list) else "classification"

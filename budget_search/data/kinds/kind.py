@@ -11,6 +11,9 @@ import numpy as np
 IGNORED = -100
 """The label of a token that has none, as in the losses of torch and transformers."""
 
+LONGEST_NAME = 80
+"""The characters of the name of an answer that is put together from others."""
+
 LabelsBySplit = dict[str, np.ndarray]
 Names = tuple[str, ...]
 
@@ -19,14 +22,14 @@ Names = tuple[str, ...]
 class LabelCells:
     """The cells of the label columns as they were read, and what decides how they are understood.
 
-    ``cells`` holds by split one tuple per example, with a cell per column. ``texts`` are the examples' first texts by
-    split. ``names`` are the class names in the data's metadata, empty if there are none; ``metric_named`` is true if
-    the user chose the metric.
+    ``cells`` holds by split one tuple per example, with a cell per column. ``texts`` holds by split the text columns.
+    ``names`` are the class names in the data's metadata, empty if there are none; ``metric_named`` is true if the user
+    chose the metric.
     """
 
     columns: Names
     cells: Mapping[str, Sequence[tuple[Any, ...]]]
-    texts: Mapping[str, Sequence[str]]
+    texts: Mapping[str, Sequence[Sequence[str]]]
     names: Names
     metrics: Names
     metric_named: bool
@@ -43,16 +46,32 @@ class LabelCells:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Long texts that models read in several inputs each, and the answers that are looked for in them.
+
+    ``each`` int64 (examples,) is the number of consecutive inputs of an example. ``places`` int32 (tokens, 2) says
+    where each token lies in its text, in characters, the end exclusive. ``texts`` are by example the text and the
+    accepted answers.
+    """
+
+    each: np.ndarray
+    places: np.ndarray
+    texts: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Truth:
     """What outputs are scored against: ``labels`` has one row for each row of the outputs.
 
-    ``sizes`` int64 (examples,) are the rows of each example: one, or one per labelled word. ``names`` follow the label
-    numbers and are empty for scores.
+    ``sizes`` int64 (inputs,) are the rows of each input: one, or one per labelled token. An example is one input, or as
+    many as ``windows`` says, whose places are those of the rows. ``names`` follow the label numbers and are empty for
+    scores.
     """
 
     labels: np.ndarray
     sizes: np.ndarray
     names: Names
+    windows: Windows | None = None
 
 
 @dataclass(frozen=True)
@@ -69,10 +88,14 @@ class Answers:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some examples as tokens: ``batch`` is the tokenizer's, ``labels`` an array to be concatenated with others."""
+    """Some examples as tokens: ``batch`` is the tokenizer's, ``labels`` an array to be concatenated with others.
+
+    With ``windows`` the batch has several inputs per example.
+    """
 
     batch: Mapping[str, Sequence[Sequence[int]]]
     labels: np.ndarray
+    windows: Windows | None = None
 
 
 def tokenise_texts(
@@ -93,11 +116,13 @@ class Kind:
 
     ``auto_model`` is the class of transformers that loads its models, ``problem_type`` the config's field,
     ``pipeline`` the name of the pipeline that runs an export and ``pipeline_options`` its further arguments, as code.
+    Where transformers has no such pipeline, ``usage`` is code that runs an export called ``{name}``.
 
     ``read_text`` turns a cell of a text column into a text, ``read_labels`` label columns into one label per example
-    with the names; it raises UsageError. ``tokenise`` encodes some examples. ``per_token``: labels and outputs belong
-    to tokens, not to examples. ``strata`` gets the labels of train and the number of names, and returns a function from
-    labels to the strata (examples,) that carved splits keep the shares of, and how many strata there are (0: scores).
+    with the names; it raises UsageError. ``tokenise`` encodes some examples; ``of_words``: word by word. ``per_token``:
+    labels and outputs belong to tokens, not to examples. ``strata`` gets the labels of train and the number of names,
+    and returns a function from labels to the strata (examples,) that carved splits keep the shares of, and how many
+    strata there are (0: scores).
 
     The further functions score outputs, float32 (rows, classes or 1), against a ``Truth``. ``measure`` gives metrics by
     name, ``contributions`` values per example whose mean is the score (both in points), ``constant_outputs`` the best
@@ -121,7 +146,9 @@ class Kind:
     answers: Callable[[Sequence[np.ndarray], Truth], Answers]
     probe_targets: Callable[[np.ndarray, int], np.ndarray]
     pipeline_options: str = ""
+    usage: str = ""
     read_text: Callable[[Any], Any] = text_as_it_is
     tokenise: Callable[[Any, Sequence[Sequence[str]], np.ndarray, Mapping[str, Any]], Encoded] = tokenise_texts
+    of_words: bool = False
     per_token: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)

@@ -17,10 +17,18 @@ import numpy as np
 from budget_search.core.errors import UsageError
 from budget_search.data import metrics
 from budget_search.data.kinds import classification
-from budget_search.data.kinds.kind import IGNORED, Answers, Encoded, LabelCells, LabelsBySplit, Names, Truth
+from budget_search.data.kinds.kind import (
+    IGNORED,
+    LONGEST_NAME,
+    Answers,
+    Encoded,
+    LabelCells,
+    LabelsBySplit,
+    Names,
+    Truth,
+)
 from budget_search.data.labels import format_names, label_text, numbers_of, refuse_missing, sorted_names
 
-LONGEST_NAME = 80
 _SPAN_TAG = re.compile("O|[BIESLU](-.+)?")
 
 
@@ -52,7 +60,7 @@ def read_labels(raw: LabelCells) -> tuple[LabelsBySplit, Names]:
     refuse_missing(cells, column)
     tags = {split: [_tags(cell) for cell in values] for split, values in cells.items()}
     for split, rows in tags.items():
-        for number, (row, text) in enumerate(zip(rows, raw.texts[split], strict=True), start=1):
+        for number, (row, text) in enumerate(zip(rows, raw.texts[split][0], strict=True), start=1):
             if row is None or len(row) != len(words_of(text)):
                 said = f"{len(row)} tags" if row is not None else f"{cells[split][number - 1]!r}"
                 raise UsageError(
@@ -237,6 +245,7 @@ KIND = replace(
     read_labels=read_labels,
     read_text=read_text,
     tokenise=tokenise,
+    of_words=True,
     per_token=True,
     strata=strata,
     measure=measure,

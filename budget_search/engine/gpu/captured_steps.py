@@ -21,7 +21,7 @@ from budget_search.engine.batches import DeviceSplit
 from budget_search.engine.device import Device
 from budget_search.engine.gpu.host_values import CaptureRefusedError, HostValues
 from budget_search.engine.gpu.length_buckets import LengthBuckets, choose_buckets
-from budget_search.engine.loss import loss_of
+from budget_search.engine.loss import logits_of, loss_of
 from budget_search.engine.optimizer import CLIP_NORM
 from budget_search.engine.schedule import Schedule
 
@@ -119,7 +119,7 @@ class CapturedSteps:
         # A batch that is not full is filled with rows of weight zero.
         filled = (torch.arange(self._batch_size, device=rows.device) < count).float()
         with self._device.autocast():
-            logits = self._model(**self._train.inputs(rows, length)).logits
+            logits = logits_of(self._model(**self._train.inputs(rows, length)))
         labels, weights = self._train.labels_of(rows, length), self._train.weights(rows, filled)
         loss = loss_of(logits, labels, self._train.soft_of(rows), weights)
         loss.backward()

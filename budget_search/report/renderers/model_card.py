@@ -98,7 +98,7 @@ def _metadata(report: Report, checkpoint_score: float, name: str) -> ModelCardDa
 
 def _use(report: Report, name: str) -> Section:
     kind = kind_of(report.metric)
-    code = (
+    code = kind.usage.format(name=name) or (
         "from transformers import pipeline\n\n"
         f"classify = pipeline({kind.pipeline!r}, {name!r}{kind.pipeline_options})\n"
         f"# or {kind.auto_model}.from_pretrained and AutoTokenizer.from_pretrained"
