@@ -99,6 +99,11 @@ def test_the_columns_of_squad_are_recognised(tmp_path: Path, ending: str) -> Non
 
 
 def test_an_answer_may_be_a_text_in_columns_of_other_names(tmp_path: Path) -> None:
+    rows = [
+        {**each, "answers": [{"text": "good", "answer_start": 2}]} for each in [row("who ?", "a good film", {})] * 2
+    ]
+    listed = load(write(tmp_path / "t.jsonl", rows), kind="question-answering").splits["train"].labels
+    assert [(answer.texts, answer.start) for answer in listed] == [(("good",), 2)] * 2
     (tmp_path / "t.csv").write_text("ask,page,reply\nwho ?,a good film,good\nwhere ?,in bad bad town,bad town\n")
     raw = load(tmp_path / "t.csv", kind="question-answering", text_columns=["ask", "page"], label_column="reply")
     assert [(answer.texts, answer.start) for answer in raw.splits["train"].labels] == [
@@ -119,6 +124,8 @@ def test_what_is_no_answer_is_refused(tmp_path: Path) -> None:
     assert "answer of example 2 in train, 'great', is not in its context" in refusal(absent)
     uneven = write(tmp_path / "uneven.jsonl", [good, {**good, "answers": {"text": ["good"], "answer_start": []}}])
     assert "example 2 in train" in (said := refusal(uneven)) and '"answer_start": [...]' in said
+    spelled = write(tmp_path / "spelled.jsonl", [good, {**good, "answers": {"text": ["good"], "answer_start": ["2"]}}])
+    assert "example 2 in train" in refusal(spelled)
     numbers = write(tmp_path / "numbers.jsonl", [good, {**good, "answers": 3}])
     assert "the answer of example 2 in train is 3" in refusal(numbers)
     missing = write(tmp_path / "missing.jsonl", [good, good, {**good, "answers": None}])
@@ -126,7 +133,9 @@ def test_what_is_no_answer_is_refused(tmp_path: Path) -> None:
     assert len(load(missing, skip_incomplete=True).splits["train"]) == 2
     nothing = write(tmp_path / "nothing.jsonl", [row("who ?", "a film", {})] * 3)
     assert "no question in train has an answer" in refusal(nothing)
-    assert "two --text-columns" in refusal(missing, text_columns=["question"], label_column="answers")
+    alone = refusal(missing, kind="question-answering", text_columns=["question"])
+    assert "two --text-columns" in alone
+    assert "--kind question-answering" in refusal(missing, text_columns=["question"], label_column="answers")
     with pytest.raises(UsageError, match="--metric squad_f1 does not fit sst2; allowed: accuracy f1 matthews"):
         resolve_task("sst2", metric="squad_f1")
 

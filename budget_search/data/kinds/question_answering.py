@@ -33,8 +33,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def read_labels(raw: LabelCells) -> tuple[LabelsBySplit, Names]:
     """An ``Answer`` for every example, in an array of objects (examples,).
 
-    A cell has SQuAD's form, ``{"text": [...], "answer_start": [...]}`` (both empty: no answer), or is the text of the
-    answer. Raises UsageError for another form, and for an answer that is not in its context.
+    A cell has SQuAD's form, ``{"text": [...], "answer_start": [...]}`` (both empty: no answer), or a list of such
+    records of one answer each, or is the text of the answer. Raises UsageError for another form, and for an answer that
+    is not in its context.
     """
     refuse_missing(raw.single, raw.column)
     coded = {}
@@ -53,13 +54,20 @@ def _parts(cell: Any, where: str) -> tuple[tuple[str, ...], list[int]]:
     """The texts of the answers and where they begin."""
     if isinstance(cell, str):
         return (cell.strip(),), [0]
-    texts, starts = (cell.get(name) for name in ("text", "answer_start")) if isinstance(cell, dict) else (None, None)
-    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+    if isinstance(cell, list) and all(isinstance(each, dict) for each in cell):
+        cell = {name: [each.get(name) for each in cell] for name in ("text", "answer_start")}
+    record: dict[str, Any] = cell if isinstance(cell, dict) else {}
+    texts, starts = record.get("text"), record.get("answer_start")
+    if texts is None or starts is None or not (_are(str, texts) and _are(int, starts) and len(texts) == len(starts)):
         raise UsageError(
             f'{where} is {cell!r}; a text or {{"text": [...], "answer_start": [...]}} with as many texts as starts is '
             "needed, as in SQuAD"
         )
-    return tuple(map(str, texts)), list(map(int, starts))
+    return tuple(texts), starts
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _place(text: str, start: int, context: str, where: str) -> int:
