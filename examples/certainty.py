@@ -2,12 +2,15 @@
 
     python examples/certainty.py --studies 1000                        every world and rule as a table
     python examples/certainty.py --worlds ordinary --format json       one object a line
+    python examples/certainty.py --worlds ordinary --later 0.5 1.5     further questions to the finished studies
 
 Every study has its own model, task and noise: outcomes of single examples, of which two models differ on a few (a third
 to a half of these with every seed), seeds, and screens that exaggerate. The search loop and the verdict are those of
 the package. Each study is searched once by every criterion. The rule `likely, certify 3` goes on with the search by
-`likely` and runs at most three further seeds of its answers. The rule `one seed` is that of the literature: one run,
-and the same examples for choosing and for scoring.
+`likely` and runs at most three further seeds of its answers. The rule `likely, asked later` asks for other deltas when
+the search has ended, one after the other, and reuses what was measured. `stated` is the mean of the probabilities that
+the answers by `likely` state, which should be the share of right ones. The rule `one seed` is that of the literature:
+one run, and the same examples for choosing and for scoring.
 
 In the worlds named `worst case` the true degradation of every measured set is slightly above delta, so every smaller
 answer is wrong, and several sets give several chances to err.
@@ -119,8 +122,9 @@ class Scenario:
     """How the studies of a world are searched. Deltas are in points.
 
     In the worst case ``tried`` sets are measured, each with a true degradation slightly above the first delta; with 0
-    the study is searched. With ``certify`` the search goes on with that many further seeds for its answers.
-    ``examples`` (on certification) and ``seed_sd`` (points) are random if not given.
+    the study is searched. With ``certify`` the search goes on with that many further seeds for its answers; then, by
+    the criterion, with ``later`` deltas one by one. ``examples`` (on certification) and ``seed_sd`` (points)
+    are random if not given.
     """
 
     criterion: Criterion = "likely"
@@ -128,6 +132,7 @@ class Scenario:
     tried: int = 0
     seeds: int = 3
     certify: int = 0
+    later: tuple[float, ...] = ()
     examples: int | None = None
     seed_sd: float | None = None
     world: World = field(default_factory=World)
@@ -254,11 +259,13 @@ class Answer:
     """The answer of a rule to one delta of one study.
 
     ``excess`` is the true degradation minus delta, in points; ``layers_above`` its depth minus that of the smallest set
-    that truly holds; ``equivalents`` the cost of the whole search in full fine-tunes of the full model.
+    that truly holds; ``equivalents`` the cost of the whole search in full fine-tunes of the full model. ``stated`` is
+    the probability of being right that the answer states.
     """
 
     rule: str
     verdict: str
+    stated: float | None
     study: int
     smaller: bool
     excess: float
@@ -273,12 +280,20 @@ def search_in(study: Study, rule: Judge = judge) -> list[Answer]:
     if scenario.certify:
         settings = replace(scenario.settings, certify=scenario.certify)
         answers += _search(study, memory, settings, certifying(scenario), rule)
+    for delta in scenario.later:
+        settings = replace(scenario.settings, deltas=(delta,))
+        answers += _search(study, memory, settings, asked_later(scenario), rule)
     return answers
 
 
 def certifying(scenario: Scenario) -> str:
     """The name of the rule that adds further seeds to the answers of the criterion."""
     return f"{scenario.criterion}, certify {scenario.certify}"
+
+
+def asked_later(scenario: Scenario) -> str:
+    """The name of the rule that answers further questions to a finished study."""
+    return f"{scenario.criterion}, asked later"
 
 
 def _search(study: Study, memory: InMemoryHistory, settings: SearchSettings, name: str, rule: Judge) -> list[Answer]:
@@ -291,26 +306,36 @@ def _search(study: Study, memory: InMemoryHistory, settings: SearchSettings, nam
     answers = Search(state, study.run_jobs, NullObserver()).run()
     tried = sorted({trial.layers for trial in memory.history if not trial.layers.is_full})
     equivalents = sum(trial.rung * trial.layers.depth / LAYERS for trial in memory.history)
-    chosen = [(name, _verdict(state, layers, delta), delta, layers) for delta, layers in answers.items()]
-    if not settings.certify:
-        chosen += [("one seed", "one seed", delta, one_seed(study, tried, delta)) for delta in answers]
+    chosen = [
+        (name, _verdict(state, layers, delta), _stated(state, layers, delta), delta, layers)
+        for delta, layers in answers.items()
+    ]
+    if name == settings.criterion:
+        chosen += [("one seed", "one seed", None, delta, one_seed(study, tried, delta)) for delta in answers]
     return [
         Answer(
             rule=name,
             verdict=verdict,
+            stated=stated,
             study=study.number,
             smaller=not layers.is_full,
             excess=study.degradation(layers) - delta,
             layers_above=layers.depth - study.smallest_depth(delta),
             equivalents=equivalents,
         )
-        for name, verdict, delta, layers in chosen
+        for name, verdict, stated, delta, layers in chosen
     ]
 
 
 def _verdict(state: SearchState, layers: LayerSet, delta: float) -> str:
     judgement = None if layers.is_full else state.judge(layers, delta)
     return verdict_word(layers, delta, judgement, criterion=state.settings.criterion)
+
+
+def _stated(state: SearchState, layers: LayerSet, delta: float) -> float | None:
+    if layers.is_full or state.settings.criterion != "likely":
+        return None
+    return state.estimate(layers).probability_within(delta)
 
 
 def one_seed(study: Study, tried: Iterable[LayerSet], delta: float) -> LayerSet:
@@ -325,7 +350,8 @@ def one_seed(study: Study, tried: Iterable[LayerSet], delta: float) -> LayerSet:
 class Row:
     """One rule in one world. Shares are of the answers with a smaller set; ``answers`` is their number.
 
-    ``certified`` is the share with that verdict, ``layers_above`` the mean over all answers, the full model included.
+    ``certified`` is the share with that verdict, ``stated`` the mean of the stated probabilities, ``layers_above`` the
+    mean over all answers, the full model included.
     """
 
     world: str
@@ -334,6 +360,7 @@ class Row:
     wrong: float
     wrong_by_half: float
     certified: float
+    stated: float | None
     layers_above: float
     equivalents: float
     studies_wrong: float
@@ -343,6 +370,7 @@ def row(scenario: Scenario, rule: str, answers: Sequence[Answer]) -> Row:
     own = [answer for answer in answers if answer.rule == rule]
     given = [answer for answer in own if answer.smaller]
     wrong = {answer.study for answer in given if answer.excess > 0}
+    stated = [answer.stated for answer in given if answer.stated is not None]
 
     def share(condition: Callable[[Answer], bool]) -> float:
         return sum(map(condition, given)) / len(given) if given else 0.0
@@ -354,6 +382,7 @@ def row(scenario: Scenario, rule: str, answers: Sequence[Answer]) -> Row:
         wrong=share(lambda answer: answer.excess > 0),
         wrong_by_half=share(lambda answer: answer.excess > 0.5),
         certified=share(lambda answer: answer.verdict == "certified"),
+        stated=fmean(stated) if stated else None,
         layers_above=fmean(answer.layers_above for answer in own),
         equivalents=fmean(answer.equivalents for answer in own),
         studies_wrong=len(wrong) / len({answer.study for answer in own}),
@@ -370,26 +399,39 @@ def played(scenario: Scenario, studies: int, workers: int) -> list[Answer]:
     return [answer for each in answers for answer in each]
 
 
-def rows(world: str, studies: int, workers: int) -> Iterator[Row]:
+def rows(world: str, studies: int, workers: int, later: tuple[float, ...] = ()) -> Iterator[Row]:
     """The rows of one world: a row per criterion, and one for `one seed` on the sets that `observed` measured."""
     if world.startswith("worst case"):
         scenario = WORST_CASES[world]
         yield row(scenario, "certified", played(scenario, studies, workers))
         return
-    for criterion in ("likely", "observed", "certified"):
-        certify = DEFAULT_CERTIFY if criterion == "likely" else 0
-        scenario = Scenario(criterion, world=WORLDS[world], certify=certify)
+    for criterion in ("likely",) if later else ("likely", "observed", "certified"):
+        certify = DEFAULT_CERTIFY if criterion == "likely" and not later else 0
+        scenario = Scenario(criterion, world=WORLDS[world], certify=certify, later=later)
         answers = played(scenario, studies, workers)
         yield row(scenario, criterion, answers)
         if certify:
             yield row(scenario, certifying(scenario), answers)
+        if later:
+            yield row(scenario, asked_later(scenario), answers)
         if criterion == "observed":
             yield row(scenario, "one seed", answers)
 
 
 WORST_CASES = {str(each): each for each in (Scenario("certified", (1.0,), tried=tried) for tried in (1, 5))}
-HEADERS = ("world", "rule", "answers", "wrong", "by > 0.5", "certified", "layers above", "equivalents", "studies wrong")
-FORMATS = ("", "", "d", ".1%", ".1%", ".1%", ".2f", ".1f", ".1%")
+HEADERS = (
+    "world",
+    "rule",
+    "answers",
+    "wrong",
+    "by > 0.5",
+    "certified",
+    "stated",
+    "layers above",
+    "equivalents",
+    "studies wrong",
+)
+FORMATS = ("", "", "d", ".1%", ".1%", ".1%", ".1%", ".2f", ".1f", ".1%")
 
 
 def main() -> None:
@@ -397,16 +439,17 @@ def main() -> None:
     names = (*WORLDS, *WORST_CASES)
     parser.add_argument("--studies", type=int, default=1000, help="per world and criterion (default 1000)")
     parser.add_argument("--worlds", nargs="+", choices=names, default=names, metavar="WORLD", help=", ".join(names))
+    parser.add_argument("--later", nargs="+", type=float, default=(), metavar="D", help="points; only `likely`")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--format", choices=("text", "json"), default="text")
     arguments = parser.parse_args()
     table = []
     for world in arguments.worlds:
-        for each in rows(world, arguments.studies, arguments.workers):
+        for each in rows(world, arguments.studies, arguments.workers, tuple(arguments.later)):
             if arguments.format == "json":
                 print(json.dumps(asdict(each)), flush=True)
             cells = zip(FORMATS, asdict(each).values(), strict=True)
-            table.append([format(value, style) for style, value in cells])
+            table.append(["-" if value is None else format(value, style) for style, value in cells])
     if arguments.format == "text":
         print(tabulate(table, headers=HEADERS, disable_numparse=True))
 
