@@ -56,6 +56,7 @@ def _forecast(resolved: ResolvedRequest, console: Console) -> Forecast:
     try:
         from budget_search.app.forecast import forecast
     finally:
+        gc.freeze()
         gc.enable()
     return forecast(resolved, console)
 
