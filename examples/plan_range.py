@@ -9,6 +9,7 @@ searches inside, below and above them.
 from __future__ import annotations
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 
 from tabulate import tabulate
 
@@ -36,8 +37,9 @@ def main() -> None:
     settings = SearchSettings(
         own.layers, (1.0, 2.0, 3.0), own.strategy, (42, 43, 44), 7, rung, screens_for(rung, own.layers)
     )
-    planned = simulate_searches(settings, own.workers)
-    fresh = simulate_searches(settings, own.workers, first=SIMULATIONS, count=own.models)
+    with ProcessPoolExecutor(own.workers) as processes:
+        planned = simulate_searches(settings, run=processes.map)
+        fresh = simulate_searches(settings, first=SIMULATIONS, count=own.models, run=processes.map)
     rows = []
     for name, amount in (("evaluations", evaluations), ("equivalents", equivalents)):
         low, high = min(map(amount, planned)), max(map(amount, planned))

@@ -42,6 +42,7 @@ from budget_search.layer_search.acceptance import AcceptanceRule
 from budget_search.layer_search.acquisition import ConfirmationRule, choose
 from budget_search.layer_search.budget import Pace
 from budget_search.layer_search.loop import Search
+from budget_search.layer_search.pool import Pool
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies.problem import SearchProblem
@@ -530,7 +531,8 @@ def test_time_and_price_count_every_phase() -> None:
 
 
 def test_cheaper_confirmations_are_tried_where_dearer_ones_are_not_worth_it() -> None:
-    [layers] = sets = [LayerSet((0, 1, 3), 4)]
+    layers = LayerSet((0, 1, 3), 4)
+    pool = Pool.of([layers], 4)
     # One layer less is not likely to hold where two less lost three points.
     surrogate = SearchProblem(4, Tolerance(0.0, {}), full_runs={LayerSet((0, 1), 4): FullRuns(3.0, 3)}).surrogate([])
     rule = ConfirmationRule(1.0, 0.5, 3, {}, AcceptanceRule("observed", 0.8), recipe=SHORT)
@@ -539,8 +541,8 @@ def test_cheaper_confirmations_are_tried_where_dearer_ones_are_not_worth_it() ->
         pytest.approx(3 * 3 / 4),
         pytest.approx(0.1 * 3 * 3 / 4),
     )
-    assert choose(surrogate, sets, rule, 4, 1) is None
-    assert choose(surrogate, sets, dataclasses.replace(rule, recipe=short), 4, 1) == layers
+    assert choose(surrogate, pool, rule, 4, 1) is None
+    assert choose(surrogate, pool, dataclasses.replace(rule, recipe=short), 4, 1) == layers
 
 
 def reported(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:

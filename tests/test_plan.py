@@ -13,6 +13,7 @@ from budget_search.app.warm_start import warm_start_note
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import Job, SearchBudget, TrialKey
+from budget_search.engine.parallel.forked_processes import forked_processes
 from budget_search.simulation import simulated_search
 from budget_search.simulation.generated_models import GeneratedModel
 from budget_search.simulation.simulated_search import VirtualWorkers, layers_trained, simulate_searches
@@ -31,16 +32,15 @@ def few_rehearsals(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_the_same_plan_is_rehearsed_alike() -> None:
     asked = settings(total=5, evaluations=12)
-    first, again = simulate_searches(asked, 1), simulate_searches(asked, 2)
+    with forked_processes(2) as processes:
+        first, again = simulate_searches(asked), simulate_searches(asked, run=processes.map)
     assert [each.jobs for each in first] == [each.jobs for each in again]
     assert len({each.jobs for each in first}) > 1
 
 
 def test_rehearsals_keep_to_limits_and_budget() -> None:
     limits = Limits(keep=frozenset({4}), max_layers=3)
-    for each in simulate_searches(
-        settings(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11)), 1
-    ):
+    for each in simulate_searches(settings(total=5, evaluations=12, limits=limits, budget=SearchBudget(max_trials=11))):
         assert len(each.jobs) <= 11
         assert any(not job.key.layers.is_full for job in each.jobs)
         assert all(job.key.layers.is_full or limits.allow(job.key.layers) for job in each.jobs)
@@ -48,18 +48,18 @@ def test_rehearsals_keep_to_limits_and_budget() -> None:
 
 @pytest.mark.parametrize("strategy", ["greedy", "top", "contribution"])
 def test_any_strategy_can_be_rehearsed(strategy: str) -> None:
-    for each in simulate_searches(settings(total=4, strategy=strategy, deltas=(2.0,)), 1):
+    for each in simulate_searches(settings(total=4, strategy=strategy, deltas=(2.0,))):
         assert any(not job.key.layers.is_full for job in each.jobs)
 
 
 def test_deep_models_are_rehearsed_with_fewer_layers() -> None:
     asked = settings(total=24, strategy="top", deltas=(2.0,), fixed=frozenset({20}), named=())
-    assert {each.total for each in simulate_searches(asked, 1)} == {12}
+    assert {each.total for each in simulate_searches(asked)} == {12}
 
 
 def test_what_named_sets_take_is_known() -> None:
     named = (LayerSet((0, 3, 20), 24), LayerSet((0, 5), 24))
-    (only,) = simulate_searches(settings(total=24, named=named), 1)
+    (only,) = simulate_searches(settings(total=24, named=named))
     assert [job.key.layers.depth for job in only.jobs] == [24, 24, 24, 3, 3, 3, 2, 2, 2]
 
 
@@ -74,7 +74,7 @@ def test_evaluations_begin_as_soon_as_a_worker_is_free(depths: tuple[int, ...], 
 
 
 def test_two_workers_are_told_to_take_about_half_the_time() -> None:
-    one, two = ([each.seconds for each in simulate_searches(settings(total=6, width=width), 1)] for width in (1, 2))
+    one, two = ([each.seconds for each in simulate_searches(settings(total=6, width=width))] for width in (1, 2))
     assert 1.5 < sum(one) / sum(two) < 2
 
 

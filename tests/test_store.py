@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from budget_search.core.errors import StudyError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Trial, TrialKey
 from budget_search.storage.files import write_json
-from budget_search.storage.study_folder import StudyFolder
+from budget_search.storage.study_folder import StudyFolder, draft_of
 from budget_search.storage.study_store import StudyStore
 
 KEY = TrialKey(LayerSet((0, 3, 11), 12), 1 / 6, 1_000_142)
@@ -120,6 +123,32 @@ def test_a_study_is_held_by_one_command_at_a_time(tmp_path: Path) -> None:
         pass
     with folder.locked():
         pass
+
+
+def test_commands_that_create_one_study_at_once(tmp_path: Path) -> None:
+    """One is first. Another is refused by the study's name, or waits and then finds the study there."""
+    folder, waits = StudyFolder(tmp_path / "mine"), threading.Event()
+
+    def create(number: int) -> None:
+        waits.set()
+        with draft_of(folder, wait=True) as draft:
+            write_json(draft.config, number)
+
+    with ThreadPoolExecutor(2) as others:
+        with draft_of(folder, wait=True) as draft:
+            with (
+                pytest.raises(StudyError, match="another command is working on the study mine;"),
+                draft_of(folder, wait=False),
+            ):
+                pass
+            write_json(draft.config, 1)
+            waiting = [others.submit(create, number) for number in (2, 3)]
+            waits.wait()
+            time.sleep(0.2)
+        for each in waiting:
+            each.result(timeout=60)
+    assert folder.config.read_text() == "1\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:

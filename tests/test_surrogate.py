@@ -16,6 +16,7 @@ from budget_search.layer_search.acquisition import (
     choose,
     confirmation_probabilities,
 )
+from budget_search.layer_search.pool import Pool
 from budget_search.layer_search.strategies.auto import design
 from budget_search.layer_search.surrogate import BROKEN, FullRuns, Surrogate, combine_with_loss
 
@@ -126,9 +127,13 @@ def test_sets_considered_are_all_of_a_shallow_model_and_reach_every_depth_of_a_d
 def test_chances_fall_with_what_is_lost_and_rise_with_what_is_allowed() -> None:
     surrogate = fitted()
     harmless, harmful = LayerSet.dropping({11}, 12), LayerSet.dropping({0, 1}, 12)
-    either = confirmation_probabilities(surrogate, [harmless, harmful], ConfirmationRule(1.0, 0.3, 3, {}, OBSERVED))
-    assert either[0] > either[1]
-    assert confirmation_probabilities(surrogate, [harmful], ConfirmationRule(5.0, 0.3, 3, {}, OBSERVED))[0] > either[1]
+    both = Pool.of([harmless, harmful], 12)
+    strict, lax = (
+        confirmation_probabilities(surrogate, both, ConfirmationRule(delta, 0.3, 3, {}, OBSERVED))
+        for delta in (1.0, 5.0)
+    )
+    assert strict[0] > strict[1]
+    assert lax[1] > strict[1]
 
 
 def test_a_probability_asks_for_a_lower_mean_the_less_is_known() -> None:
@@ -147,10 +152,9 @@ def test_runs_already_there_count_towards_the_chance() -> None:
     lucky, unlucky = (ConfirmationRule(1.0, 0.3, 3, {layers: FullRuns(lost, 2)}, OBSERVED) for lost in (0.0, 1.6))
     assert lucky.allowed_degradation(layers, 1.0) == pytest.approx(3.0)
     assert unlucky.allowed_degradation(layers, 1.0) == pytest.approx(-0.2)
-    assert (
-        confirmation_probabilities(surrogate, [layers], lucky)[0]
-        > confirmation_probabilities(surrogate, [layers], unlucky)[0]
-    )
+    # The set keeps its runs where it is one of a selection.
+    chosen = Pool.of(EVERY, 12).where(np.array([each == layers for each in EVERY]))
+    assert confirmation_probabilities(surrogate, chosen, lucky) > confirmation_probabilities(surrogate, chosen, unlucky)
 
 
 def best_first(chance: dict[int, float], answer: int, total: int = 12, tries: int = 5) -> int | None:
@@ -192,8 +196,20 @@ def test_choosing_takes_the_likeliest_set_of_a_depth_and_nothing_from_nothing() 
     surrogate = fitted()
     worse, better = LayerSet.dropping({0, 1}, 12), LayerSet.dropping({10, 11}, 12)
     confirming = ConfirmationRule(2.0, 0.3, 3, {}, OBSERVED)
-    assert choose(surrogate, [worse, better], confirming, 12, 5) == better
-    assert choose(surrogate, [], confirming, 12, 5) is None
+    assert choose(surrogate, Pool.of([worse, better], 12), confirming, 12, 5) == better
+    assert choose(surrogate, Pool.of([], 12), confirming, 12, 5) is None
+
+
+def test_a_selection_knows_its_own_sets_alone() -> None:
+    pool = Pool.of(EVERY, 12)
+    few = [EVERY[7], LayerSet((0,), 12), LayerSet.full(12), EVERY[100]]
+    assert [pool.sets[position] for position, _ in pool.find(few)] == [EVERY[7], LayerSet((0,), 12), EVERY[100]]
+    deep = pool.where(pool.depths >= 9).where(~pool.where(pool.depths >= 9).among([EVERY[7]]))
+    assert set(deep.sets) == {layers for layers in EVERY if layers.depth >= 9} - {EVERY[7]}
+    assert list(deep.depths) == [layers.depth for layers in deep.sets]
+    assert [(deep.sets[position], layers) for position, layers in deep.find(few)] == [(EVERY[100], EVERY[100])]
+    surrogate = fitted()
+    np.testing.assert_allclose(surrogate.predict_rows(deep.rows), surrogate.predict(deep.sets))
 
 
 def test_a_full_run_that_broke_does_not_bend_the_rest() -> None:

@@ -11,6 +11,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from budget_search.data.tokenization import EncodedTask
 from budget_search.engine.device import Device, cores
 from budget_search.engine.measurements.evaluation_cost import evaluation_costs
 from budget_search.engine.measurements.speed import mean_speed
+from budget_search.engine.parallel.forked_processes import forked_processes
 from budget_search.engine.parallel.workers import Workers
 from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchObserver, SearchSettings
@@ -98,14 +100,15 @@ class Forecast:
 
 def forecast(resolved: ResolvedRequest, observer: SearchObserver) -> Forecast:
     """Time a few steps and rehearse. Raises whatever a search raises before its first evaluation."""
-    device = study_device(resolved)
-    with _study_or_draft(resolved, device, observer) as folder:
-        study = _probe(resolved, folder, device, observer)
-        observer.stage("rehearsing the search on generated models")
-        rehearsals = []
-        if not study.answered:
-            rehearsals = simulate_searches(study.settings, cores(), study.remaining.seconds)
-        return _summary(study, rehearsals)
+    with forked_processes(resolved.request.workers or cores()) as processes:
+        device = study_device(resolved)
+        with _study_or_draft(resolved, device, observer) as folder:
+            study = _probe(resolved, folder, device, processes, observer)
+            observer.stage("rehearsing the search on generated models")
+            rehearsals = []
+            if not study.answered:
+                rehearsals = simulate_searches(study.settings, study.remaining.seconds, run=processes.map)
+            return _summary(study, rehearsals)
 
 
 @contextlib.contextmanager
@@ -138,7 +141,9 @@ class ProbedStudy:
         return RemainingWork.of(self.costs, self.history)
 
 
-def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, observer: SearchObserver) -> ProbedStudy:
+def _probe(
+    resolved: ResolvedRequest, folder: StudyFolder, device: Device, processes: Executor, observer: SearchObserver
+) -> ProbedStudy:
     """Time a few training and evaluation steps while all workers are busy."""
     request, facts = resolved.request, stored_config(folder)["facts"]
     task, context = EncodedTask.load(folder.examples), evaluation_context(resolved, folder, device)
@@ -150,7 +155,7 @@ def _probe(resolved: ResolvedRequest, folder: StudyFolder, device: Device, obser
     if request.scheduler:
         where = " here, not on the cluster: --workers says how many evaluations it will run"
     observer.stage(f"timing a few steps with one layer and with all{where}")
-    speed = mean_speed(workers.speeds(settings.total))
+    speed = mean_speed(workers.speeds(settings.total, processes))
     return ProbedStudy(
         resolved=resolved,
         folder=folder,

@@ -21,6 +21,7 @@ from budget_search.core.config import RECIPES, Recipe
 from budget_search.core.dropping import training_depth
 from budget_search.core.layers import LayerSet
 from budget_search.layer_search.acceptance import SELECTION_BIAS, AcceptanceRule
+from budget_search.layer_search.pool import Pool
 from budget_search.layer_search.surrogate import PAIRED_VARIANCE, FullRuns, Surrogate
 
 LAYER_UTILITY, ANSWER_UTILITY = 2.0, 2.0
@@ -74,25 +75,22 @@ class ConfirmationRule:
         return float(np.sqrt(PAIRED_VARIANCE * self.seed_sd**2 / self.remaining_runs(layers) + self.example_variance))
 
 
-def confirmation_probabilities(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
+def confirmation_probabilities(surrogate: Surrogate, pool: Pool, rule: ConfirmationRule) -> np.ndarray:
     """The probability that each set is confirmed; (sets,)."""
-    mean, sd = surrogate.predict(sets)
+    mean, sd = surrogate.predict_rows(pool.rows)
     allowed = rule.required_means(mean + SELECTION_BIAS * sd, sd)
-    noise = np.full(len(sets), np.sqrt(PAIRED_VARIANCE * rule.seed_sd**2 / rule.seeds + rule.example_variance))
-    for index, layers in enumerate(sets):
-        if layers in rule.full_runs:
-            allowed[index], noise[index] = rule.allowed_degradation(layers, allowed[index]), rule.noise(layers)
+    noise = np.full(len(mean), np.sqrt(PAIRED_VARIANCE * rule.seed_sd**2 / rule.seeds + rule.example_variance))
+    for index, layers in pool.find(rule.full_runs):
+        allowed[index], noise[index] = rule.allowed_degradation(layers, allowed[index]), rule.noise(layers)
     return np.asarray(special.ndtr((allowed - mean - SELECTION_BIAS * sd) / np.sqrt(sd**2 + noise**2)))
 
 
-def choose(
-    surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule, answer_depth: int, tries: int
-) -> LayerSet | None:
+def choose(surrogate: Surrogate, pool: Pool, rule: ConfirmationRule, answer_depth: int, tries: int) -> LayerSet | None:
     """The set to confirm next, if at most ``tries`` sets may be confirmed; None if no confirmation is worth its cost.
 
-    All ``sets`` have fewer layers than the current answer, which has ``answer_depth``.
+    All sets of the pool have fewer layers than the current answer, which has ``answer_depth``.
     """
-    candidates = _most_likely_by_depth(sets, confirmation_probabilities(surrogate, sets, rule))
+    candidates = _most_likely_by_depth(pool, confirmation_probabilities(surrogate, pool, rule))
     if not candidates:
         return None
     total = candidates[0].total
@@ -103,13 +101,10 @@ def choose(
     return None if best is None else candidates[best]
 
 
-def _most_likely_by_depth(sets: Sequence[LayerSet], probabilities: np.ndarray) -> list[LayerSet]:
+def _most_likely_by_depth(pool: Pool, probabilities: np.ndarray) -> list[LayerSet]:
     """The most likely set of every depth, by ascending depth."""
-    best: dict[int, tuple[float, LayerSet]] = {}
-    for layers, probability in zip(sets, probabilities.tolist(), strict=True):
-        if layers.depth not in best or probability > best[layers.depth][0]:
-            best[layers.depth] = (probability, layers)
-    return [best[depth][1] for depth in sorted(best)]
+    by_depth = (np.flatnonzero(pool.depths == depth) for depth in np.unique(pool.depths))
+    return [pool.sets[positions[probabilities[positions].argmax()]] for positions in by_depth]
 
 
 def _sample_outcomes(surrogate: Surrogate, sets: Sequence[LayerSet], rule: ConfirmationRule) -> np.ndarray:
@@ -133,19 +128,15 @@ def _best_first(
     that holds adds ``answer_utility``. ``holds`` has shape (candidates, samples).
     """
     gains = [*(utility + answer_utility for utility in utilities), 0.0]
+    shares = _conditional_shares(holds).tolist()
 
     @cache
     def value(failed: int, held: int, tries: int) -> tuple[float, int | None]:
         """The optimal value and first choice, given the deepest candidate that failed (-1: none), the shallowest that
         held (the number of candidates: the current answer) and the tries left."""
-        known = np.ones(holds.shape[1], dtype=bool)
-        if failed >= 0:
-            known &= ~holds[failed]
-        if held < len(utilities):
-            known &= holds[held]
         best: tuple[float, int | None] = (0.0, None)
         for index in range(failed + 1, held if tries else 0):
-            probability = float(holds[index][known].mean()) if known.any() else 0.0
+            probability = shares[failed][held][index]
             expected = -costs[index] * (probability + FAILING_SHARE * (1 - probability))
             if probability > 0:
                 expected += probability * (gains[index] - gains[held] + value(failed, index, tries - 1)[0])
@@ -155,6 +146,18 @@ def _best_first(
         return best
 
     return value(-1, len(utilities), tries)[1]
+
+
+def _conditional_shares(holds: np.ndarray) -> np.ndarray:
+    """The share of samples in which a candidate holds, of those in which one failed and another held.
+
+    ``holds`` is (candidates, samples). The result is indexed by the failed one (last: none), the one that held (last:
+    none) and the candidate; 0 where no sample is left.
+    """
+    held = np.vstack([holds, np.ones(holds.shape[1], dtype=bool)]).astype(float)
+    failed = np.vstack([~holds, np.ones(holds.shape[1], dtype=bool)]).astype(float)
+    counts = (failed[:, None, :] * held) @ held.T
+    return np.asarray(counts[:, :, :-1] / np.maximum(counts[:, :, -1:], 1))
 
 
 def candidate_sets(

@@ -7,8 +7,11 @@ running jobs, so an interrupted search resumes where it stopped.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from threadpoolctl import threadpool_limits
 
 from budget_search.core.dropping import starts_from_full
 from budget_search.core.errors import BudgetSearchError
@@ -20,6 +23,7 @@ from budget_search.layer_search.budget import RemainingBudget
 from budget_search.layer_search.certification import wanted_runs
 from budget_search.layer_search.learning import why_not_learnt
 from budget_search.layer_search.notes import notes
+from budget_search.layer_search.pool import Pool
 from budget_search.layer_search.settings import SearchObserver
 from budget_search.layer_search.state import SearchState
 from budget_search.layer_search.strategies import propose
@@ -67,11 +71,13 @@ class Search:
         Every trial is recorded as soon as it is finished. Raises BudgetSearchError if the baseline cannot be measured
         or the machine makes the same evaluation fail twice.
         """
-        for trial in self._run_jobs(self._jobs()):
-            self.state.record(trial)
-            self.fine_tuned += not trial.machine_failure
-            self._observer.finished(trial)
-        return self.state.answers()
+        # The matrices of a decision are small, and threads that wait for each other would take cores from the workers.
+        with threadpool_limits(1, user_api="blas"):
+            for trial in self._run_jobs(self._jobs()):
+                self.state.record(trial)
+                self.fine_tuned += not trial.machine_failure
+                self._observer.finished(trial)
+            return self.state.answers()
 
     def _jobs(self) -> Iterator[Job | None]:
         """The jobs in order; None while the next depends on running jobs. Machine failures are retried once."""
@@ -271,22 +277,18 @@ class Search:
         fewest = self.state.screens.fewest_working - 1
         screened = [trial.layers for trial in trials if trial.state != "failed" and not trial.layers.is_full]
         if self.settings.strategy == "auto":
-            sets = problem.sets(screened)
+            pool = problem.pool(screened)
         else:
-            sets = [layers for layers in screened if problem.allows(layers)]
+            pool = Pool.of([layers for layers in screened if problem.allows(layers)], self.settings.total)
         depth = self._expected_depth(delta)
-        tried = [layers.depth for layers in planned]
+        tried = Counter(layers.depth for layers in planned)
+        exhausted = [each for each, count in tried.items() if count >= CANDIDATES_PER_DEPTH]
         # Sets without a run are open; they are most of the thousands in the pool.
         begun = {*self.state.confirmations.started, *(job.key.layers for job in self._running)}
         closed = {layers for layers in begun if not self._is_open(layers, delta)}
-        pool = [
-            layers
-            for layers in sets
-            if fewest <= layers.depth < depth
-            and layers not in closed
-            and (layers in planned or (tries and tried.count(layers.depth) < CANDIDATES_PER_DEPTH))
-        ]
-        if not pool:
+        wanted = pool.among(planned) | (~np.isin(pool.depths, exhausted) & bool(tries))
+        pool = pool.where((fewest <= pool.depths) & (pool.depths < depth) & wanted & ~pool.among(closed))
+        if not pool.sets:
             return None
         return choose(problem.surrogate(trials), pool, self.state.confirmation_rule(delta), depth, max(1, tries))
 

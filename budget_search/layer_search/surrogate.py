@@ -112,9 +112,16 @@ class Surrogate:
 
     def predict(self, sets: Sequence[LayerSet]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the degradation of each set in a full run, in points; both (sets,)."""
-        rows = features(sets, self.total)
+        return self.predict_rows(features(sets, self.total))
+
+    def predict_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same for the sets with these ``features`` (sets, features)."""
         variance = ((rows @ self.root) ** 2).sum(axis=1)
-        return rows @ self.mean, np.sqrt(np.maximum(variance, 1e-12))
+        return self.expected(rows), np.sqrt(np.maximum(variance, 1e-12))
+
+    def expected(self, rows: np.ndarray) -> np.ndarray:
+        """The means of ``predict_rows`` alone."""
+        return np.asarray(rows @ self.mean)
 
     def sample(self, sets: Sequence[LayerSet], random: np.random.Generator, samples: int) -> np.ndarray:
         """Joint samples of the degradations of the sets, in points; (sets, samples)."""

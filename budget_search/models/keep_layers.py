@@ -9,8 +9,10 @@ are compared.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -122,16 +124,44 @@ def _require_as_loaded(model: PreTrainedModel, full: PreTrainedModel) -> None:
 
 
 def _emptied(full: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> PreTrainedModel:
-    """The smaller model without weights. Raises UnsupportedModelError if one of its layers would change."""
-    try:
-        smaller = build(full, _fitting_settings(full, stack, layers))
-    # Constructors of models raise any kind of exception for a config that they do not support.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise _refusal(full, layers, [f"the model rejects a config with these layers ({reason})"]) from error
-    if reasons := list(_differences(full, smaller, stack, layers.kept)):
-        raise _refusal(full, layers, reasons)
-    return smaller
+    """The smaller model without weights. Raises UnsupportedModelError if one of its layers would change.
+
+    Counts of leading layers, such as "the first 3 are dense", are adapted to the kept layers. The name of a field does
+    not tell whether it is such a count, so a change is kept only if it reduces the number of differences.
+    """
+    best = _Attempt.of(full, stack, layers, stack.settings(full.config, layers.kept))
+    for name, value in list(section(best.settings, stack.field).items()):
+        if best.differences and name != stack.field[-1] and type(value) is int and 0 < value <= layers.total:
+            settings = copy.deepcopy(best.settings)
+            section(settings, stack.field)[name] = sum(index < value for index in layers.kept)
+            best = min(best, _Attempt.of(full, stack, layers, settings), key=lambda attempt: attempt.differences)
+    if best.differences or best.model is None:
+        raise _refusal(full, layers, best.reasons) from best.error
+    return best.model
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A smaller model built from these settings, and why it is not the one wanted; None where it cannot be built."""
+
+    settings: Settings
+    model: PreTrainedModel | None
+    reasons: Sequence[str]
+    error: Exception | None = None
+
+    @property
+    def differences(self) -> float:
+        return math.inf if self.model is None else len(self.reasons)
+
+    @classmethod
+    def of(cls, full: PreTrainedModel, stack: LayerStack, layers: LayerSet, settings: Settings) -> _Attempt:
+        try:
+            model = build(full, settings)
+            return cls(settings, model, list(_differences(full, model, stack, layers.kept)))
+        # Constructors of models raise any kind of exception for a config that they do not support.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            return cls(settings, None, [f"the model rejects a config with these layers ({reason})"], error)
 
 
 def _refusal(model: PreTrainedModel, layers: LayerSet, reasons: Sequence[str]) -> UnsupportedModelError:
@@ -139,30 +169,6 @@ def _refusal(model: PreTrainedModel, layers: LayerSet, reasons: Sequence[str]) -
     return UnsupportedModelError(
         f"{type(model).__name__} cannot keep just the layers {layers}: {reasons[0]}{more}; choose another set"
     )
-
-
-def _fitting_settings(full: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> Settings:
-    """The smaller config. Counts of leading layers, such as "the first 3 are dense", are adapted to the kept layers.
-
-    The name of a field does not tell whether it is such a count, so a change is kept only if it reduces the number of
-    differences.
-    """
-
-    def count_differences(settings: Settings) -> float:
-        try:
-            return sum(1 for _ in _differences(full, build(full, settings), stack, layers.kept))
-        except Exception:  # reported when the final settings are built
-            return float("inf")
-
-    best = stack.settings(full.config, layers.kept)
-    fewest = count_differences(best)
-    for name, value in list(section(best, stack.field).items()):
-        if fewest and name != stack.field[-1] and type(value) is int and 0 < value <= layers.total:
-            trial = copy.deepcopy(best)
-            section(trial, stack.field)[name] = sum(index < value for index in layers.kept)
-            if (count := count_differences(trial)) < fewest:
-                best, fewest = trial, count
-    return best
 
 
 def _load(model: PreTrainedModel, smaller: PreTrainedModel, stack: LayerStack, layers: LayerSet) -> None:

@@ -6,9 +6,9 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
-
-from joblib import Parallel, delayed
+from typing import Protocol
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
@@ -69,17 +69,26 @@ class VirtualWorkers:
             yield self._measure(first)
 
 
+class Map(Protocol):
+    """``map``, or that of an executor whose processes share the work."""
+
+    def __call__(
+        self, function: Callable[[int], SimulatedSearch], numbers: Iterable[int], /
+    ) -> Iterator[SimulatedSearch]: ...
+
+
 def simulate_searches(
     settings: SearchSettings,
-    processes: int,
     seconds: Callable[[Job], float] = layers_trained,
     *,
     first: int = 0,
     count: int | None = None,
+    run: Map = map,
 ) -> list[SimulatedSearch]:
     """Run the search on ``count`` generated models (default ``SIMULATIONS``), from number ``first`` on.
 
-    ``seconds`` gives the duration of an evaluation. The result is the same for the same settings.
+    ``seconds`` gives the duration of an evaluation. The result is the same for the same settings, wherever ``run`` has
+    the simulations run.
     """
     if settings.named:
         return [_measure_named_sets(settings, seconds)]
@@ -94,9 +103,7 @@ def simulate_searches(
         )
     if settings.strategy == "contribution" and settings.similarities is None:
         settings = dataclasses.replace(settings, similarities=tuple(index / total for index in range(total)))
-    with Parallel(n_jobs=processes) as parallel:
-        numbers = range(first, first + (count or SIMULATIONS))
-        return list(parallel(delayed(_simulate)(settings, number, seconds) for number in numbers))
+    return list(run(partial(_simulate, settings, seconds), range(first, first + (count or SIMULATIONS))))
 
 
 def _measure_named_sets(settings: SearchSettings, seconds: Callable[[Job], float]) -> SimulatedSearch:
@@ -113,7 +120,7 @@ def _measure_named_sets(settings: SearchSettings, seconds: Callable[[Job], float
     return SimulatedSearch(settings.total, tuple(jobs), len(sets) - 1, workers.clock, 0.0)
 
 
-def _simulate(settings: SearchSettings, number: int, seconds: Callable[[Job], float]) -> SimulatedSearch:
+def _simulate(settings: SearchSettings, seconds: Callable[[Job], float], number: int) -> SimulatedSearch:
     model, memory = GeneratedModel(number, settings.total, Noise()), InMemoryHistory()
     workers = VirtualWorkers(settings.width, seconds, model.measure)
 

@@ -96,15 +96,8 @@ class StudyFolder:
 
         If another command holds the lock, ``wait`` until it ends; without ``wait``, raises StudyError.
         """
-        lock = FileLock(self.path / "study.lock")
         with explain_disk_errors(f"lock the study {self.path.name}"):
-            try:
-                lock.acquire(timeout=-1 if wait else 0)
-            except Timeout:
-                raise StudyError(
-                    f"another command is working on the study {self.path.name}; "
-                    "wait until it ends (add --wait), or stop it first"
-                ) from None
+            lock = _acquire(self.path, self.path.name, wait=wait)
         try:
             yield
         finally:
@@ -135,21 +128,46 @@ def draft_of(folder: StudyFolder, *, wait: bool) -> Iterator[StudyFolder]:
     """A locked draft of a new study, renamed to ``folder`` when the caller has filled it. Raises BudgetSearchError."""
     draft = StudyFolder(folder.path.with_name(f".{folder.path.name}.new"))
     try:
-        draft.path.mkdir(parents=True, exist_ok=True)
-        with draft.locked(wait=wait):
-            try:
-                # A killed command may have left files.
-                shutil.rmtree(draft.tokenizer, ignore_errors=True)
-                yield draft
-                if not folder.config.exists():
-                    draft.path.rename(folder.path)
-            finally:
+        lock = _lock_draft(draft, folder.path.name, wait=wait)
+        try:
+            # A killed command may have left files.
+            shutil.rmtree(draft.tokenizer, ignore_errors=True)
+            yield draft
+            if folder.config.exists():
                 shutil.rmtree(draft.path, ignore_errors=True)
+            else:
+                # From here on the draft's name may be that of another command's draft.
+                draft.path.rename(folder.path)
+        except BaseException:
+            shutil.rmtree(draft.path, ignore_errors=True)
+            raise
+        finally:
+            lock.release()
     except OSError as error:
         raise BudgetSearchError(
             f"cannot write the study {folder.path.name} into {folder.path.parent}: {error.strerror or error}; "
             "choose another --studies-dir"
         ) from error
+
+
+def _lock_draft(draft: StudyFolder, name: str, *, wait: bool) -> FileLock:
+    """The lock of a draft of the study ``name``; a command that held it before has renamed or removed the draft."""
+    while True:
+        draft.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return _acquire(draft.path, name, wait=wait)
+
+
+def _acquire(path: Path, name: str, *, wait: bool) -> FileLock:
+    """The lock in the folder of the study ``name``. Raises StudyError if another command holds it, and OSError."""
+    lock = FileLock(path / "study.lock")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise StudyError(
+            f"another command is working on the study {name}; wait until it ends (add --wait), or stop it first"
+        ) from None
+    return lock
 
 
 def stored_config(folder: StudyFolder) -> dict[str, Any]:

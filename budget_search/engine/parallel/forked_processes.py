@@ -1,34 +1,35 @@
-"""Processes for a few seconds of work, forked from a server that has imported torch: all of them pay one import.
-
-The server starts before this process imports torch itself, so that the two import at the same time.
-"""
+"""Processes for a few seconds of work, forked from this one: they need not import torch again."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
-from multiprocessing import forkserver
+from contextlib import contextmanager
 
 from budget_search.core.signals import leave_terminal_to_coordinator
 
-PRELOADED = ["budget_search.engine.parallel.workers", "transformers.models.auto.modeling_auto"]
-# Windows cannot fork: there every process imports torch anew.
-_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+# A fork holds none of the threads of its parent. Windows cannot fork and the libraries of macOS do not stand it: there
+# every process imports torch anew.
+_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
-def start_server() -> None:
-    """Let the server begin to import; this returns at once. The server ends with this process."""
-    if _METHOD == "forkserver":
-        forkserver.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+@contextmanager
+def forked_processes(count: int) -> Iterator[Executor]:
+    """So many processes, which end when this one does; what waits for them is dropped at the end.
 
-
-def forked_processes(count: int) -> Executor:
-    """So many processes, which end when this one does. The server is started if it was not."""
-    start_server()
-    return ProcessPoolExecutor(count, multiprocessing.get_context(_METHOD), initializer=_begin)
+    They are forked at once: to be called before torch calculates, because a fork cannot use the threads, nor the GPU,
+    that its parent has begun to use.
+    """
+    processes = ProcessPoolExecutor(count, multiprocessing.get_context(_METHOD), initializer=_begin)
+    try:
+        processes.submit(os.getpid).result()
+        yield processes
+    finally:
+        processes.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:

@@ -6,7 +6,7 @@ import concurrent.futures.process
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Executor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,6 @@ from budget_search.engine.gpu.gpu_processes import GpuProcesses
 from budget_search.engine.gpu.lane_pool import LanePool
 from budget_search.engine.gpu.lanes import lanes_that_pay
 from budget_search.engine.measurements.speed import measure_speed, side_by_side
-from budget_search.engine.parallel.forked_processes import forked_processes
 from budget_search.engine.parallel.pools import LocalPool, Pool, completed, trial_of
 from budget_search.simulation.evaluation_costs import Speed
 
@@ -73,16 +72,18 @@ class Workers:
         for _ in self._each(score_from_weights, keys):
             pass
 
-    def speeds(self, total: int) -> list[Speed]:
-        """How fast each worker is while all of them work, for a model of so many layers."""
+    def speeds(self, total: int, processes: Executor) -> list[Speed]:
+        """How fast each worker is while all of them work, for a model of so many layers.
+
+        ``processes`` stand for the workers on the cores of this machine.
+        """
         totals = [total] * self.count
         if not isinstance(self._pool, LocalPool):
             return list(self._each(measure_speed, totals))
-        with forked_processes(self.count) as processes:
-            try:
-                return list(processes.map(partial(self._place, measure_speed), totals))
-            except concurrent.futures.process.BrokenProcessPool:
-                raise StudyError("a process that timed a few steps was killed (out of memory?)") from None
+        try:
+            return list(processes.map(partial(self._place, measure_speed), totals))
+        except concurrent.futures.process.BrokenProcessPool:
+            raise StudyError("a process that timed a few steps was killed (out of memory?)") from None
 
     @property
     def _place(self) -> Callable[..., Any]:

@@ -45,29 +45,29 @@ def propose(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
         designed = design(problem.total, problem.fixed, size, half_as_many, problem.limits)
         if missing := unmeasured(single_drops(problem) or designed, history, problem):
             return missing[: min(count, size - measured)]
-    return at_the_boundary(history, problem)[:count]
+    return at_the_boundary(history, problem, count)
 
 
-def at_the_boundary(history: Sequence[Trial], problem: SearchProblem) -> list[LayerSet]:
+def at_the_boundary(history: Sequence[Trial], problem: SearchProblem, count: int) -> list[LayerSet]:
     """Unmeasured sets, nearest first to the smallest depth at which one is expected to hold; the deltas take turns.
 
     Sets of equal depth are sorted by expected degradation.
     """
-    surrogate = problem.surrogate(history)
     measured = [trial.layers for trial in history]
-    seen = set(measured)
-    pool = [layers for layers in problem.sets(measured) if layers not in seen]
-    if not pool:
+    pool = problem.pool(measured)
+    pool = pool.where(~pool.among(measured))
+    if not pool.sets:
         return []
     deltas = problem.deltas or (problem.delta,)
     rounds, turn = divmod(len(history), len(deltas))
-    expected, _ = surrogate.predict(pool)
-    pairs = zip(pool, expected, strict=True)
-    holding = [layers.depth for layers, degradation in pairs if degradation <= deltas[turn]]
-    boundary = min(holding, default=problem.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
+    expected = problem.surrogate(history).expected(pool.rows)
+    holding = pool.depths[expected <= deltas[turn]]
+    boundary = holding.min(initial=problem.total - 1) - (rounds % LOOK_BELOW_EVERY == 0)
     # If a depth has no unmeasured set left, the nearest depth follows.
-    order = sorted(range(len(pool)), key=lambda i: (abs(pool[i].depth - boundary), expected[i], pool[i]))
-    return [pool[index] for index in order]
+    distance = abs(pool.depths - boundary)
+    near = np.flatnonzero(distance <= np.sort(distance)[:count][-1])
+    order = sorted(near.tolist(), key=lambda i: (distance[i], expected[i], pool.sets[i]))
+    return [pool.sets[index] for index in order[:count]]
 
 
 def single_drops(problem: SearchProblem) -> list[LayerSet]:

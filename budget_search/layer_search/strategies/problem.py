@@ -10,6 +10,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
 from budget_search.core.trial import Tolerance, Trial
 from budget_search.layer_search.acquisition import MAX_ENUMERATED_DEPTH, candidate_sets
+from budget_search.layer_search.pool import Pool
 from budget_search.layer_search.surrogate import FullRuns, Surrogate, combine_with_loss
 
 
@@ -66,12 +67,12 @@ class SearchProblem:
         """Whether a set keeps the fixed layers, is within the limits and can be measured."""
         return _allows(layers, self.fixed, self.limits, self.among)
 
-    def sets(self, measured: Sequence[LayerSet]) -> Sequence[LayerSet]:
+    def pool(self, measured: Sequence[LayerSet]) -> Pool:
         """The allowed sets; of a deep model only those near the measured ones and a sample (see ``candidate_sets``)."""
         if self.total <= MAX_ENUMERATED_DEPTH:
-            return _allowed_sets(self.total, self.fixed, self.limits, self.among)
+            return _every_allowed(self.total, self.fixed, self.limits, self.among)
         candidates = candidate_sets(self.total, self.fixed, measured, self.limits.drop)
-        return [layers for layers in candidates if self.allows(layers)]
+        return Pool.of([layers for layers in candidates if self.allows(layers)], self.total)
 
     def remaining_evaluations(self, history: Sequence[Trial]) -> int:
         """How many more layer sets may be measured."""
@@ -83,13 +84,10 @@ def _allows(layers: LayerSet, fixed: frozenset[int], limits: Limits, among: froz
 
 
 @lru_cache(maxsize=8)
-def _allowed_sets(
-    total: int, fixed: frozenset[int], limits: Limits, among: frozenset[LayerSet] | None
-) -> tuple[LayerSet, ...]:
+def _every_allowed(total: int, fixed: frozenset[int], limits: Limits, among: frozenset[LayerSet] | None) -> Pool:
     """Of a model so shallow that all sets are considered; every decision of a search needs them."""
-    return tuple(
-        layers for layers in candidate_sets(total, fixed, (), limits.drop) if _allows(layers, fixed, limits, among)
-    )
+    candidates = candidate_sets(total, fixed, (), limits.drop)
+    return Pool.of([layers for layers in candidates if _allows(layers, fixed, limits, among)], total)
 
 
 Strategy = Callable[[Sequence[Trial], SearchProblem], list[LayerSet]]
