@@ -71,7 +71,7 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
         create(resolved, study_device(resolved), observer)
     device = study_device(resolved)
     if resolved.request.wait:
-        observer.stage("waiting until no other command works on the study")
+        observer.stage("waiting for another command that is working on the study")
     with resolved.folder.locked(wait=resolved.request.wait):
         resolved.folder.remove_temporary_files()
         # The command that held the lock may have found the answers meanwhile.

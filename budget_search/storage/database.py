@@ -1,4 +1,4 @@
-"""Accesses to a study's database: a lock of another process is waited for, and errors are explained in one line."""
+"""Access a study's database: wait for locks of other processes, and explain errors in one line."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class _Waiting:
     def _given_up(self) -> str:
         waited = f" for more than {duration(self.wait.seconds)}" if self.wait.seconds else ""
         return (
-            f"another process holds {self.name} (database is locked){waited}; close what has it open (a dashboard, a "
+            f"another process holds {self.name} (database is locked){waited}; close that program (a dashboard, a "
             "backup, a database browser), or wait longer with --storage-timeout MINUTES, then run the same command "
             "again: everything finished is kept"
         )
@@ -169,7 +169,7 @@ def _own_error(error: BaseException) -> BaseException:
 
 
 def is_lock(error: BaseException) -> bool:
-    """Whether SQLite says that another process holds the database."""
+    """Whether SQLite reports that another process holds the database."""
     # The low byte of an extended code is its primary code.
     return getattr(_own_error(error), "sqlite_errorcode", 0) & 0xFF in _LOCK_CODES
 

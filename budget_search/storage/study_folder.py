@@ -186,7 +186,7 @@ def find_study(name: str, studies_dir: str) -> StudyFolder:
         return StudyFolder((exact or matching)[0])
     names = " ".join(path.name for path in matching or study_paths(studies_dir)) or "none"
     if matching:
-        raise UsageError(f"{name!r} matches several studies: {names}; give more of the name")
+        raise UsageError(f"{name!r} matches several studies: {names}; give a longer prefix")
     raise UsageError(f"there is no study {name!r} in {studies_dir}; available: {names}")
 
 

@@ -108,7 +108,7 @@ class GpuProcesses:
         """Raises BrokenProcessPool when the process dies; the next evaluation gets a new one."""
         with self._lock:
             if self._abandoned:
-                raise BrokenProcessPool("nobody waits for this evaluation any more")
+                raise BrokenProcessPool("this evaluation was abandoned")
             if gpu not in self._processes:
                 self._processes[gpu] = _GpuProcess.started(gpu)
             there = self._processes[gpu]

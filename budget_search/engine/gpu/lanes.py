@@ -79,7 +79,7 @@ class Lane:
         Raises CaptureRefusedError where there can be none; the steps are then to be run eagerly.
         """
         if recipe.layer_drop:
-            raise CaptureRefusedError("layers are skipped at random, which the host decides")
+            raise CaptureRefusedError("LayerDrop skips layers at random on the host")
         key = shape_of(model, train, recipe)
         if key in self._refused:
             raise CaptureRefusedError(self._refused[key])

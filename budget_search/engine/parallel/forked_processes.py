@@ -1,4 +1,4 @@
-"""Processes for a few seconds of work, forked from a server that has imported torch: all of them pay one import.
+"""Short-lived processes, forked from a server that has imported torch, so that torch is imported only once.
 
 The server starts before this process imports torch itself, so that the two import at the same time.
 """

@@ -1,4 +1,4 @@
-"""Where evaluations run: in this process, in processes for cores or GPUs of this machine, or on a Dask cluster."""
+"""Run evaluations in this process, in one process per core or GPU of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -101,13 +101,13 @@ class Workers:
             yield from (future.result() for _, future in finished)
         except lost:
             raise StudyError(
-                "a worker was lost (out of memory?); everything finished is kept: run the same command again"
+                "a worker was lost (out of memory?); finished evaluations are kept: run the same command again"
             ) from None
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
-    """Lanes of this process on one GPU, of a process for each on several; processes on a CPU. None where one evaluation
-    at a time runs in this thread."""
+    """On one GPU lanes of this process, on several one process with lanes per GPU, on a CPU processes. None to run one
+    evaluation at a time in this thread."""
     if count == 1:
         return None
     if context.device.kind != "cuda":
@@ -120,7 +120,7 @@ def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Po
 
 
 def _lanes_of_a_gpu(context: EvaluationContext) -> int:
-    """As many as make the total faster, measured."""
+    """The number of lanes with the highest total speed, measured."""
     from budget_search.engine.gpu.cuda import lane_fits
 
     return lanes_that_pay(side_by_side(context), lambda lanes: lane_fits(context.device.name, lanes))
