@@ -142,7 +142,7 @@ def _answers_legend(report: Report) -> Iterator[str]:
         yield "Each row is the smallest layer set whose mean loss is within the allowed loss."
     elif {result.criterion for result in results} == {"likely"}:
         asked = percent(float(report.question.get("probability", 0.8)))
-        yield f"Each row is the smallest layer set whose loss is within the allowed loss with at least {asked} probability."
+        yield f"Each row is the smallest layer set within the allowed loss with at least {asked} probability."
     yield "kept, dropped: number of layers, and which ones, numbered from 0 at the input."
     seeds = " or ".join(plural(number, "seed") for number in sorted({result.seeds for result in results}))
     yield f"Scores are means over {seeds} on certification."
