@@ -36,7 +36,7 @@ class DeviceSplit:
 
     Shapes: tokens and segments (total_tokens,), starts (examples,); labels (examples,), (examples, labels) or, with
     ``per_token``, (total_tokens,) or (total_tokens, 2). ``lengths`` stays on the host, so that choosing a batch's
-    padded length never waits for the device. ``soft`` targets, where there are any, are learnt beside the labels.
+    padded length never waits for the device. ``soft`` are targets from distillation, if any.
     """
 
     tokens: torch.Tensor
@@ -109,8 +109,8 @@ class DeviceSplit:
     def inputs(self, rows: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """The model's inputs for these examples, padded to a length: each (batch, length).
 
-        ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or reads from the
-        host, so that a graph can hold it. The length is at least that of the longest example.
+        ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or copies from the
+        host, so that a graph can capture it. The length is at least that of the longest example.
         """
         real, where = self._places(rows, length)
         inputs = {

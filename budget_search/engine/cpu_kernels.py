@@ -139,7 +139,7 @@ def _filled(states: torch.Tensor, row: int) -> torch.Tensor:
 
 
 def _autocast(states: torch.Tensor) -> torch.Tensor:
-    """What autocast makes of the factors of a product."""
+    """Cast the factors of a product as autocast does."""
     if states.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
         return states.to(torch.get_autocast_dtype("cpu"))
     return states

@@ -120,11 +120,11 @@ _last_held: list[str] = []
 
 @contextlib.contextmanager
 def one_of(names: Sequence[str]) -> Iterator[str]:
-    """Hold the first of these slots that is free, waiting for one; of equals the one held last, whose data is loaded.
+    """Hold the first free slot, waiting for one if needed; prefer the one held last, whose data is loaded.
 
-    A device that is named several times has as many slots. A file per slot, locked by the kernel: it is free again when
-    its holder ends or dies, whoever that was. All processes of a user on one machine share the devices this way. A CPU
-    is not held: its cores are shared anyway.
+    A device that is named several times has as many slots. Each slot is a locked file, which the operating system
+    releases when its holder ends or dies. All processes of a user on one machine share the devices this way. A CPU is
+    not held, because its cores are shared anyway.
     """
     if "cpu" in names:
         yield "cpu"

@@ -1,7 +1,7 @@
 """One evaluation: build the smaller model, fine-tune and score it, write its outputs (and weights) to disk.
 
-Runs in worker processes: the parent model and the tokenised task are loaded once per process. What an evaluation takes
-over from one of the full model, weights or outputs, lies in the study's folder.
+Runs in worker processes: the parent model and the tokenised task are loaded once per process. Weights
+or outputs of the full model that an evaluation needs are in the study's folder.
 """
 
 from __future__ import annotations

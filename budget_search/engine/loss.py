@@ -1,6 +1,6 @@
 """The training loss for each form of labels, optionally mixed with a distillation loss.
 
-The form of the labels says which loss it is, the same that the heads of transformers compute:
+The form of the labels determines the loss, which equals that of the heads in transformers:
 
 ========================================  ==============================================
 class numbers, int64 (batch,)             cross-entropy

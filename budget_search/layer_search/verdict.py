@@ -161,8 +161,8 @@ def example_variance(difference: np.ndarray) -> float:
 
     This is the variance over examples of the mean over seeds, without the part due to the seeds (known from two seeds
     on), divided by the number of examples. One pseudo-count is added, as if half an example more had been lost and
-    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column, the
-    scores themselves, which tells nothing about examples.
+    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column (the
+    scores themselves), which has no information about examples.
     """
     seeds, examples = difference.shape
     if examples == 1:

@@ -28,7 +28,7 @@ class Evidence(Protocol):
     """
 
     def examples(self, split: str) -> int:
-        """The number of examples with a result of their own; 1 where only scores are known."""
+        """The number of examples with individual results; 1 if only scores are known."""
         ...
 
     def compare(

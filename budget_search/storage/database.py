@@ -32,7 +32,7 @@ _LOCK_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 # The advice in errors about a storage that cannot be read or written.
 SQLITE_ADVICE = "free disk space or restore study.db from a copy; to start over, move the study's folder away"
-SERVER_ADVICE = "check the server of --storage, then run the same command again: everything finished is kept"
+SERVER_ADVICE = "check the server of --storage, then run the same command again: finished evaluations are kept"
 
 
 class DatabaseLockedError(StudyError):
@@ -154,7 +154,7 @@ class _Waiting:
         return (
             f"another process holds {self.name} (database is locked){waited}; close that program (a dashboard, a "
             "backup, a database browser), or wait longer with --storage-timeout MINUTES, then run the same command "
-            "again: everything finished is kept"
+            "again: finished evaluations are kept"
         )
 
 

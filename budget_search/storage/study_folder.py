@@ -34,7 +34,7 @@ class StudyFolder:
 
     @property
     def unrecorded(self) -> Path:
-        """Finished trials that another process's lock on the database keeps out of it; usually absent."""
+        """Finished trials not yet in the database because another process holds it; usually absent."""
         return self.path / "unrecorded.json"
 
     @property
@@ -112,7 +112,7 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def making_weights(self, key: TrialKey) -> Iterator[None]:
-        """Wait until no other worker makes these weights, and keep others from it meanwhile."""
+        """Hold the lock for training these weights again, so that only one worker does."""
         lock = FileLock(self.path / f".{_file_name(key)}.lock")
         with explain_disk_errors(f"lock the study {self.path.name}"):
             lock.acquire()

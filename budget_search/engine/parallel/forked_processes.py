@@ -19,14 +19,14 @@ _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods(
 
 
 def start_server() -> None:
-    """Let the server begin to import; this returns at once. The server ends with this process."""
+    """Start the server and return at once, while it imports torch. The server ends with this process."""
     if _METHOD == "forkserver":
         forkserver.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()
 
 
 def forked_processes(count: int) -> Executor:
-    """So many processes, which end when this one does. The server is started if it was not."""
+    """A pool of ``count`` processes, which end with this one. Starts the server if needed."""
     start_server()
     return ProcessPoolExecutor(count, multiprocessing.get_context(_METHOD), initializer=_begin)
 

@@ -38,7 +38,7 @@ class Workers:
     """Runs jobs and yields each trial as it finishes, in any order.
 
     ``count`` is how many run at a time; None lets the device decide. ``asked`` is the device as the user named it:
-    ``auto`` and ``cuda`` stand for every device of the kind.
+    ``auto`` and ``cuda`` mean every device of that kind.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Workers:
                 yield trial_of(self._pool, job, future)
             except CancelledError:
                 raise StudyError(
-                    "the Dask scheduler is gone; everything finished is kept: start it again, then run the same command"
+                    "the Dask scheduler is gone; finished evaluations are kept: restart it, then run the same command"
                 ) from None
 
     def score(self, keys: Sequence[TrialKey]) -> None:
@@ -74,7 +74,7 @@ class Workers:
             pass
 
     def speeds(self, total: int) -> list[Speed]:
-        """How fast each worker is while all of them work, for a model of so many layers."""
+        """The speed of each worker while all of them are busy, for a model with this number of layers."""
         totals = [total] * self.count
         if not isinstance(self._pool, LocalPool):
             return list(self._each(measure_speed, totals))
@@ -86,7 +86,7 @@ class Workers:
 
     @property
     def _place(self) -> Callable[..., Any]:
-        """Runs a function with the workplace as it is now and an item, in whichever process."""
+        """Run a function with the current context and an item, in any process."""
         return partial(_at_a_free_device, self.context, self._asked, self._pool.sharing if self._pool else 1)
 
     def _each(
@@ -141,11 +141,11 @@ def _at_a_free_device(
 
 @contextmanager
 def _memory_at_hand() -> Iterator[None]:
-    """Meanwhile C's allocator keeps what is freed: a step of training frees and wants hundreds of megabytes, and the
-    system clears every page that it hands out again.
+    """Inside, C's allocator keeps freed memory: a training step frees and allocates hundreds of megabytes, and the
+    system would clear every page before returning it.
 
-    Afterwards all that is free is returned: where psutil is installed, loky takes kept memory for a leak and replaces
-    the worker, and the next one loads model and examples anew.
+    Afterwards free memory is returned: if psutil is installed, loky takes kept memory for a leak and replaces the
+    worker, and the next one has to load model and examples again.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):
