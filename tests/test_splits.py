@@ -165,7 +165,7 @@ def test_repeats_count_once_whatever_their_case_and_spaces() -> None:
     doubled = Examples(([*train.texts[0], *shouted],), np.concatenate([train.labels, train.labels]))
     task = carve(raw_task(doubled, singles(1, 200)), "carved", seed=0)
     assert sum(len(task.splits[name]) for name in CARVED) == 1_000
-    assert any(note.startswith("1,000 train examples repeat another") for note in task.notes)
+    assert any(note.startswith("1,000 train examples are duplicates") for note in task.notes)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -189,7 +189,7 @@ def test_carved_pairs_share_no_text_with_held_out() -> None:
     task = carve(raw_task(train, held_out), "carved", seed=0)
     for name in ("selection", "certification"):
         assert not texts_of(task.splits[name]) & texts_of(held_out)
-    assert any("of 300 held_out examples share one" in note for note in task.notes)
+    assert any("of 300 held_out examples share a text" in note for note in task.notes)
 
 
 def test_a_small_task_keeps_three_quarters_and_a_large_one_what_the_recipe_uses() -> None:
@@ -248,7 +248,7 @@ def test_official_splits_are_the_validation_set_three_times_and_say_so() -> None
     assert task.splits["train"] is train
     assert task.splits["selection"] is task.splits["certification"] is task.splits["held_out"] is held_out
     assert task.splits["held_out_mismatched"] is other
-    assert "flatters" in task.notes[0]
+    assert "biases the scores" in task.notes[0]
     with pytest.raises(UsageError, match="needs a validation set"):
         carve(raw_task(train), "official", seed=0)
 
