@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 
 class StudyReport(Report):
-    """A report for use in Python: it prints itself, shows itself in a notebook, and exports its answers."""
+    """A report for use in Python, with output for terminals and notebooks, data frames, and export of answers."""
 
     @classmethod
     def of(cls, report: Report) -> StudyReport:
         return cls(**vars(report))
 
     def answer_sentence(self, result: Result) -> str:
-        """The answer in one sentence, for readers who do not know layer dropping."""
+        """The answer in one sentence, for readers unfamiliar with layer dropping."""
         return answer_sentence(self, result)
 
     def to_frame(self, part: Literal["results", "frontier", "trials"] = "results") -> DataFrame:
@@ -51,20 +51,18 @@ class StudyReport(Report):
     def export(self, output: str | Path, delta: float | None = None, *, trust_remote_code: bool = False) -> Export:
         """Write the answer for ``delta`` (by default the smallest) as a plain Hugging Face checkpoint.
 
-        The same as ``budget-search export``. Raises UsageError for a delta that was not asked, for a destination that
-        is taken, and for a report that was not read from its study.
+        The same as ``budget-search export``. Raises UsageError for a delta that was not requested, for a
+        destination that is taken, and for a report that was not read from its study.
         """
         if self.folder is None:
-            raise UsageError(
-                "this report does not know where its study is: export a report of search() or read_report()"
-            )
+            raise UsageError("this report has no path to its study: export a report from search() or read_report()")
         from budget_search.app.export_answer import export_answer
 
         chosen = min(result.delta for result in self.results) if delta is None else delta
         return export_answer(StudyFolder(self.folder), self, chosen, Path(output), trust_remote_code=trust_remote_code)
 
     def __str__(self) -> str:
-        """What ``budget-search report`` prints."""
+        """The text that ``budget-search report`` prints."""
         return render([self], "table")
 
     def _repr_html_(self) -> str:
@@ -117,12 +115,12 @@ def minimize_layers(
 
     ``objective(kept, seed, fraction, split)`` trains the model that keeps the layers ``kept`` (a LayerSet), with this
     seed and this ``fraction`` of the whole training, and returns an ``Outcome`` on ``split``: ``selection`` for screens
-    (``screen_fraction`` of the training), ``certification`` for the runs that answers rest on. An exception makes a
-    failed evaluation. ``measure(kept)`` tells size and latency of an answer (``Measured``). ``constant_score`` is the
+    (``screen_fraction`` of the training), ``certification`` for confirmations. An exception makes a failed evaluation.
+    ``measure(kept)`` returns size and latency of an answer (``Measured``). ``constant_score`` is the
     score in points of the best answer that ignores its input: a full model that is no better ends the search.
 
-    ``study`` names a folder in ``studies_dir``; the same call goes on with it, another ``version`` of the objective
-    does not. ``options`` are those of ``search`` that concern neither data nor fine-tunes, such as ``deltas``,
+    ``study`` names a folder in ``studies_dir``. The same call resumes it; another ``version`` of the objective needs
+    another study. ``options`` are those of ``search`` that concern neither data nor fine-tunes, such as ``deltas``,
     ``seeds``, ``criterion``, ``max_hours``, ``workers`` (evaluations at a time, each in a process of its own).
     Raises ``budget_search.errors.BudgetSearchError``.
     """

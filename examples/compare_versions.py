@@ -1,4 +1,4 @@
-"""Whether a change of the training engine costs time: the same fine-tunes by two checkouts of this project, in turns.
+"""Compares the speed of two checkouts of this project on the same fine-tunes, in turns.
 
     git worktree add ../before COMMIT
     python examples/compare_versions.py --before ../before                     # against the checkout of this script

@@ -1,4 +1,4 @@
-"""Time and memory of the search itself: 10,000 evaluations of a 96-layer model, with scores from a table.
+"""Measures time and memory of the search itself: 10,000 evaluations of a 96-layer model, with scores from a table.
 
     python examples/coordinator_at_scale.py
 

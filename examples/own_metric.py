@@ -1,4 +1,4 @@
-"""Searches with a built-in metric, then evaluates the exported model with a metric of its own.
+"""Searches with a built-in metric, then evaluates the exported model with a custom metric.
 
     python examples/own_metric.py reviews.csv validation.csv distilbert-base-uncased
 

@@ -175,7 +175,7 @@ def test_doctor_warns_of_versions_that_were_not_tried() -> None:
     assert untried(found) == {}
     found |= {"torch": "3.0.1+cpu", "transformers": "5.2", "numpy": "unknown"}
     assert untried(found).keys() == {"torch", "transformers"}
-    assert "3.0.1+cpu was not tried; 2.11 to " in untried(found)["torch"]
+    assert "3.0.1+cpu is untested; tested: 2.11 to " in untried(found)["torch"]
 
 
 def test_what_is_installed_by_default_and_allowed_at_the_least_was_tried() -> None:

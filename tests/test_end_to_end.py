@@ -526,7 +526,7 @@ def test_what_is_confirmed_by_then_is_said(here: Path) -> None:
     resolved = resolve_request(request_from(parse(OPTIONS)))
     (result, _) = read_report(tiny.only_study(here / "studies"))["results"]
     kept = LayerSet(tuple(result["kept"]), 4).compact
-    assert f"within 5 points layers {kept} of 4 hold in the mean" in best_so_far(resolved)
+    assert f"layers {kept} of 4 are within 5 points on average" in best_so_far(resolved)
 
 
 def test_a_second_command_waits_for_nobody_and_sigterm_ends_the_first(

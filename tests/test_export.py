@@ -171,9 +171,9 @@ def test_a_folder_that_predicts_otherwise_is_found(study: Path) -> None:
         calls.append(1)
         return logits(model) + 0.001 * len(calls)
 
-    with pytest.raises(StudyError, match="gives other predictions"):
+    with pytest.raises(StudyError, match="predicts differently"):
         export(study, held(drifting, score))
-    with pytest.raises(StudyError, match="gives other predictions"):
+    with pytest.raises(StudyError, match="predicts differently"):
         export(study, held(lambda model: logits(model) * np.nan, score))
     assert left_behind(study) == []
 
@@ -286,7 +286,7 @@ def test_the_card_holds_this_checkpoints_score_beside_the_mean_over_seeds() -> N
             {"license": "other", "license_name": "tulu", "license_link": "LICENSE.md"},
             "that of twelve-layers, tulu (LICENSE.md); the data of the task",
         ),
-        ({}, {}, "twelve-layers names none; find out before you publish this model"),
+        ({}, {}, "twelve-layers states none; find out before you publish this model"),
     ],
 )
 def test_the_parents_licence_stands_in_the_card(told: dict[str, str], shown: dict[str, str], sentence: str) -> None:

@@ -288,6 +288,6 @@ def test_a_model_that_does_not_calculate_in_bf16(fresh: Path, capfd: pytest.Capt
     options = ["deberta" if option == "bert" else option for option in (*OPTIONS, "--layers", "0")]
     assert tiny.command(*options, "--precision", "bf16") == 1
     line = one_line(capfd)
-    assert "does not calculate in bf16" in line
+    assert "does not run in bf16" in line
     assert "--precision fp32" in line
     assert tiny.command(*options, "--precision", "fp32", "--epochs", "6") == 0

@@ -157,7 +157,7 @@ def test_a_second_command_can_wait_for_the_first(fresh: Path, marked: dict[str, 
         with tiny.ended(tiny.start(waiting, fresh, marked)) as second:
             assert second.stderr is not None
             told = iter(second.stderr.readline, "")
-            assert any("waiting until no other command works on the study" in line for line in told)
+            assert any("waiting for another command that is working on the study" in line for line in told)
             assert not tiny.within(0.5, lambda: second.poll() is not None)
             first.send_signal(signal.SIGCONT)
             found, _ = first.communicate()

@@ -1,4 +1,4 @@
-"""A floor under every answer: a full model that is no better than a constant answer ends the search.
+"""A floor under every answer: a full model that is no better than a constant prediction ends the search.
 
 Six kinds of baselines that mean nothing are refused by real searches on tiny models; one that has learnt is not.
 """
@@ -28,11 +28,11 @@ def answers(rates: Sequence[float], examples: int = 500) -> np.ndarray:
 
 
 def constant(rate: float, examples: int = 500) -> np.ndarray:
-    """The same of a constant answer, right on examples of its own."""
+    """The same of a constant prediction, right on examples of its own."""
     return 100.0 * (np.random.default_rng(7).permutation(examples) < rate * examples)
 
 
-# -- scores of constant answers ---------------------------------------------------------------------------------
+# -- scores of constant predictions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_baseline_must_exceed_the_constant(rates: Sequence[float], examples: i
     reason = why_not_learnt(gain, gain.failed, range(len(rates)))
     assert (reason is None) == learnt, gain
     if reason:
-        assert f"{gain.score:.1f}, a constant answer scores 52.0" in reason
+        assert f"score {gain.score:.1f}, best constant prediction 52.0" in reason
 
 
 def test_the_bound_covers_a_constant_gain_as_often_as_it_says() -> None:
@@ -100,12 +100,15 @@ def test_the_bound_covers_a_constant_gain_as_often_as_it_says() -> None:
 def test_a_delta_that_is_a_large_part_of_the_gain_is_told() -> None:
     gain = gain_over_constant(answers([0.60, 0.60, 0.60]), constant(0.52))
     [told] = remarks(gain, [], [1, 2, 3], [0.5, 2.0])
-    assert told == "2 points are 25% of what the full model has learnt: it scores 60.00, a constant answer 52.00."
+    assert told == (
+        "2 points are 25% of the full model's gain over the best constant prediction: it scores 60.00, the constant "
+        "prediction 52.00."
+    )
 
 
 def test_another_metric_is_recommended_for_unbalanced_labels() -> None:
     [told] = remarks(gain_over_constant(answers([0.995] * 3, 2_000), constant(0.97, 2_000)), [], [1, 2, 3], [0.1])
-    assert told.startswith("A constant answer scores 97.0 by this metric")
+    assert told.startswith("The best constant prediction scores 97.0:")
     assert "--metric f1" in told
     balanced = gain_over_constant(answers([0.9] * 3), constant(0.5))
     assert remarks(balanced, [], [1, 2, 3], [1.0]) == []

@@ -137,7 +137,7 @@ def test_a_page_of_whatever_a_report_may_hold(report: Report) -> None:
     assert "No answer yet." in shown
     assert "interrupted" in shown
     only_full = dataclasses.replace(report, results=report.results[:1])
-    assert "Where it got worse" not in told(parsed(page(only_full)))
+    assert "Changed predictions" not in told(parsed(page(only_full)))
 
 
 # --- the pictures --------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_every_picture_is_drawn_with_its_units(report: Report) -> None:
     assert list(drawn) == ["frontier", "layers", "depth", "savings", "evidence", "slices"]
     assert "points lost" in words(drawn["frontier"])
     assert "layers kept, of 12" in words(drawn["frontier"])
-    assert "saved, in % of the full model's" in words(drawn["savings"])
+    assert "saved, % of the full model" in words(drawn["savings"])
     assert "points of accuracy lost" in words(drawn["slices"])
 
 

@@ -67,8 +67,8 @@ def test_the_bar_shows_what_is_confirmed_and_fits_the_terminal(config: SearchCon
     text = re.sub(r"\x1b\[[?\d;]*[A-Za-z]", "", file.getvalue())
     assert "3 evaluations of this study" in text
     assert "nothing confirmed yet" in text
-    assert "nothing confirmed yet; 2 of 2 busy, 3 reused" in text
-    assert "so far 10 of 12 layers, 0.07 lost; 0 of 2 busy, 3 reused" in text
+    assert "nothing confirmed yet; 2 of 2 workers busy, 3 reused" in text
+    assert "best so far: 10 of 12 layers, 0.07 points lost; 0 of 2 workers busy, 3 reused" in text
     bars = [line for line in re.split(r"[\r\n]", text) if " fine-tunes left " in line]
     facts = [line for line in text.splitlines() if re.match(r"  \w|   {9}", line)]
     assert max(map(len, [*bars, *facts])) <= COLUMNS

@@ -88,7 +88,7 @@ def test_what_the_hub_refuses_stays_here(
         ),
         (["--push-to-hub", "me/smaller"], {}, "--push-to-hub needs a hub token"),
         (["--push-to-hub", "me/smaller"], {"HF_HUB_OFFLINE": "1", "HF_TOKEN": standin.TOKEN}, "needs the network"),
-        (["--private"], {}, "--private needs --push-to-hub REPO"),
+        (["--private"], {}, "--private applies to --push-to-hub REPO"),
     ],
 )
 def test_what_cannot_be_pushed_is_said_before_anything_is_exported(

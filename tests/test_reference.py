@@ -110,7 +110,7 @@ def test_a_reference_that_has_not_learnt_is_noted(study: StudyFolder, bert: Path
     report = read_report(study)
     [note] = [note for note in report.notes if "has not learnt" in note]
     assert note.startswith("The reference deaf has not learnt the task (")
-    assert f"a constant answer scores {report.splits['certification'].constant_score:.1f}" in note
+    assert f"best constant prediction {report.splits['certification'].constant_score:.1f}" in note
 
 
 def test_it_reads_the_same_examples_with_its_own_tokenizer(study: StudyFolder) -> None:

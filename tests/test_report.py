@@ -151,7 +151,7 @@ def test_the_sentence_never_says_more_than_was_found(report: Report) -> None:
     good = report.result(0.01)
     observed = dataclasses.replace(good, verdict="observed", certified=False, degradation_upper=1.3)
     assert "at most" not in answer_sentence(report, observed)
-    assert "a loss of 1.30 cannot be ruled out" in answer_sentence(report, observed)
+    assert "the 95 % upper bound of the loss is 1.30" in answer_sentence(report, observed)
     assert "Not confirmed" in answer_sentence(report, dataclasses.replace(good, confirmed=False))
     assert "0.20 points gained" in answer_sentence(report, dataclasses.replace(good, degradation=-0.2))
     assert "inference" not in answer_sentence(report, dataclasses.replace(good, inference=()))
@@ -168,7 +168,7 @@ def test_why_not_smaller_names_the_miss_and_what_would_settle_it() -> None:
     for fact in ("3 layers (0-1,3)", "1.34 points", "0.34 more"):
         assert fact in sentence
     by_a_hair = dataclasses.replace(missed, degradation=0.9, degradation_upper=1.001, missed_by=0.001)
-    assert "1.00 cannot be ruled out, less than 0.01 more than allowed" in why_not_smaller(0.01, by_a_hair)
+    assert "its upper bound is 1.00, less than 0.01 more than allowed" in why_not_smaller(0.01, by_a_hair)
     untrained = dataclasses.replace(missed, degradation=None, degradation_upper=None, missed_by=None)
     assert "could not be trained" in why_not_smaller(0.01, untrained)
     assert why_not_smaller(0.01, None) == "No smaller set was measured."
@@ -275,7 +275,7 @@ def test_how_fast_the_answers_read_is_told_and_kept(report: Report) -> None:
     first = dataclasses.replace(report.results[0], throughput=faster)
     measured = dataclasses.replace(report, baseline=baseline, results=(first, *report.results[1:]))
     text = " ".join(render([measured], "table").split())
-    for fact in ("872 held_out examples", "130 examples a second", "196 for 0.1 points (33 %"):
+    for fact in ("872 held_out examples", "130 examples per second", "196 for 0.1 points (33 %"):
         assert fact in text
     assert Report.from_json(measured.to_json()) == measured
 
@@ -296,7 +296,7 @@ def test_what_a_gpu_was_busy_with_is_told_and_kept(report: Report) -> None:
     assert f"83 % of the baseline's time for {first}" in text
     assert text.count("(it dominates)") == 1
     assert f"20 % of the baseline's time for {second}" in text
-    assert "512 examples of 24 tokens: 21,000 examples a second with all layers" in text
+    assert "512 examples of 24 tokens: 21,000 examples per second with all layers" in text
     assert "(40 % of the time saved)" in text
     assert Report.from_json(measured.to_json()) == measured
     assert not any("{" in cell for row in csv.reader(io.StringIO(render([measured], "csv"))) for cell in row)
@@ -378,7 +378,7 @@ def test_a_report_shows_itself(report: Report) -> None:
 
 
 def test_a_report_that_lies_nowhere_cannot_be_exported(report: Report, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="where its study is"):
+    with pytest.raises(UsageError, match="no path to its study"):
         StudyReport.of(report).export(tmp_path / "out")
     placed = dataclasses.replace(report, folder=tmp_path)
     assert placed == report

@@ -98,7 +98,7 @@ def test_selection_and_certification_are_whole_sentences_and_their_phrases_leave
         carved = [f" {text} " for text in task.splits[name].texts[0]]
         assert not any(f" {phrase} " in text for phrase in task.splits["train"].texts[0] for text in carved)
         assert not any(text in f" {phrase} " for phrase in task.splits["train"].texts[0] for text in carved)
-    assert any("are phrases of carved ones" in note for note in task.notes)
+    assert any("are phrases of examples in these splits" in note for note in task.notes)
 
 
 def test_lengths_and_labels_resemble_held_out_and_not_train() -> None:
@@ -165,7 +165,7 @@ def test_repeats_count_once_whatever_their_case_and_spaces() -> None:
     doubled = Examples(([*train.texts[0], *shouted],), np.concatenate([train.labels, train.labels]))
     task = carve(raw_task(doubled, singles(1, 200)), "carved", seed=0)
     assert sum(len(task.splits[name]) for name in CARVED) == 1_000
-    assert any(note.startswith("1,000 train examples repeat another") for note in task.notes)
+    assert any(note.startswith("1,000 train examples are duplicates") for note in task.notes)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -189,7 +189,7 @@ def test_carved_pairs_share_no_text_with_held_out() -> None:
     task = carve(raw_task(train, held_out), "carved", seed=0)
     for name in ("selection", "certification"):
         assert not texts_of(task.splits[name]) & texts_of(held_out)
-    assert any("of 300 held_out examples share one" in note for note in task.notes)
+    assert any("of 300 held_out examples share a text" in note for note in task.notes)
 
 
 def test_a_small_task_keeps_three_quarters_and_a_large_one_what_the_recipe_uses() -> None:
@@ -238,7 +238,7 @@ def test_a_larger_certification_is_carved() -> None:
 def test_without_validation_held_out_is_carved_and_that_is_said() -> None:
     task = carve(raw_task(singles(0, 1_000)), "carved", seed=0)
     assert sizes(task) == {"train": 600, "selection": 100, "certification": 150, "held_out": 150}
-    assert any("held_out (150) was carved out of train" in note for note in task.notes)
+    assert any("held_out (150) was split off from train" in note for note in task.notes)
     assert len(set().union(*(keys(examples) for examples in task.splits.values()))) == 1_000
 
 
@@ -248,7 +248,7 @@ def test_official_splits_are_the_validation_set_three_times_and_say_so() -> None
     assert task.splits["train"] is train
     assert task.splits["selection"] is task.splits["certification"] is task.splits["held_out"] is held_out
     assert task.splits["held_out_mismatched"] is other
-    assert "flatters" in task.notes[0]
+    assert "biases the scores" in task.notes[0]
     with pytest.raises(UsageError, match="needs a validation set"):
         carve(raw_task(train), "official", seed=0)
 
@@ -260,12 +260,12 @@ def test_further_splits_are_kept_when_carving() -> None:
 
 
 def test_too_little_or_too_entangled_data_is_refused() -> None:
-    with pytest.raises(UsageError, match="cannot carve certification out of the 40 train examples"):
+    with pytest.raises(UsageError, match="cannot split certification off from the 40 train examples"):
         carve(raw_task(singles(0, 40), singles(1, 20)), "carved", seed=0)
     with pytest.raises(UsageError, match="share no text"):
         carve(raw_task(linked_pairs(0, 90, sources=1), linked_pairs(1, 20, sources=20)), "carved", seed=0)
     held_out = singles(1, 50)
-    with pytest.raises(UsageError, match="cannot carve"):
+    with pytest.raises(UsageError, match="cannot split"):
         carve(raw_task(held_out, held_out), "carved", seed=0)
 
 

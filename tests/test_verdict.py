@@ -276,7 +276,7 @@ def test_the_resolution_says_what_would_help():
     def remedies(examples: int, seeds: int) -> tuple[float, ...]:
         """Now, with two seeds more, with four times the examples where these would help."""
         found = resolution(examples, seeds).explanation
-        return tuple(float(number) for number in re.findall(r"(?:from|to) (\d+\.\d+)", found))
+        return tuple(float(number) for number in re.findall(r"(?:for|to) (\d+\.\d+)", found))
 
     now, by_seeds, by_examples = remedies(277, 5)
     assert by_examples < by_seeds < now
@@ -291,7 +291,7 @@ def test_the_resolution_follows_the_noise_that_the_search_met():
     steady = [90.0, 90.1, 90.0]
     alone = resolution(1200, 3, [steady])
     beside = resolution(1200, 3, [steady, [87.0, 89.0, 91.0]])
-    assert "as measured" in alone.explanation
+    assert ", measured)" in alone.explanation
     assert beside.smallest_certifiable_delta > 1.5 * alone.smallest_certifiable_delta
 
 

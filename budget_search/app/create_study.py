@@ -1,4 +1,4 @@
-"""Create a study: read and tokenise the task, check the model, and only then write the folder."""
+"""Create a study: read and tokenise the task, check the model, then write the folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelReader:
-    """What a new study needs of a model: tokenizer, architecture without weights, and facts about the layers."""
+    """The parts of a model that a new study needs: tokenizer, architecture without weights, facts about the layers."""
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel

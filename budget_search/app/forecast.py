@@ -1,6 +1,6 @@
-"""The forecast of a search: a timed probe on this device, and the search rehearsed on generated models.
+"""Forecast a search: time a few steps on this device, and simulate the search on generated models.
 
-Nothing is kept: a study that does not exist yet is created in a temporary folder.
+No files are left: a study that does not exist yet is created in a temporary folder.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Range:
-    """The smallest and the largest value of the rehearsed searches, and their median."""
+    """The smallest and the largest value of the simulated searches, and their median."""
 
     low: float
     median: float
@@ -61,7 +61,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Known:
-    """What the study holds already, which is not run again; ``answered`` if nothing is left to run."""
+    """The evaluations that the study already holds and will reuse; ``answered`` if nothing is left to run."""
 
     evaluations: int
     equivalents: float
@@ -99,12 +99,12 @@ class Forecast:
 
 
 def forecast(resolved: ResolvedRequest, observer: SearchObserver) -> Forecast:
-    """Time a few steps and rehearse. Raises whatever a search raises before its first evaluation."""
+    """Time a few steps and simulate the search. Raises whatever a search raises before its first evaluation."""
     with forked_processes(resolved.request.workers or cores()) as processes:
         device = study_device(resolved)
         with _study_or_draft(resolved, device, observer) as folder:
             study = _probe(resolved, folder, device, processes, observer)
-            observer.stage("rehearsing the search on generated models")
+            observer.stage("simulating the search on generated models")
             rehearsals = []
             if not study.answered:
                 rehearsals = simulate_searches(study.settings, study.remaining.seconds, run=processes.map)
@@ -125,7 +125,7 @@ def _study_or_draft(resolved: ResolvedRequest, device: Device, observer: SearchO
 
 @dataclass(frozen=True)
 class ProbedStudy:
-    """A study, what it holds already, and what evaluations cost on this device."""
+    """A study, the evaluations it already holds, and the cost of evaluations on this device."""
 
     resolved: ResolvedRequest
     folder: StudyFolder
@@ -153,8 +153,8 @@ def _probe(
     history, answered = _history(resolved, settings.total, observer), known_report(resolved) is not None
     where = ""
     if request.scheduler:
-        where = " here, not on the cluster: --workers says how many evaluations it will run"
-    observer.stage(f"timing a few steps with one layer and with all{where}")
+        where = " on this machine, not on the cluster; --workers is the number of evaluations there"
+    observer.stage(f"timing a few steps with one layer and with all layers{where}")
     speed = mean_speed(workers.speeds(settings.total, processes))
     return ProbedStudy(
         resolved=resolved,
@@ -178,7 +178,7 @@ def _history(resolved: ResolvedRequest, total: int, observer: SearchObserver) ->
 
 
 def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forecast:
-    """The ranges over the rehearsals, beside the facts of the study."""
+    """The ranges over the simulated searches, with facts about the study."""
     resolved, settings, costs = study.resolved, study.settings, study.costs
     remaining = study.remaining
     jobs = [[job for job in each.jobs if not remaining.is_known(job)] for each in rehearsals] or [[]]
@@ -209,7 +209,7 @@ def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forec
 
 
 def _hours(study: ProbedStudy, rehearsal: SimulatedSearch) -> float:
-    """Of a whole search: deciding, evaluating, and measuring the answers; at most ``--max-hours``.
+    """Hours of a whole search: decisions, evaluations, measuring the answers; at most ``--max-hours``.
 
     The seconds in which worker processes start are not counted.
     """
@@ -220,7 +220,7 @@ def _hours(study: ProbedStudy, rehearsal: SimulatedSearch) -> float:
 
 
 def _resolution(study: ProbedStudy) -> Resolution:
-    """What the certification split can tell apart, by the scores that the study holds already."""
+    """The smallest certifiable delta, given the scores that the study already holds."""
     settings = study.settings
     confirmations = Confirmations(study.history, settings.total, settings.seeds)
     scores = [

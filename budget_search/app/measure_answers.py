@@ -1,4 +1,4 @@
-"""After the search: score the answers on held_out, measure their size and speed, delete weights no answer needs."""
+"""After the search: score the answers on held_out, measure size and speed, delete weights that no answer needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search with an objective of the user's own in place of the built-in fine-tune: everything else is the same."""
+"""A search with a user's objective instead of the built-in fine-tune; everything else is the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OPTIONS = (
     *("workers", "wait", "studies_dir", "storage", "storage_timeout"),
 )
 ADVICE = Advice(
-    not_trainable="mend the objective, or choose a training that converges",
+    not_trainable="fix the objective, or choose a training that converges",
     machine_failed="free memory or ask for fewer workers, then repeat the search",
     not_learnt="train longer, at another learning rate, or check the labels and constant_score",
     budget="max_trials, max_hours",
@@ -56,12 +56,12 @@ class Observer(SearchObserver, Protocol):
 
 @dataclass(frozen=True)
 class ObjectiveSearch:
-    """What to minimise the layers of. ``request`` holds the options that every search has; its task and model are the
-    names that the report shows.
+    """An objective and its settings. ``request`` holds the options that every search has; its task and model are the
+    names shown in the report.
 
     ``screen_fraction`` is the fraction of the whole training that a screen gets. ``constant_score`` is the score in
-    points of the best answer that ignores its input: a full model that is no better ends the search. ``version`` names
-    the state of the objective: a study continues only with the version that it was begun with.
+    points of the best constant prediction: a full model that is no better ends the search. ``version`` names
+    the version of the objective: a study continues only with the version that it was begun with.
     Raises UsageError.
     """
 
@@ -89,7 +89,7 @@ class ObjectiveSearch:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What all trials of the study share."""
+        """The settings that all trials of the study share."""
         request = self.request
         return {
             "task": request.task,
@@ -135,7 +135,7 @@ def request_for(study: str, task: str, model: str, options: Mapping[str, Any]) -
 def search_objective(search: ObjectiveSearch, observer: Observer) -> Report:
     """The report: read from the study if it has the answers already, else the result of a search.
 
-    Raises BudgetSearchError; finished evaluations are kept, and the same call goes on with them.
+    Raises BudgetSearchError; finished evaluations are kept, and the same call resumes the search.
     """
     began, folder, request = time.monotonic(), search.folder, search.request
     if request.storage:
@@ -184,7 +184,7 @@ def _search(search: ObjectiveSearch, observer: Observer, began: float) -> Report
     clock = Clock.of(store, began)
     workers = ObjectiveWorkers.start(search.objective, folder, request.workers or 1)
     if workers.count < (request.workers or 1):
-        observer.stage("the objective cannot be sent to other processes; one evaluation at a time runs in this one")
+        observer.stage("the objective cannot be pickled, so evaluations run one at a time in this process")
     settings = search.settings(workers.count, clock.seconds)
     evidence = ObjectiveEvidence(folder, store, search.layers, settings.seeds, search.constant_score)
     observer.begin(settings, workers.count, store.history)
@@ -228,24 +228,24 @@ def _report(search: ObjectiveSearch, found: Search, evidence: ObjectiveEvidence,
 
 
 def _notes(search: ObjectiveSearch, examples: int) -> Iterable[str]:
-    """What the report cannot know."""
+    """Notes on what was not checked."""
     if examples == 1:
         yield (
-            "The objective returned no results per example, so bounds and probabilities count the spread between seeds "
-            "alone; the choice of examples adds to it."
+            "The objective returned no results per example, so bounds and probabilities cover only the variance "
+            "between seeds, not that between examples."
         )
     if search.constant_score is None:
         yield (
-            "Whether the full model has learnt the task was not checked: that needs constant_score, the score of the "
-            "best answer that ignores its input."
+            "Not checked: whether the full model has learnt the task. This needs constant_score, the score of the best "
+            "prediction that ignores the input."
         )
-    yield "No answer was checked on held-out examples: the objective scores selection and certification only."
+    yield "Answers were not checked on held-out examples: the objective scores only selection and certification."
 
 
 def _measured(
     search: ObjectiveSearch, answers: Iterable[LayerSet]
 ) -> tuple[dict[LayerSet, ModelMeasurements], list[str]]:
-    """Size and speed of the full model and the answers, as far as ``measure`` tells; a note where it fails."""
+    """Size and speed of the full model and the answers, as returned by ``measure``; a note if it fails."""
     from budget_search.report.builder import ModelMeasurements
 
     full = LayerSet.full(search.layers)

@@ -1,4 +1,4 @@
-"""Reference models: fine-tuned once, as a study's baseline was, compared with it, and kept in the study's report.
+"""Reference models: fine-tune other models like a study's baseline, compare them with it, and report the result.
 
 As DistilBERT beside BERT-6 in *Poor Man's BERT* (Sajjad et al., 2020), section 5 and Table 4.
 """
@@ -58,7 +58,7 @@ def require_readable(sources: Sequence[PretrainedSource], options: ExecutionOpti
 def with_references(
     folder: StudyFolder, sources: Sequence[PretrainedSource], options: ExecutionOptions, observer: SearchObserver
 ) -> Report:
-    """The study's report with these models in it; those it lacks are fine-tuned and added to ``report.json``.
+    """The study's report with these models; missing ones are fine-tuned and added to ``report.json``.
 
     Evaluations of an interrupted call are reused. Raises StudyError if the study has no report or no texts,
     UsageError and UnsupportedModelError for a model that cannot be measured.
@@ -181,7 +181,7 @@ def _compare(
     size = parameters(loaded(context).pretrained)
     gain = paired.gain("certification")
     short = shortfall(gain, gain.failed, seeds)
-    notes = [f"The reference {pretrained.name} has not learnt the task ({short}), so its comparison says nothing."]
+    notes = [f"The reference {pretrained.name} has not learnt the task ({short}), so the comparison is not meaningful."]
     full_size = report.baseline.parameters
     assert full_size is not None, "a study with models knows their sizes"
     reference = Reference(

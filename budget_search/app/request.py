@@ -1,4 +1,4 @@
-"""What a user asks for, with every check that needs no heavy import and reads no file."""
+"""The options of a search, with every check that needs neither heavy imports nor files."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Request:
         if wrong := sorted(index for index in limits.keep | limits.drop if index < 0):
             yield f"--keep-layers and --drop-layers name layers from 0, received {wrong[0]}"
         elif both := sorted(limits.keep & limits.drop):
-            yield f"--keep-layers and --drop-layers both name {compact_indices(both)}: a layer stays or goes"
+            yield f"--keep-layers and --drop-layers both name {compact_indices(both)}; leave it out of one"
         if limits.max_layers is not None and len(limits.keep) > limits.max_layers:
             yield (
                 f"--keep-layers names {len(limits.keep)} layers and --max-layers allows {limits.max_layers}: "
@@ -159,11 +159,11 @@ class Request:
 
     @property
     def limits(self) -> Limits:
-        """What the answer must satisfy beside delta, without the measurements that some of it needs."""
+        """The limits on the answer besides delta, still without the measurements that some of them need."""
         return Limits.from_options(vars(self))
 
     def recipe_from(self, default: str | Recipe) -> Recipe:
-        """The recipe asked for, else the task's own, with the changed fields. Raises UsageError."""
+        """The requested recipe, else the task's own, with the changed fields. Raises UsageError."""
         base = RECIPES[self.recipe] if self.recipe else default if isinstance(default, Recipe) else RECIPES[default]
         return dataclasses.replace(base, **self.recipe_changes)
 
@@ -181,7 +181,7 @@ class Request:
 
     @property
     def question(self) -> dict[str, Any]:
-        """The options that decide the answer, beside those in the study's configuration."""
+        """The options that determine the answer, besides those in the study's configuration."""
         return {
             "strategy": self.strategy,
             "layers": list(self.layers),

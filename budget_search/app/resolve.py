@@ -1,6 +1,6 @@
-"""Where a request leads: its task, its model and its study, and what this study has answered already.
+"""Resolve a request: find its task, model and study, and the answers that the study already has.
 
-Nothing is written here.
+Writes nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from budget_search.storage.study_store import recorded_trials
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request with its task and model located, and the study it belongs to."""
+    """A request with its resolved task and model, and the study it belongs to."""
 
     request: Request
     source: TaskSource
@@ -124,12 +124,12 @@ def best_so_far(resolved: ResolvedRequest) -> str:
     # The report checks the other limits too; they need measurements.
     allow = request.limits.structural.allow
     named = [LayerSet.parse(text, total) for text in request.layers] or list(losses)
-    how = "hold" if request.criterion == "observed" else "hold in the mean"
+    how = "" if request.criterion == "observed" else " on average"
     answers = []
     for delta in map(in_points, request.deltas):
         holding = [layers for layers in named if allow(layers) and losses.get(layers, math.inf) <= delta]
         if holding:
             best = min(holding, key=lambda layers: (layers.depth, losses[layers]))
-            answers.append(f"within {delta:g} points layers {best.compact} of {total} {how}")
-    best_answers = f"So far {', '.join(answers)}" if answers else "No answer is confirmed yet"
+            answers.append(f"layers {best.compact} of {total} are within {delta:g} points{how}")
+    best_answers = f"So far, {', '.join(answers)}" if answers else "No answer is confirmed yet"
     return f"{best_answers}; {len(history)} evaluations are kept."

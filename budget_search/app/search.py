@@ -1,4 +1,4 @@
-"""From a request to a report: open the study, search, measure the answers, write the report."""
+"""Run a request: open the study, search, measure the answers, write the report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _search(resolved: ResolvedRequest, observer: Observer, command: str) -> Repo
         create(resolved, study_device(resolved), observer)
     device = study_device(resolved)
     if resolved.request.wait:
-        observer.stage("waiting until no other command works on the study")
+        observer.stage("waiting for another command that is working on the study")
     with resolved.folder.locked(wait=resolved.request.wait):
         resolved.folder.remove_temporary_files()
         # The command that held the lock may have found the answers meanwhile.
@@ -153,7 +153,7 @@ def _settings(
 
 
 def _teacher_seed(store: StudyStore, settings: SearchSettings) -> int:
-    """One seed for the whole study, whatever seeds later commands ask for: the first that has a finished teacher."""
+    """The teacher's seed, fixed for the whole study: the first seed with a finished teacher."""
     noted: int | None = store.facts.get("teacher_seed")
     trial = None if noted is None else store.find(TrialKey(LayerSet.full(settings.total), FULL_RUNG, noted))
     if noted is not None and trial is not None and trial.state != "failed":
@@ -205,14 +205,14 @@ def _report(study: OpenStudy, search: Search, command: str) -> Report:
 
 
 def execution(history: Iterable[Trial]) -> dict[str, str]:
-    """How the training steps ran: "graph", or "eager" with the reason if those of any trial did. Nothing where no trial
-    says so."""
+    """How the training steps ran: "graph", or "eager" with the reason if any trial ran eagerly. Empty if no trial
+    recorded it."""
     said = {trial.execution for trial in history if trial.execution}
     return {"execution": min(said)} if said else {}
 
 
 def _identity(resolved: ResolvedRequest, facts: dict[str, Any], command: str) -> dict[str, Any]:
-    """The fields of a report that say which study it is of, and how it was made."""
+    """The fields of a report that identify its study and describe how it was made."""
     return {
         "study": resolved.folder.path.name,
         "task": resolved.config.task,

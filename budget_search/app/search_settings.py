@@ -1,4 +1,4 @@
-"""From a request to the settings of its search: the device, the measured limits, and everything decided beforehand."""
+"""Derive the settings of a search from its request: the device, the measured limits, and all other settings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LATENCY_SECONDS = 20.0
 def study_device(resolved: ResolvedRequest) -> Device:
     """The device that ``auto`` stood for when the study was created, so that its trials stay comparable.
 
-    Where there is no study yet, the device asked for. Raises UsageError and StudyError.
+    If there is no study yet, the requested device. Raises UsageError and StudyError.
     """
     if not resolved.folder.config.exists():
         return resolve_device(resolved.config.device, resolved.config.precision)

@@ -1,4 +1,4 @@
-"""The report in a study's folder: read, written, and reduced to some deltas; and the weights it refers to."""
+"""Read and write the report in a study's folder, restrict it to some deltas, and find the weights it refers to."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_weights_kept(report: Report) -> None:
     """Raises UsageError for a study of a user's own objective, which keeps no models."""
     if not report.keeps_weights:
         raise UsageError(
-            f"the study {report.study} searched with an objective of its own, so it has no models: train and save the "
+            f"the study {report.study} used a user-defined objective, so it has no models: train and save the "
             "answer with the code that the objective trains with"
         )
 

@@ -1,4 +1,4 @@
-"""The search of an open study, whoever evaluates: trials are recorded and the time is counted."""
+"""Run the search of an open study with any evaluator, record its trials and measure its time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True)
 class Clock:
-    """The time spent on a study: ``seconds_before`` by earlier commands, by this one since ``began`` (monotonic)."""
+    """Time spent on a study: ``seconds_before`` by earlier commands, plus the time since ``began`` (monotonic)."""
 
     seconds_before: float
     began: float

@@ -1,4 +1,4 @@
-"""Warm start: a search screens the good layer sets of another study first, and its report says whether that helped."""
+"""Warm start: first screen the best layer sets of another study, and report whether that helped."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def good_sets(report: Report) -> tuple[LayerSet, ...]:
 
 
 def warm_start_note(state: SearchState, study: str) -> str:
-    """A sentence for the report: which answers are among the sets of the other study, and how good the others were."""
+    """A sentence for the report: which answers are among the other study's sets, and how good the rest of them were."""
     sets = plural(len(state.settings.start), "layer set")
     return f"Started from {sets} of {printable(study)}: {'; '.join(_outcomes(state))}."
 
@@ -73,11 +73,11 @@ def _outcomes(state: SearchState) -> Iterator[str]:
         if answer in state.settings.start:
             yield f"the answer {within} is one of them"
         elif answer.is_full:
-            yield f"none holds {within}"
+            yield f"none is accepted {within}"
         elif ranks:
             yield (
-                f"{within} another set is the answer; the best of them with as many layers ranks {ranks[0]} of "
+                f"the answer {within} is another set; the best of them at its depth ranks {ranks[0]} of "
                 f"{len(same_depth)} screened"
             )
         else:
-            yield f"{within} the answer has a depth that none of them has"
+            yield f"none of them has the depth of the answer {within}"

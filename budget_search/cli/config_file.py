@@ -1,4 +1,4 @@
-"""Defaults for options from the environment and from a YAML file."""
+"""Read options from the environment and from a YAML file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OTHER_OPTIONS = ("delta", "format", "fail_if_none", "dry_run", "quiet", "verbose
 
 
 def from_environment(names: Sequence[str]) -> dict[str, Any]:
-    """The options among ``names`` that variables ``BUDGET_SEARCH_NAME`` set. Raises UsageError."""
+    """The options among ``names`` that are set by variables ``BUDGET_SEARCH_NAME``. Raises UsageError."""
     prefix = "BUDGET_SEARCH_"
     options = {}
     known = [prefix + name.upper() for name in (*SEARCH_FIELDS, *OTHER_OPTIONS)]
     for variable in (set(os.environ) - set(known)) & {name for name in os.environ if name.startswith(prefix)}:
         if near := difflib.get_close_matches(variable, known, n=1, cutoff=0.9):
-            raise UsageError(f"the variable {variable} names no option; did you mean {near[0]}?")
+            raise UsageError(f"the environment variable {variable} matches no option; did you mean {near[0]}?")
     for name in names:
         text = os.environ.get(prefix + name.upper())
         if text is not None:
@@ -65,7 +65,7 @@ _BACKSLASH = "in double quotes a backslash begins an escape: write a Windows pat
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, and in which line."""
+    """The problem, and its line."""
     import yaml
 
     if not isinstance(error, yaml.MarkedYAMLError) or not error.problem_mark:

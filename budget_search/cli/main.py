@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verbose:
             traceback.print_exc()
         print(
-            f"budget-search: unexpected {type(error).__name__}: {_one_line(error)}; -v shows where; "
+            f"budget-search: unexpected {type(error).__name__}: {_one_line(error)}; -v shows the traceback; "
             "finished evaluations are kept; run the same command again to resume",
             file=sys.stderr,
         )
@@ -58,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _handle_signals() -> None:
-    """SIGTERM and a closed terminal act like Ctrl-C; a second signal exits at once.
+    """Treat SIGTERM and a closed terminal like Ctrl-C; a second signal exits at once.
 
-    ``nohup`` keeps its effect: a closed terminal that is ignored stays so. Ctrl-C is heeded in any case, because a
-    shell starts background commands with it ignored, and a script may send it to them.
+    SIGHUP stays ignored under ``nohup``. SIGINT is always handled: a shell starts background commands with SIGINT
+    ignored, and a script may still send it to them.
     """
     heeded = [number for number in ENDING if number in (signal.SIGINT, signal.SIGTERM) or not _is_ignored(number)]
 

@@ -61,7 +61,7 @@ class Console:
         workers: int,
         known: Sequence[Trial],
     ) -> None:
-        """A few lines on what will be run."""
+        """Print what will be run, in a few lines."""
         from budget_search.layer_search.verdict import resolution
 
         sizes = ", ".join(f"{name} {split.examples:,}" for name, split in task.splits.items())
@@ -81,7 +81,7 @@ class Console:
         self.begin(settings, workers, known)
 
     def begin(self, settings: SearchSettings, workers: int, known: Sequence[Trial]) -> None:
-        """The plan, and a bar on a terminal."""
+        """Print the plan, and on a terminal a progress bar."""
         seeds = plural(len(settings.seeds), "seed")
         further = f"; up to {plural(settings.certify, 'more seed')} for the answers" if settings.certify else ""
         if settings.named:
@@ -90,8 +90,8 @@ class Console:
         else:
             self._fact(
                 "plan",
-                f"the full model with {seeds}; screens of {settings.screen_rung:.2g} of the recipe "
-                f"(up to {settings.evaluations} layer sets); then the best sets in full with {seeds}{further}",
+                f"the full model with {seeds}; up to {settings.evaluations} layer sets with {settings.screen_rung:.2g} "
+                f"of the recipe (screens); then the best sets with the full recipe and {seeds}{further}",
             )
         if known:
             self._fact("reused", f"{plural(len(known), 'evaluation')} of this study")
@@ -132,14 +132,14 @@ class Console:
             self._live.refresh()
 
     def _fact(self, name: str, text: str) -> None:
-        """A name and a text, wrapped at the width of a report."""
+        """Print a name and a text, wrapped to the width of a report."""
         margin = f"  {name:<11}"
         self.say(textwrap.fill(text, COLUMNS, initial_indent=margin, subsequent_indent=" " * len(margin)))
 
     def _status(self) -> str:
         """The line above the bar."""
         reused = f", {self._reused:,} reused" if self._reused else ""
-        return f"{self._so_far()}; {len(self._running)} of {self._workers} busy{reused}"
+        return f"{self._so_far()}; {len(self._running)} of {plural(self._workers, 'worker')} busy{reused}"
 
     def _so_far(self) -> str:
         """The smallest set that every seed confirmed within the largest delta."""
@@ -151,7 +151,7 @@ class Console:
         if not holding:
             return "nothing confirmed yet"
         best = min(holding, key=lambda layers: (layers.depth, lost[layers]))
-        return f"so far {best.depth} of {best.total} layers, {points(lost[best])} lost"
+        return f"best so far: {best.depth} of {best.total} layers, {points(lost[best])} points lost"
 
     def _show_bar(self, total: float, completed: float) -> None:
         if self._quiet or not self._terminal.is_terminal:
@@ -159,8 +159,8 @@ class Console:
         self._bar = Progress(
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.1f} of ~{task.total:.0f} fine-tunes"),
-            TextColumn("left"),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self._terminal,
             expand=True,
             # Evaluations are few, so all of them count for the estimate of the speed.

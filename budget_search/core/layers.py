@@ -1,4 +1,4 @@
-"""The layer set, which is the candidate of a search, and the fixed families of layer sets from the paper.
+"""Layer sets, the candidates of a search, and the paper's fixed families of layer sets.
 
 Indices are 0-based positions in the original model, input side first.
 """

@@ -51,7 +51,7 @@ class BindingLimit:
 
 @dataclass(frozen=True)
 class Limits:
-    """The conditions that the answer must satisfy; no limit by default.
+    """The conditions on the answer; no limit by default.
 
     ``keep`` and ``drop`` are layer numbers. ``max_params`` needs ``full_parameters`` and ``layer_parameters`` (one per
     layer). ``max_latency_ms`` needs ``latency_ms``: the time for one example at every depth, from one layer up,

@@ -1,4 +1,4 @@
-"""What a user's own objective is called with, and what it returns."""
+"""The interface of a user's objective: its arguments and its return values."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Outcome:
     """One evaluation of a layer set by an objective.
 
     ``score`` is in points, higher is better: multiply a score between 0 and 1 by 100, negate an error. ``per_example``
-    holds the contribution of every example of the split to it, in points and in the same order each time, so that their
+    holds the contribution of every example of the split to the score, in points and always in the same order; their
     mean is the score (for accuracy: 100 or 0). ``metrics`` are further figures for the report; ``loss``, the mean loss
-    per example, also guides the search. ``seconds`` is the time that training took; None: the whole call counts.
+    per example, also guides the search. ``seconds`` is the training time; None counts the whole call.
     """
 
     score: float

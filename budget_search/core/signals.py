@@ -1,4 +1,4 @@
-"""The signals that end a command in good order: Ctrl-C, a request to terminate, a closed terminal."""
+"""The signals that end a command cleanly: SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def leave_terminal_to_coordinator() -> None:
-    """In a worker process: ignore what a terminal sends to all of its processes."""
+    """In a worker process: ignore the signals that a terminal sends to all of its processes."""
     for number in ENDING:
         # SIGTERM is sent to a worker alone, to end it.
         if number != signal.SIGTERM:

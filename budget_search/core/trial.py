@@ -123,7 +123,7 @@ class SearchBudget:
     max_hours: float | None = None
 
     def after(self, seconds: float) -> SearchBudget:
-        """What is left after so many seconds: the hours are those of the study, so earlier commands count."""
+        """The remaining budget after this many seconds of the study, earlier commands included."""
         left = None if self.max_hours is None else max(0.0, self.max_hours - seconds / 3600)
         return replace(self, max_hours=left)
 

@@ -26,9 +26,9 @@ def versions() -> dict[str, str]:
 
 
 def untried(found: Mapping[str, str]) -> dict[str, str]:
-    """Libraries whose version is outside those tried, by its first two numbers, and what was tried instead."""
+    """Libraries in an untested version (by its first two numbers), each with the tested range."""
     return {
-        name: f"{found[name]} was not tried; {oldest} to {newest} were"
+        name: f"{found[name]} is untested; tested: {oldest} to {newest}"
         for name, (oldest, newest) in TRIED.items()
         if found.get(name, "unknown") != "unknown" and not _release(oldest) <= _release(found[name]) <= _release(newest)
     }

@@ -96,7 +96,7 @@ def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.nd
 
 
 def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The outputs of the constant answer with the highest score, of equals the most frequent class.
+    """The outputs of the constant prediction with the highest score, of equals the most frequent class.
 
     One-hot (examples, classes); zeros (examples, 1) for a regression task, whose ``classes`` are 0.
     """

@@ -1,4 +1,4 @@
-"""Carve selection and certification out of train, in whole groups, so that they resemble held_out.
+"""Split selection and certification off from train by group, stratified to resemble held_out.
 
 The target sizes follow from the standard error. If 8 % of the predictions of two models differ, the standard error of
 their difference in accuracy on n examples is sqrt(0.08 / n): 0.4 points on 5,000 examples, 0.6 on 2,000. Examples that
@@ -49,8 +49,8 @@ class SplitTask:
 
 
 def carve(raw: RawTask, mode: Splits, seed: int, recipe: Recipe = RECIPES["standard"]) -> SplitTask:
-    """Create the splits of a task; they depend only on the data, ``seed``, and how long the recipe trains on how many
-    examples.
+    """Create the splits of a task. They depend only on the data, ``seed``, and the recipe's epochs and number of
+    training examples.
 
     Mode ``official`` selects and reports on the official validation set, as the papers did. Raises UsageError if there
     is no such set, or if train has too few examples that can be carved.
@@ -70,7 +70,7 @@ def _official(raw: RawTask) -> tuple[dict[str, Examples], list[str]]:
     validation = raw.splits["held_out"]
     note = (
         "selection, certification and held_out are the same official validation set, as in the papers: "
-        "selecting and reporting on the same examples flatters the answer."
+        "selecting and reporting on the same examples biases the scores upwards."
     )
     return {
         "train": raw.splits["train"],
@@ -89,14 +89,14 @@ def _carved(raw: RawTask, seed: int, recipe: Recipe) -> tuple[dict[str, Examples
     if held_out is None:
         whole = train.take(np.array([row for group in carver.groups.members for row in group], dtype=np.int64))
         held_out = carver.carve("held_out", whole, sizes["held_out"])
-        notes.append(f"held_out ({len(held_out):,}) was carved out of train because there is no validation set.")
+        notes.append(f"held_out ({len(held_out):,}) was split off from train because there is no validation set.")
     # Certification comes first: it matters more if train has few examples that resemble held_out.
     certification = carver.carve("certification", held_out, sizes["certification"])
     chosen = {"selection": carver.carve("selection", held_out, sizes["selection"]), "certification": certification}
     left = train.take(np.flatnonzero(carver.in_train))
     notes += _size_notes(chosen, len(left), len(train))
     if phrases := carver.left_out_phrases:
-        notes.append(f"{phrases:,} train examples are phrases of carved ones and were left out of train.")
+        notes.append(f"{phrases:,} train examples are phrases of examples in these splits and were removed from train.")
     return {"train": left, **chosen, "held_out": held_out, **_further_splits(raw)}, notes
 
 
@@ -118,14 +118,13 @@ def _prepare(raw: RawTask, seed: int) -> tuple[_Carver, list[str]]:
     groups = phrase_groups(train.texts[0], rows) if single else pair_groups(numbers, rows, held_out)
     notes = []
     if not first.all():
-        notes.append(f"{(~first).sum():,} train examples repeat another (ignoring case and spaces) and were left out.")
+        notes.append(f"{(~first).sum():,} train examples are duplicates (ignoring case and spaces) and were removed.")
     if in_held_out.any():
-        notes.append(f"{in_held_out.sum():,} train examples are also in held_out and were left out of train.")
+        notes.append(f"{in_held_out.sum():,} train examples are also in held_out and were removed from train.")
     shared = int((np.isin(held_out, numbers[rows]) & (held_out >= 0)).any(axis=1).sum())
     if shared:
         notes.append(
-            f"In the original data, {shared:,} of {len(held_out):,} held_out examples share one of their texts with "
-            f"train."
+            f"In the original data, {shared:,} of {len(held_out):,} held_out examples share a text with train."
         )
     if groups.prompts:
         notes.append(
@@ -192,14 +191,14 @@ class _Carver:
     def _check(self, name: str, rows: np.ndarray) -> None:
         if len(rows) < MIN_EXAMPLES:
             raise UsageError(
-                f"cannot carve {name} out of the {len(self.train):,} train examples: {len(rows)} found that share no "
-                f"text with others, at least {MIN_EXAMPLES} needed. Give more examples (some hundreds), or a "
+                f"cannot split {name} off from the {len(self.train):,} train examples: only {len(rows)} share no "
+                f"text with others, at least {MIN_EXAMPLES} are needed. Give more examples (a few hundred), or a "
                 f"validation set and --splits official"
             )
         if self.train.labels.dtype.kind == "i" and len(np.unique(self.train.labels[rows])) < 2:
             raise UsageError(
-                f"cannot carve {name} out of train: the {len(rows)} examples found are all of one class. Give more "
-                f"examples of the others, or a validation set and --splits official"
+                f"cannot split {name} off from train: the {len(rows)} examples found are all of one class. Give more "
+                f"examples of the other classes, or a validation set and --splits official"
             )
 
 
@@ -212,7 +211,7 @@ class Size:
 
 
 def split_sizes(examples: int, names: Sequence[str], recipe: Recipe) -> dict[str, Size]:
-    """How many of so many examples of train each of the splits to carve may have."""
+    """The sizes of the splits ``names`` when they are split off from this many train examples."""
     total = sum(SHARES[name] for name in names)
     leaving = max(total * examples, examples - SUFFICIENT_TRAIN)
     allowance = {name: int(leaving * SHARES[name] / total) for name in names}
@@ -230,8 +229,8 @@ def split_sizes(examples: int, names: Sequence[str], recipe: Recipe) -> dict[str
 def _size_notes(chosen: Mapping[str, Examples], left: int, given: int) -> list[str]:
     selection, certification = len(chosen["selection"]), len(chosen["certification"])
     return [
-        f"selection ({selection:,}) and certification ({certification:,}) were carved out of train so that they "
-        f"resemble held_out in length and labels; {left:,} of {given:,} examples stay in train.",
+        f"selection ({selection:,}) and certification ({certification:,}) were split off from train and "
+        f"stratified to resemble held_out in length and labels; {left:,} of {given:,} examples remain in train.",
         f"If the predictions of two models differ on 8 % of the examples, the standard error of their difference in "
         f"accuracy is {resolution(certification):.1f} points on certification and {resolution(selection):.1f} on "
         f"selection.",

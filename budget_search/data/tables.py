@@ -1,4 +1,4 @@
-"""Read columns from csv, tsv, jsonl, parquet and CoNLL files, also compressed ones; other content is rejected.
+"""Read columns from csv, tsv, jsonl, parquet and CoNLL files, compressed or not; other content is rejected.
 
 csv uses standard quoting, and commas, semicolons, tabs or vertical bars: the separator is recognised (see
 ``_separator``). tsv uses no quoting, as in the GLUE files: a quotation mark is an ordinary character. Text is UTF-8,
@@ -94,7 +94,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        """The name of the file, and how it is read where that is not plain, for messages on its columns."""
+        """The name of the file, and how it is read if that is not obvious, for messages about its columns."""
         if self.kind in conll.EXTENSIONS:
             return f"{self.path.name}, read as CoNLL text (tables are {' '.join('.' + each for each in _TABLES)}),"
         return self.path.name
@@ -153,7 +153,7 @@ class Table:
 
     @cached_property
     def note(self) -> str | None:
-        """A sentence for the report on how a text file was read, where that is not the usual way."""
+        """A sentence for the report on how a text file was read, if in an unusual way."""
         if self.kind not in SEPARATED:
             return None if self._encoding == "utf-8-sig" else f"{self.path.name} was read as {self._encoding}."
         usual = "," if self.kind == "csv" else "\t"

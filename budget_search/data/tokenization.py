@@ -130,11 +130,11 @@ class EncodedTask:
         return self.kind.label_shares(self.truth(split))
 
     def constant_outputs(self, split: str) -> np.ndarray:
-        """The outputs of the best constant answer on a split."""
+        """The outputs of the best constant prediction on a split."""
         return self.kind.constant_outputs(self.metric, self.truth(split))
 
     def constant_score(self, split: str) -> float:
-        """The score in points of the best constant answer on a split."""
+        """The score in points of the best constant prediction on a split."""
         return self.measure(split, self.constant_outputs(split))[self.metric]
 
     def save(self, path: Path) -> None:

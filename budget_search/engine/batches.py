@@ -1,4 +1,4 @@
-"""From flat tokens to padded batches: sorted by length where that saves padding, in an order the seed fixes."""
+"""Make padded batches from flat tokens: grouped by length to save padding, in an order fixed by the seed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCHES_PER_BUCKET = 32
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What another model said of every example, logits (examples, classes), and what share of the loss that makes."""
+    """A teacher's logits (examples, classes) for every example, and their weight in the loss."""
 
     logits: torch.Tensor
     weight: float
@@ -30,13 +30,13 @@ class SoftTargets:
 
 @dataclass(frozen=True)
 class DeviceSplit:
-    """A split on the device: all tokens end to end, without padding, and where each example lies.
+    """A split on the device: all tokens concatenated without padding, and the start of each example.
 
     An example here is one input of the model.
 
     Shapes: tokens and segments (total_tokens,), starts (examples,); labels (examples,), (examples, labels) or, with
     ``per_token``, (total_tokens,) or (total_tokens, 2). ``lengths`` stays on the host, so that choosing a batch's
-    padded length never waits for the device. ``soft`` targets, where there are any, are learnt beside the labels.
+    padded length never waits for the device. ``soft`` are targets from distillation, if any.
     """
 
     tokens: torch.Tensor
@@ -74,7 +74,7 @@ class DeviceSplit:
 
     @cached_property
     def vocabulary(self) -> torch.Tensor:
-        """The token numbers that occur, ascending: int64 (kinds,), padding among them."""
+        """The token numbers that occur, padding included, ascending: int64 (kinds,)."""
         return torch.cat([self.tokens, self.tokens.new_tensor([self.pad_token])]).unique()
 
     @cached_property
@@ -87,7 +87,7 @@ class DeviceSplit:
         return until[self.starts + self.sizes] - until[self.starts]
 
     def part(self, indices: np.ndarray) -> DeviceSplit:
-        """Some examples of the split; the tokens stay where they are."""
+        """A view of some examples of the split; tokens are not copied."""
         rows = torch.from_numpy(indices).to(self.starts.device)
         return replace(
             self,
@@ -98,7 +98,7 @@ class DeviceSplit:
         )
 
     def _places(self, rows: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """For examples padded to a length, which tokens are real and where they lie: each (batch, length)."""
+        """For examples padded to a length: the positions of real tokens, and their indices; each (batch, length)."""
         sizes = self.sizes[rows, None]
         place = torch.arange(length, device=self.tokens.device)[None, :]
         if self.pad_left:
@@ -109,8 +109,8 @@ class DeviceSplit:
     def inputs(self, rows: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """The model's inputs for these examples, padded to a length: each (batch, length).
 
-        ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or reads from the
-        host, so that a graph can hold it. The length is at least that of the longest example.
+        ``rows`` are example numbers on the device, int64 (batch,). Nothing here waits for the device or copies from the
+        host, so that a graph can capture it. The length is at least that of the longest example.
         """
         real, where = self._places(rows, length)
         inputs = {
@@ -136,7 +136,7 @@ class DeviceSplit:
         return labelled if labelled.dim() == 2 else labelled[..., 0]
 
     def weights(self, rows: torch.Tensor, filled: torch.Tensor | None = None) -> torch.Tensor:
-        """The weights (batch,) with which the losses of these examples make the batch's loss.
+        """The weights (batch,) of these examples' losses in the batch's loss.
 
         That is their mean: over the examples, or over all tags. ``filled`` is 1 for the examples that count and 0 for
         the others; all count by default.

@@ -1,9 +1,8 @@
-"""Dropout and attention as a CPU does them fast at the sizes of a text or two.
+"""Faster dropout and attention on a CPU, for inputs of the length of one or two texts.
 
-torch draws a dropout mask number by number, takes the softmax of rows shorter than 16 value by value, and calculates
-attention that has dropout in fp32. For short texts that is a seventh of a fine-tune. Here the same is done otherwise:
-the functions are intercepted as models call them, whichever model that is, and whatever is out of the ordinary is left
-to torch.
+torch draws dropout masks one number at a time, computes the softmax of rows shorter than 16 value by value, and
+computes attention with dropout in fp32. For short texts this takes a seventh of a fine-tune. This module intercepts
+these functions when any model calls them and replaces them by faster versions; unusual calls are passed on to torch.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from torch.overrides import TorchFunctionMode
 
 from budget_search.engine.device import Device
 
-# A row of scores is as many vectors of 16 numbers as it takes: torch's softmax calculates what is left over singly.
+# Rows of scores are padded to whole vectors of 16 numbers, because torch's softmax handles a remainder one by one.
 ROW = 16
-# So many bits of dropout masks, at least, are drawn at a time.
+# The minimum number of dropout-mask bits drawn at a time.
 BITS_AHEAD = 2**21
-# What holds the bits of a number.
+# The integer type with as many bits as a number.
 BITS_OF = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 
 Kernels = AbstractContextManager[object]
 
 
 def cpu_kernels(device: Device, seed: int = 0) -> Kernels:
-    """Within it, on a CPU, models call what is here; it may be entered again and again, and draws dropout masks from
-    where it was. The seed fixes them."""
+    """Inside, on a CPU, models call the functions of this module. It can be entered repeatedly; dropout masks continue
+    the same random sequence, which the seed fixes."""
     return _Intercepted(seed) if device.kind == "cpu" else nullcontext()
 
 
 class Masks:
-    """Dropout masks, 64 random bits at a time: all bits of a number set where a value stays, none where it goes."""
+    """Dropout masks from 64 random bits at a time: all bits of a number are set if its value is kept."""
 
     def __init__(self, seed: int) -> None:
         self._source = np.random.SFC64(seed)
         self._ahead: dict[tuple[torch.dtype, int], torch.Tensor] = {}
 
     def draw(self, shape: Sequence[int], dtype: torch.dtype, rate: float) -> tuple[torch.Tensor, float]:
-        """A mask for numbers of this type, and by what the kept ones are multiplied so that the mean stays.
+        """A mask for numbers of this type, and the factor for kept values that preserves the mean.
 
         The rate is rounded to a multiple of 2^-15 for bfloat16, and of 2^-31 for float32.
         """
@@ -66,7 +65,7 @@ class Masks:
 
 
 def _masked(values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Values times 0 or the scale."""
+    """Multiply dropped values by 0 and kept values by the scale."""
     return (values.view(mask.dtype) & mask).view(values.dtype).mul_(scale)
 
 
@@ -84,11 +83,11 @@ class _Dropout(torch.autograd.Function):
 
 
 class _Attention(torch.autograd.Function):
-    """softmax(queries keys^T scale + bias), some of it dropped, times values (Vaswani et al., 2017, 3.2.1).
+    """softmax(queries keys^T scale + bias), with dropout, times values (Vaswani et al., 2017, 3.2.1).
 
     Shapes: queries (batch, heads, read, width); keys and values (batch, heads, seen, width); bias, which broadcasts to
-    (batch, heads, read, row), where a row holds all that are seen and minus infinity for what fills it up. Products are
-    of the queries' type, the softmax is fp32.
+    (batch, heads, read, row); a row is padded with minus infinity beyond the keys. Products have the type of the
+    queries, the softmax is fp32.
     """
 
     @staticmethod
@@ -130,7 +129,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _filled(states: torch.Tensor, row: int) -> torch.Tensor:
-    """(batch, heads, seen, width) to (batch * heads, row, width), with zeros behind."""
+    """(batch, heads, seen, width) to (batch * heads, row, width), padded with zeros."""
     batch, heads, seen, width = states.shape
     if seen == row:
         return states.flatten(0, 1)
@@ -140,7 +139,7 @@ def _filled(states: torch.Tensor, row: int) -> torch.Tensor:
 
 
 def _autocast(states: torch.Tensor) -> torch.Tensor:
-    """What autocast makes of the factors of a product."""
+    """Cast the factors of a product as autocast does."""
     if states.dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
         return states.to(torch.get_autocast_dtype("cpu"))
     return states
@@ -149,7 +148,7 @@ def _autocast(states: torch.Tensor) -> torch.Tensor:
 def _softmax(
     input: torch.Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Of attention that a model writes out itself."""
+    """Softmax for models that implement attention themselves."""
     count = input.shape[-1] if input.dim() else 0
     if dim not in (-1, input.dim() - 1) or not 1 < count < ROW:
         return functional.softmax(input, dim, _stacklevel, dtype)
@@ -218,8 +217,8 @@ class _Intercepted(TorchFunctionMode):
         return attended
 
     def _bias_of(self, mask: torch.Tensor | None, seen: int) -> torch.Tensor | None:
-        """What is added to the scores of a row; None where a mask is more than one of what is seen, or leaves somebody
-        nothing to see."""
+        """The bias added to the scores of a row; None if the mask is more than a padding mask, or masks all keys of a
+        query."""
         row = math.ceil(seen / ROW) * ROW
         if mask is None:
             bias = torch.zeros(1, 1, 1, row)

@@ -1,4 +1,4 @@
-"""Where fine-tunes run and how precisely they calculate; decided once per study, then kept with it."""
+"""The device and precision of fine-tunes, decided once per study and stored with it."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Device:
         return self.name.partition(":")[0]
 
     def autocast(self) -> Autocast:
-        """Matrix products in bfloat16 where that was decided; weights stay in fp32."""
+        """Compute matrix products in bfloat16 if the precision is bf16; weights stay in fp32."""
         if self.precision == "bf16":
             return torch.autocast(self.kind, dtype=torch.bfloat16, cache_enabled=self.kind != "cuda")
         return contextlib.nullcontext()
 
     def synchronize(self) -> None:
-        """Wait for the work that this thread has given to the device."""
+        """Wait for the work that this thread has submitted to the device."""
         if self.kind == "cuda":
             torch.cuda.current_stream(self.name).synchronize()
         elif self.kind == "mps":
             torch.mps.synchronize()
 
     def peak_bytes(self) -> int:
-        """Most memory allocated since ``reset_peak``; 0 where the device does not count."""
+        """Peak memory allocated since ``reset_peak``; 0 if the device does not report it."""
         return torch.cuda.max_memory_allocated(self.name) if self.kind == "cuda" else 0
 
     def reset_peak(self) -> None:
@@ -56,13 +56,13 @@ class Device:
             torch.cuda.reset_peak_memory_stats(self.name)
 
     def describe(self) -> dict[str, object]:
-        """For the record: what the device is called and what it is."""
+        """Name, precision, hardware model and cores, for the record."""
         named = torch.cuda.get_device_name(self.name) if self.kind == "cuda" else _processor_name()
         return {"name": self.name, "precision": self.precision, "model": named, "cores": os.cpu_count() or 1}
 
 
 def resolve_device(name: str, precision: str) -> Device:
-    """Decide what ``auto`` means here. Raises UsageError for a device that is not there."""
+    """Resolve ``auto`` on this machine. Raises UsageError for a missing device."""
     there = available_devices()
     if name == "auto":
         name = there[0]
@@ -70,7 +70,7 @@ def resolve_device(name: str, precision: str) -> Device:
         name = "cuda:0"
     if name not in there:
         raise UsageError(
-            f"there is no device {name!r} here; there are: {' '.join(there)}; leave --device out to let the tool choose"
+            f"no device {name!r} on this machine; available: {' '.join(there)}; omit --device to choose automatically"
         )
     if precision == "auto":
         precision = "bf16" if _fast_at_bf16(name) else "fp32"
@@ -91,12 +91,12 @@ def cores() -> int:
 
 
 def default_workers(device: Device) -> int:
-    """One evaluation per core on a CPU, else one; on CUDA GPUs it is measured instead."""
+    """Concurrent evaluations: one per core on a CPU, else one; on CUDA GPUs the number is measured instead."""
     return cores() if device.kind == "cpu" else 1
 
 
 def slots(device: Device, asked: str, workers: int = 1) -> tuple[str, ...]:
-    """The devices that evaluations may run on, each as often as evaluations share it among so many workers.
+    """The devices for evaluations, each repeated as often as ``workers`` evaluations share it.
 
     ``auto`` and ``cuda`` mean every GPU like the one that was resolved.
     """
@@ -109,7 +109,7 @@ def slots(device: Device, asked: str, workers: int = 1) -> tuple[str, ...]:
 
 
 def visible_name(device: str) -> str:
-    """What CUDA_VISIBLE_DEVICES calls a GPU of this process (``cuda:1``), so that another process sees it alone."""
+    """The name in CUDA_VISIBLE_DEVICES of a GPU of this process (``cuda:1``), so that another process sees only it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     index = device.partition(":")[2]
     return visible.split(",")[int(index)].strip() if visible else index
@@ -120,11 +120,11 @@ _last_held: list[str] = []
 
 @contextlib.contextmanager
 def one_of(names: Sequence[str]) -> Iterator[str]:
-    """Hold the first of these slots that is free, waiting for one; of equals the one held last, whose data is loaded.
+    """Hold the first free slot, waiting for one if needed; prefer the one held last, whose data is loaded.
 
-    A device that is named several times has as many slots. A file per slot, locked by the kernel: it is free again when
-    its holder ends or dies, whoever that was. All processes of a user on one machine share the devices this way. A CPU
-    is not held: its cores are shared anyway.
+    A device that is named several times has as many slots. Each slot is a locked file, which the operating system
+    releases when its holder ends or dies. All processes of a user on one machine share the devices this way. A CPU is
+    not held, because its cores are shared anyway.
     """
     if "cpu" in names:
         yield "cpu"
@@ -147,7 +147,7 @@ def one_of(names: Sequence[str]) -> Iterator[str]:
 
 
 def _identity(name: str) -> str:
-    """What names a device among all processes, whichever devices are visible to them."""
+    """An identifier of a device across processes, independent of the devices visible to them."""
     return str(torch.cuda.get_device_properties(name).uuid) if name.startswith("cuda") else name
 
 

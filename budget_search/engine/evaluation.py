@@ -1,7 +1,7 @@
-"""One evaluation: make the smaller model, score it, leave its outputs (and weights) on disk.
+"""One evaluation: build the smaller model, fine-tune and score it, write its outputs (and weights) to disk.
 
-Runs in worker processes: the parent model and the tokenised task are loaded once per process. What an evaluation takes
-over from one of the full model, weights or outputs, lies in the study's folder.
+Runs in worker processes: the parent model and the tokenised task are loaded once per process. Weights
+or outputs of the full model that an evaluation needs are in the study's folder.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _loading = threading.RLock()
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """What a worker needs to know to run any job of a study; ``teacher`` is the evaluation of the full model whose
-    outputs smaller models learn from, where the recipe has them do so."""
+    """Everything a worker needs to run any job of a study. ``teacher`` is the full model's evaluation whose outputs are
+    the soft targets in distillation; None without distillation."""
 
     folder: StudyFolder
     pretrained: Path
@@ -61,12 +61,12 @@ class Loaded:
 
     @cached_property
     def tail(self) -> Tail | None:
-        """What of a last layer one token is enough for."""
+        """The part of the last layer that needs only the token read by the head."""
         return find_tail(self.pretrained, DeviceSplit.of(self.task, self.task.splits["train"], "cpu"))
 
 
 def run_job(context: EvaluationContext, job: Job) -> Trial:
-    """Fine-tune and score; what goes wrong comes back as a failed trial, never as an exception."""
+    """Fine-tune and score a layer set; any error is returned as a failed trial, never raised."""
     context.device.reset_peak()
     try:
         return _run(context, job)
@@ -79,7 +79,7 @@ def run_job(context: EvaluationContext, job: Job) -> Trial:
             return Trial(job.key, job.split, "failed", error=reason, machine_failure=True)
         # A few models mix types that autocast does not reconcile: DeBERTa, X-MOD.
         if context.device.precision == "bf16" and "BFloat16" in said:
-            return Trial(job.key, job.split, "failed", error=f"this model does not calculate in bf16: {said}")
+            return Trial(job.key, job.split, "failed", error=f"this model does not run in bf16: {said}")
         raise
 
 
@@ -120,8 +120,8 @@ def _run(context: EvaluationContext, job: Job) -> Trial:
 
 
 def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, list[tuple[Phase, FineTuned]]]:
-    """The model of this name, on the device, and the fine-tunes that made it, without that of the full model it is cut
-    out of."""
+    """The model of this key, on the device, and the fine-tunes that made it, except that of the full model it is cut
+    from."""
     here, recipe, device = loaded(context), context.recipe, context.device
     trained = list[tuple[Phase, FineTuned]]()
     model, kept = _start(context, key)
@@ -142,8 +142,8 @@ def _trained(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel
 def _start(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, tuple[int, ...]]:
     """The model before its first fine-tune, on the device, and its layers.
 
-    They are those of the fine-tuned full model of the same seed and rung, head included, or of the pre-trained model
-    with a new head.
+    The layers come from the fine-tuned full model of the same seed and rung, with its head, or from the pre-trained
+    model, with a new head.
     """
     here, recipe = loaded(context), context.recipe
     if starts_from_full(recipe) and not key.layers.is_full:
@@ -158,7 +158,7 @@ def _start(context: EvaluationContext, key: TrialKey) -> tuple[PreTrainedModel, 
 
 
 def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit:
-    """The training examples; for a smaller model with what the teacher says of them."""
+    """The training examples; with the teacher's soft targets for a smaller model."""
     train, teacher = split_of(context, "train"), context.teacher
     if teacher is None or layers.is_full:
         return train
@@ -174,7 +174,7 @@ def _training_split(context: EvaluationContext, layers: LayerSet) -> DeviceSplit
 
 
 def score_from_weights(context: EvaluationContext, key: TrialKey) -> None:
-    """Write down a confirmed model's outputs on every held-out split, from its kept weights; once."""
+    """Store a confirmed model's outputs on every held-out split, from its kept weights; only if missing."""
     wanted = {name: context.folder.outputs(key, name) for name in loaded(context).task.held_out_splits}
     if missing := {name: path for name, path in wanted.items() if not path.exists()}:
         model = load_weights(context, key)
@@ -189,8 +189,8 @@ def outputs_of(context: EvaluationContext, model: PreTrainedModel, split: str) -
 
 
 def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
-    """A model whose weights were kept, on the device. Where somebody deleted them, the same seed makes the same model
-    again, once, however many workers need it."""
+    """A model from its kept weights, on the device. If they were deleted, the model is trained again with the same
+    seed, only once for all workers."""
     folder = context.folder.weights(key)
     if not folder.exists():
         with context.folder.making_weights(key):
@@ -206,7 +206,7 @@ def load_weights(context: EvaluationContext, key: TrialKey) -> PreTrainedModel:
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Write a whole checkpoint or none. Raises StudyError when it cannot be written."""
+    """Write a checkpoint atomically. Raises StudyError if it cannot be written."""
     with atomic_path(folder) as temporary:
         model.save_pretrained(temporary)
 

@@ -1,4 +1,4 @@
-"""One short fine-tune, from top to bottom: no callbacks, no checkpoints, nothing that outlives it but the weights."""
+"""One short fine-tune as a plain training loop: no callbacks, no checkpoints, no state except the weights."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What a fine-tune cost. ``tokens`` are the real ones it was trained on, without padding; ``execution`` is "graph",
-    or "eager" with the reason on a GPU."""
+    """The cost of a fine-tune. ``tokens`` are its training tokens without padding; ``execution`` is "graph", or "eager"
+    with the reason on a GPU."""
 
     seconds: float
     steps: int
@@ -53,8 +53,8 @@ def fine_tune(
 ) -> FineTuned:
     """Train ``model`` in place on a fraction ``rung`` of the recipe's steps, with a complete schedule of its own.
 
-    The seed fixes the order of the data and dropout, that of whole layers too. Parameters that require no gradient stay
-    as they are. Raises DivergedError; MemoryError when one example at a time does not fit; UnsupportedModelError for a
+    The seed fixes the order of the data, dropout, and the skipping of layers. Frozen parameters stay
+    unchanged. Raises DivergedError; MemoryError when one example at a time does not fit; UnsupportedModelError for a
     model that cannot skip layers.
     """
     return train_on(model, train, Schedule.of(recipe, train.lengths, rung, seed), recipe, seed, device)

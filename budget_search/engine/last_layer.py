@@ -1,12 +1,11 @@
-"""Behind its attention, the last layer calculates only the token that the head reads.
+"""After its attention, compute the last layer only for the token that the head reads.
 
-A classifier's head reads the hidden states of one token: BERT's the first, XLNet's the last. Other tokens reach it
-through the attention alone; what the last layer makes of them afterwards, in its feed-forward above all, nobody looks
-at. That is three quarters of a layer's arithmetic: an eighth of what a model of six layers costs, a quarter of one of
-three.
+A classification head reads the hidden state of one token: the first in BERT, the last in XLNet. Other tokens affect it
+only through the attention of the last layer. The outputs of the modules after that attention, mainly the feed-forward,
+are unused for them. Skipping these saves three quarters of a layer's FLOPs: an eighth of a six-layer model, a quarter
+of a three-layer model.
 
-No model is known by name: which token is read is seen from the gradient, and from which module on it is enough is found
-by trying.
+No model is known by name: a gradient shows which token is read, and trials show from which module on it suffices.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from budget_search.core.errors import UnsupportedModelError
 from budget_search.engine.batches import DeviceSplit
 from budget_search.models.keep_layers import find_layers, keep_layers
 
-# Of the largest value: products of other shapes round otherwise.
+# Relative to the largest value: products of other shapes round differently.
 TOLERANCE = 1e-3
 
 Inputs = Mapping[str, torch.Tensor]
@@ -43,7 +42,7 @@ class ReadToken:
     place: int
 
     def of(self, value: Any) -> Any:
-        """This token's part of hidden states, which have three axes and keep them; all of anything else."""
+        """Slice this token out of hidden states, keeping their three axes; return any other value unchanged."""
         if not isinstance(value, torch.Tensor) or value.dim() != 3:
             return value
         return value.narrow(self.axis, 0 if self.place == 0 else value.shape[self.axis] - 1, 1)
@@ -51,8 +50,8 @@ class ReadToken:
 
 @dataclass(frozen=True)
 class Tail:
-    """What of the last layer that token is enough for: all from a module on, its name within the ``part``-th of the
-    layer's modules, in layers of this ``kind``."""
+    """The part of the last layer that needs only that token: everything from the module ``name`` on, inside the
+    ``part``-th module of layers of this ``kind``."""
 
     token: ReadToken
     part: int
@@ -62,8 +61,8 @@ class Tail:
 
 @dataclass(frozen=True)
 class _Seen:
-    """The logits (examples, classes); the hidden states that the last layer was given, and all that its modules made of
-    them, in the order of their calls."""
+    """The logits (examples, classes), the hidden states that the last layer received, and the outputs of its modules in
+    call order."""
 
     logits: torch.Tensor
     given: torch.Tensor
@@ -74,7 +73,7 @@ class _Seen:
         return sum(states.numel() for states in self.made)
 
     def gradient(self, states: torch.Tensor) -> torch.Tensor | None:
-        """Of the first logits by these states; None where they do not lead there."""
+        """The gradient of the first logits with respect to these states; None if the logits do not depend on them."""
         if not states.requires_grad:
             return None
         return torch.autograd.grad(self.logits[:, 0].sum(), states, retain_graph=True, allow_unused=True)[0]
@@ -82,8 +81,8 @@ class _Seen:
 
 @contextmanager
 def only_read_token(model: PreTrainedModel, tail: Tail | None) -> Iterator[None]:
-    """Inside, the model leaves out what nobody reads. Logits and gradients are the same but for rounding; dropout draws
-    other numbers."""
+    """Inside, the model skips unused outputs. Logits and gradients stay the same up to rounding; dropout draws other
+    random numbers."""
     layer = find_layers(model)[-1] if tail else ()
     with ExitStack() as hooks:
         if tail and _kind(layer) == tail.kind:
@@ -92,8 +91,8 @@ def only_read_token(model: PreTrainedModel, tail: Tail | None) -> Iterator[None]
 
 
 def find_tail(model: PreTrainedModel, split: DeviceSplit) -> Tail | None:
-    """The tail that leaves the least to calculate and changes nothing for two examples of the split; None where there
-    is none, and for a head that reads every token. Model and split are on the same device.
+    """The tail that saves the most computation without changing the result for two examples of the split. None if there
+    is none, or if the head reads every token. Model and split are on the same device.
 
     Raises UnsupportedModelError.
     """
@@ -106,7 +105,7 @@ def find_tail(model: PreTrainedModel, split: DeviceSplit) -> Tail | None:
 
 
 def _shallow(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy with nothing but the last layer where it can do without the others: every try is a pass through it all."""
+    """A copy with only the last layer if possible, because every trial is a forward pass through the whole model."""
     try:
         return keep_layers(model, [len(find_layers(model)) - 1])
     except UnsupportedModelError:
@@ -114,8 +113,8 @@ def _shallow(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _two_lengths(split: DeviceSplit) -> dict[str, torch.Tensor]:
-    """A batch with padding, or a head that reads the last real token would seem to read the last. Nothing where all
-    examples are equally long."""
+    """A batch with padding, to tell a head that reads the last real token from one that reads the last position. Empty
+    if all examples have the same length."""
     order = np.argsort(split.lengths, kind="stable")
     short = order[len(order) // 4]
     longer = order[split.lengths[order] > split.lengths[short]]
@@ -162,7 +161,7 @@ def _are_states(value: Any) -> bool:
 
 
 def _read_token(seen: _Seen) -> ReadToken | None:
-    """The only token along an axis of the layer's last states that moves the logits, if there is one."""
+    """The only token along an axis of the layer's last states that affects the logits, if there is just one."""
     gradient = seen.gradient(seen.made[-1])
     if gradient is None:
         return None
@@ -175,8 +174,8 @@ def _read_token(seen: _Seen) -> ReadToken | None:
 
 
 def _changes_nothing(narrowed: _Seen, whole: _Seen, token: ReadToken) -> bool:
-    """Whether the logits are the same, and so is what the other tokens that the layer was given have to do with them:
-    that the attention still sees these, however little they weigh here."""
+    """Whether the logits and their gradients with respect to the other input tokens are the same. The gradients show
+    that the attention still reads these tokens, even if their weights are small here."""
 
     def of_others(seen: _Seen) -> torch.Tensor | None:
         gradient = seen.gradient(seen.given)
@@ -188,7 +187,7 @@ def _changes_nothing(narrowed: _Seen, whole: _Seen, token: ReadToken) -> bool:
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether two tensors are equal but for rounding. Nothing but zeros tells nothing, and is like no other."""
+    """Whether two tensors are equal up to rounding. An all-zero tensor carries no information and equals no other."""
     if one is None or other is None or one.shape != other.shape:
         return False
     return bool((one - other).abs().max() < TOLERANCE * other.abs().max())
@@ -205,7 +204,7 @@ def _kind(layer: Layer) -> tuple[type[nn.Module], ...]:
 
 
 def _narrowed(layer: Layer, tail: Tail) -> RemovableHandle:
-    """Until the handle is given back, the module where the tail begins is handed the one token."""
+    """Until the handle is removed, the first module of the tail receives only the one token."""
 
     def hook(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         return tuple(map(tail.token.of, args)), {name: tail.token.of(value) for name, value in kwargs.items()}

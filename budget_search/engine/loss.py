@@ -1,6 +1,6 @@
-"""The training loss of each form of labels, mixed with the distance to a teacher's outputs where asked.
+"""The training loss for each form of labels, optionally mixed with a distillation loss.
 
-The form of the labels says which loss it is, the same that the heads of transformers compute:
+The form of the labels determines the loss, which equals that of the heads in transformers:
 
 ========================================  ==============================================
 class numbers, int64 (batch,)             cross-entropy
@@ -33,7 +33,7 @@ TEMPERATURE = 2.0
 
 
 def logits_of(output: ModelOutput) -> torch.Tensor:
-    """What a model says: (batch, classes), (batch, 1) for regression, (batch, tokens, classes) for tags, or for edges
+    """A model's logits: (batch, classes), (batch, 1) for regression, (batch, tokens, classes) for tags, or for edges
     (batch, tokens, 2), the scores of each token as the first and as the last."""
     said: torch.Tensor | None = output.get("logits")
     return torch.stack([output["start_logits"], output["end_logits"]], dim=-1) if said is None else said

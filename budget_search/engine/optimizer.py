@@ -1,10 +1,10 @@
 """AdamW with clipped gradients; on a CPU, in one pass through memory.
 
-A small batch updates every weight of a model for the products of a few hundred tokens, so that on a CPU much of a step
-goes into carrying weights, gradients and moments to the core and back: to round weights for bf16 products, to bring
-gradients back to fp32, to shrink them, to update. Here it all happens to a block of weights while it lies in the core's
-cache, and linear layers read bf16 copies that the update leaves behind. Rounding happens where autocast has it, but for
-the parts of the gradients' norm. Gradients of the pieces of a batch are summed in fp32.
+With small batches on a CPU, much of a training step is memory traffic: separate passes over weights, gradients and
+moments round the weights for bf16 products, convert gradients to fp32, clip them and update the weights. Here all of
+this is done for one block of weights while it is in the core's cache, and linear layers read the bf16 copies that
+the update writes. Rounding happens where autocast rounds, except in the gradient norm. Gradients of micro-batches are
+summed in fp32.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 # Weights of a block, 4 MB with gradient and moments: the fastest of 2^14 to 2^20 (studies/LOG.md, 2026-11-26).
 BLOCK = 2**18
 
-# What linear layers read, by the weight that it was rounded from.
+# The bf16 copies that linear layers read, by original weight.
 Rounded = Mapping[nn.Parameter, nn.Parameter]
 
 
 def clipped_adamw(model: nn.Module, rounded: Rounded, lr: float, device: Device) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) for a model whose rounded weights are these; a step first shrinks the
-    gradients to a norm of at most 1.
+    """AdamW (Loshchilov and Hutter, 2019) for a model with these rounded weights; gradients are first clipped to a norm
+    of at most 1.
 
-    There is no weight decay: rows of the word table that no text uses must stay where they are.
+    There is no weight decay, so that unused rows of the word embeddings do not change.
     """
     if device.kind != "cpu":
         return _ClippedAdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=device.kind == "cuda")
@@ -47,10 +47,10 @@ def clipped_adamw(model: nn.Module, rounded: Rounded, lr: float, device: Device)
 
 @contextmanager
 def rounded_weights(model: PreTrainedModel, device: Device) -> Iterator[Rounded]:
-    """Inside, linear layers hold bf16 copies of their weights where products are bf16 on a CPU; afterwards the weights
-    themselves again.
+    """Inside, if products are bf16 on a CPU, linear layers hold bf16 copies of their weights, which are restored
+    afterwards.
 
-    A layer that is more than a product, or shares its weights, keeps them; autocast rounds these.
+    Subclasses of linear layers and layers with shared weights keep their weights; autocast rounds these.
     """
     rounded = dict[nn.Parameter, nn.Parameter]()
     layers = _plain_linears(model) if (device.kind, device.precision) == ("cpu", "bf16") else []
@@ -66,9 +66,9 @@ def rounded_weights(model: PreTrainedModel, device: Device) -> Iterator[Rounded]
 
 
 def sum_in_fp32(rounded: Rounded) -> None:
-    """Add the bf16 gradients of what linear layers read to the fp32 gradients of the weights, and clear them.
+    """Add the gradients of the bf16 copies to the fp32 gradients of the weights, and clear them.
 
-    For a batch in pieces: a sum in bf16 would lose every piece that is small beside the sum.
+    For micro-batches: a sum in bf16 would lose small summands.
     """
     for weight, copy in rounded.items():
         if copy.grad is not None:
@@ -83,7 +83,7 @@ def _plain_linears(model: PreTrainedModel) -> list[tuple[nn.Linear, str]]:
     return [
         (layer, name)
         for layer in model.modules()
-        # Exactly this class: what others do with their weights is theirs to know.
+        # Exactly this class: subclasses may use their weights differently.
         if type(layer) is nn.Linear
         for name, weight in layer.named_parameters(recurse=False)
         if weight.dtype == torch.float32 and uses[weight] == 1
@@ -98,7 +98,7 @@ class _ClippedAdamW(torch.optim.AdamW):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A stretch of one weight: where its gradient is found, and the same stretch of all that a step changes."""
+    """A slice of one weight, with the position of its gradient and the same slice of everything a step updates."""
 
     index: int
     place: slice
@@ -108,7 +108,7 @@ class _Piece:
 
 
 class _BlockwiseAdamW(torch.optim.Optimizer):
-    """Over weights, each with what the model calculates with in its place: itself, or a bf16 copy."""
+    """AdamW over weights, each mapped to the tensor that the model computes with: itself or a bf16 copy."""
 
     def __init__(self, weights: Mapping[nn.Parameter, nn.Parameter], lr: float) -> None:
         # Each once: weights have gradients of their own where a batch came in pieces.
@@ -122,7 +122,7 @@ class _BlockwiseAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        # A skipped layer has no gradients, and stays as it is.
+        # A skipped layer has no gradients and is not updated.
         found = (read.grad if weight.grad is None else weight.grad for read, weight in self._weights)
         gradients = {index: each.reshape(-1) for index, each in enumerate(found) if each is not None}
         shrink = CLIP_NORM / (float(get_total_norm(list(gradients.values()))) + 1e-6)
@@ -169,7 +169,7 @@ def _pieces(index: int, read: nn.Parameter, weight: nn.Parameter) -> Iterator[_P
 
 
 def _blocks(pieces: Sequence[_Piece]) -> Iterator[Sequence[_Piece]]:
-    """Neighbours together, as long as they make no more than one block."""
+    """Group consecutive pieces into blocks of limited size."""
     size, starts = 0, [0]
     for number, piece in enumerate(pieces):
         size += piece.weight.numel()

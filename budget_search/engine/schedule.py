@@ -1,4 +1,4 @@
-"""The schedule of a fine-tune: which examples each step reads, and its learning rate."""
+"""The schedule of a fine-tune: the examples and the learning rate of each step."""
 
 from __future__ import annotations
 

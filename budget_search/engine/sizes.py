@@ -1,4 +1,4 @@
-"""How much of something to use, where more helps until it does not: lanes of a GPU, examples of a batch."""
+"""Choose the size from which more gains little: the number of lanes on a GPU, or the batch size."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ LEAST_GAIN = 0.1
 
 
 def largest_that_pays(sizes: Iterable[int], rate: Callable[[int], float]) -> int:
-    """The last of these ascending sizes up to which each was faster than the one before by a tenth.
+    """The last of these ascending sizes up to which each was at least a tenth faster than the one before.
 
-    ``rate`` is the work per second at a size, measured when asked for; 0 where the size does not fit into memory.
+    ``rate`` is the work per second at a size, measured on demand; 0 if the size does not fit into memory.
     """
     best_size, best = 0, 0.0
     for size in sizes:

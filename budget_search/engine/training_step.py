@@ -33,7 +33,7 @@ class Steps(Protocol):
 
 
 class EagerSteps:
-    """Steps that run one operation after the other; the seed fixes dropout.
+    """Training steps run eagerly, one operation after the other; the seed fixes dropout.
 
     Raises MemoryError from ``run`` when one example at a time does not fit.
     """
@@ -67,7 +67,7 @@ class EagerSteps:
         return self._loss.item()
 
     def _backward(self, rows: torch.Tensor, length: int) -> torch.Tensor:
-        """Add the gradients of the batch's mean loss; on a device short of memory, piece by piece."""
+        """Add the gradients of the batch's mean loss; if memory is short, in micro-batches."""
         remembered = (self._device.name, len(rows))
         micro = _fitted.get(remembered, len(rows))
         while True:
@@ -100,7 +100,7 @@ class EagerSteps:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on the device or on the host."""
+    """Whether an exception means out of memory, on the device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,8 +1,8 @@
-"""Train only those rows of the word table whose tokens occur in the data: the others would not move.
+"""Train only the rows of the word embeddings whose tokens occur in the data; the others would not change.
 
-A few thousand texts use a fraction of a vocabulary. The rows of the other tokens have a gradient of zero at every
-step, and without weight decay AdamW leaves such a row exactly where it is. Their gradients, moments and updates are
-work without an effect: on a CPU a fifth of a small model's step.
+A few thousand texts use a fraction of a vocabulary. The rows of the other tokens have a zero gradient at every step,
+and without weight decay AdamW does not change them. Computing their gradients, moments and updates has no effect, but
+takes a fifth of a small model's training step on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 
 class OccurringRows(nn.Embedding):
-    """Some rows of an embedding table, looked up by the numbers they have in the whole table."""
+    """Some rows of an embedding table, indexed by their row numbers in the whole table."""
 
     def __init__(self, table: nn.Embedding, rows: torch.Tensor) -> None:
         super().__init__(len(rows), table.embedding_dim, _weight=table.weight.detach()[rows])
@@ -35,10 +35,10 @@ class OccurringRows(nn.Embedding):
 
 @contextmanager
 def only_occurring_rows(model: PreTrainedModel, tokens: torch.Tensor) -> Iterator[None]:
-    """Inside, ``model.parameters()`` holds the word table's rows for these token numbers alone; afterwards the whole
-    table again, with what became of them. The numbers are sorted, each once, on the model's device.
+    """Inside, ``model.parameters()`` holds only the rows of the word embeddings for these token numbers; afterwards the
+    whole table with the trained rows. The numbers are sorted, without repeats, on the model's device.
 
-    A model whose table is more than a plain lookup (scaled, or shared with an output) stays as it is.
+    A model whose embedding is more than a plain lookup (scaled, or tied to an output) is not changed.
     """
     name = _plain_table(model)
     if name is None:
@@ -59,12 +59,12 @@ def only_occurring_rows(model: PreTrainedModel, tokens: torch.Tensor) -> Iterato
 
 
 def _plain_table(model: PreTrainedModel) -> str | None:
-    """The word table's name, where it is an ``nn.Embedding`` that is trained and used once."""
+    """The name of the word embedding, if it is an ``nn.Embedding`` that is trained and used once."""
     try:
         table = model.get_input_embeddings()
     except NotImplementedError:
         return None
-    # Exactly this class: what others add to the lookup would be lost.
+    # Exactly this class: anything that subclasses add to the lookup would be lost.
     plain = type(table) is nn.Embedding and table.max_norm is None and not table.scale_grad_by_freq
     if not plain or not table.weight.requires_grad:
         return None
@@ -73,7 +73,7 @@ def _plain_table(model: PreTrainedModel) -> str | None:
 
 
 def _marks(model: PreTrainedModel) -> Iterator[int]:
-    """Tokens that a batch or the model itself may put in: padding, beginning, end, separators."""
+    """Special tokens that a batch or the model may insert: padding, beginning, end, separators."""
     for name, value in model.config.to_dict().items():
         if name.endswith("_token_id") and value is not None:
             yield from value if isinstance(value, list) else [value]

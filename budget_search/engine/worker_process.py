@@ -1,4 +1,4 @@
-"""What a process that works for a search does first: leave signals to the search, and end when it is gone."""
+"""Initialise a worker process: leave terminal signals to the search, and exit when the search is gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from budget_search.core.signals import leave_terminal_to_coordinator
 
 
 def begin_worker(coordinator: int) -> None:
-    """Leave what a terminal sends to the process that this worker works for, and end when that is gone."""
+    """Ignore terminal signals, which the parent process handles, and exit when the parent is gone."""
     leave_terminal_to_coordinator()
 
     def watch() -> None:

@@ -1,7 +1,7 @@
-"""Whether the full model has learnt the task: its gain over the best constant answer.
+"""Whether the full model has learnt the task: its gain over the best constant prediction.
 
-A search measures what smaller models lose. That means nothing for a full model that is no better than an answer which
-never looks at the input: every layer set is then within any delta.
+A search measures what smaller models lose. This is meaningless if the full model is no better than a constant
+prediction, because every layer set is then within any delta.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIDENCE = 0.95
 MOST_FAILED_SHARE = 1 / 3
 """Share of the baseline's seeds that may fail to learn the task without ending the search."""
 UNBALANCED = 90.0
-"""Score in points of a constant answer from which on another metric is recommended."""
+"""If a constant prediction scores this many points, another metric is recommended."""
 LARGE_SHARE = 0.1
 """A delta above this share of the gain is worth a remark."""
 
@@ -34,9 +34,9 @@ LARGE_SHARE = 0.1
 class Gain:
     """What the full model has learnt, in points on certification.
 
-    ``constant`` is the score of the best constant answer, ``value`` the full model's mean score minus that, ``lower``
-    its one-sided 95 % confidence bound over seeds and examples. ``failed`` holds the positions of the seeds whose own
-    gain is at most one standard error over examples: they are at the constant, as far as one seed can tell.
+    ``constant`` is the score of the best constant prediction, ``value`` the full model's mean score minus that,
+    ``lower`` its one-sided 95 % confidence bound over seeds and examples. ``failed`` holds the positions of the seeds
+    whose own gain is at most one standard error over examples.
     """
 
     constant: float
@@ -50,12 +50,12 @@ class Gain:
         return self.constant + self.value
 
     def kept(self, degradation: float) -> float:
-        """The share of the gain that a model keeps which loses so many points; may be negative."""
+        """The fraction of the gain that a model keeps if it loses ``degradation`` points; may be negative."""
         return 1 - degradation / self.value
 
 
 def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
-    """Compare the baseline (seeds, examples) with a constant answer (examples,), both contributions in points.
+    """Compare the baseline (seeds, examples) with a constant prediction (examples,), both contributions in points.
 
     The variance between seeds is mixed with the prior of ``expected_seed_sd``, so that a single seed has a bound and
     one seed that learns by luck does not stand for all.
@@ -76,23 +76,23 @@ def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
 
 
 def why_not_learnt(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
-    """Why nothing can be compared with the full model; None if it has learnt the task."""
+    """Why the full model is no valid baseline; None if it has learnt the task."""
     short = shortfall(gain, failed, seeds)
     return short and (f"the full model has not learnt the task ({short}), so no layer set can be compared with it")
 
 
 def shortfall(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int]) -> str | None:
-    """What a model lacks to have learnt the task; None if it has.
+    """Why a model counts as not having learnt the task; None if it has learnt it.
 
-    ``failed`` are the ``seeds`` with which it has not: collapsed, or at the constant. ``gain`` is None where the best
-    constant answer is unknown.
+    ``failed`` are the ``seeds`` with which it has not: collapsed, or no better than the constant prediction. ``gain``
+    is None if the best constant prediction is unknown.
     """
     too_many = len(failed) > MOST_FAILED_SHARE * len(seeds)
     if not too_many and (gain is None or gain.lower > 0):
         return None
-    reasons = [f"{gain.score:.1f}, a constant answer scores {gain.constant:.1f}"] if gain else []
+    reasons = [f"score {gain.score:.1f}, best constant prediction {gain.constant:.1f}"] if gain else []
     if too_many:
-        reasons.append(f"no better than a constant answer with {len(failed)} of {plural(len(seeds), 'seed')}")
+        reasons.append(f"no better than a constant prediction with {len(failed)} of {plural(len(seeds), 'seed')}")
     return "; ".join(reasons)
 
 
@@ -102,22 +102,22 @@ def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], delt
     if failed:
         told.append(
             f"With {len(failed)} of {plural(len(seeds), 'seed')} ({', '.join(map(str, failed))}) the full model did "
-            "not learn the task. That flatters smaller sets, which are compared with its mean; nothing is certified."
+            "not learn the task. This favours smaller sets, which are compared with its mean, so nothing is certified."
         )
     if gain and gain.constant >= UNBALANCED:
         told.append(
-            f"A constant answer scores {gain.constant:.1f} by this metric, which says little about unbalanced labels; "
-            "--metric f1 or --metric matthews (of tags: entity_f1) says more."
+            f"The best constant prediction scores {gain.constant:.1f}: this metric is uninformative for unbalanced "
+            "labels. Consider --metric f1 or --metric matthews (for tags: entity_f1)."
         )
     for delta in sorted(deltas) if gain else ():
         if gain and delta > LARGE_SHARE * gain.value:
             told.append(
-                f"{delta:g} points are {delta / gain.value:.0%} of what the full model has learnt: it scores "
-                f"{gain.score:.2f}, a constant answer {gain.constant:.2f}."
+                f"{delta:g} points are {delta / gain.value:.0%} of the full model's gain over the best constant "
+                f"prediction: it scores {gain.score:.2f}, the constant prediction {gain.constant:.2f}."
             )
     return told
 
 
 def _standard_error(difference: np.ndarray) -> float:
-    """Of the mean of one seed's differences (examples,), over examples."""
+    """Standard error over examples of the mean of one seed's differences (examples,)."""
     return math.sqrt(example_variance(difference[None, :]))

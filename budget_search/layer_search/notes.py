@@ -1,4 +1,4 @@
-"""Sentences for the report on how a search went, beside its answers."""
+"""Notes in the report on how a search went."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from budget_search.layer_search.state import SearchState
 
 
 def notes(state: SearchState, *, ended_early: bool) -> list[str]:
-    """On the budget, the baseline and the screens. ``ended_early``: the search budget ended the search."""
+    """Notes on the budget, the baseline and the screens. ``ended_early``: the search budget ended the search."""
     settings, screens, confirmations = state.settings, state.screens, state.confirmations
     told = []
     if ended_early:
-        told.append(f"The search budget ({settings.advice.budget}) ended the search before it was finished.")
+        told.append(f"The search budget ({settings.advice.budget}) was spent before the search was finished.")
     seeds = confirmations.seeds_of(confirmations.full)
     told += remarks(state.gain(), state.failed_baseline_seeds(), seeds, settings.deltas)
     if settings.certify:
         told.append(
-            f"Answers had up to {plural(settings.certify, 'further seed')} while that was likely to bring their bounds "
-            "within the allowed loss; the looks at a bound share its error."
+            f"Answers were run with up to {plural(settings.certify, 'further seed')} while these were likely to bring "
+            "their bounds within the allowed loss; the interim looks at a bound share its error level."
         )
     if not settings.named:
         told.append(
             f"Screens were fine-tunes of {screens.rung:.3g} of the recipe with one seed, scored on selection; "
-            "no answer rests on them."
+            "no reported score uses them."
         )
         if screens.rung > settings.screen_rung:
             told.append(

@@ -27,7 +27,7 @@ class SearchState:
     """One study, seen with the settings of one search; it grows with every recorded trial.
 
     ``compare(layers, confidence)`` compares a set that has all its confirmations with the baseline; ``gain()`` compares
-    the baseline, once it is complete, with the best constant answer (None where that is unknown).
+    the baseline, once it is complete, with the best constant prediction (None where that is unknown).
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class SearchState:
         )
 
     def gain(self) -> Gain | None:
-        """What the baseline has learnt beyond the best constant answer; None where that is unknown."""
+        """What the baseline has learnt beyond the best constant prediction; None where that is unknown."""
         if self._known_gain is None and self._gain and self.confirmations.is_complete(self.confirmations.full):
             self._known_gain = self._gain()
         return self._known_gain
@@ -241,7 +241,7 @@ class SearchState:
         return 1 - (1 - self.settings.confidence) * share * share_of_look(further_seeds, self.settings.certify)
 
     def failed_baseline_seeds(self) -> list[int]:
-        """The seeds with which the full model predicts a single class, or is no better than a constant answer."""
+        """The seeds with which the full model predicts a single class, or is no better than a constant prediction."""
         runs, gain = self.confirmations.runs(self.confirmations.full), self.gain()
         failed = {trial.key.seed for trial in runs if trial.state == "collapsed"}
         if gain:

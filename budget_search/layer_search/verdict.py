@@ -161,8 +161,8 @@ def example_variance(difference: np.ndarray) -> float:
 
     This is the variance over examples of the mean over seeds, without the part due to the seeds (known from two seeds
     on), divided by the number of examples. One pseudo-count is added, as if half an example more had been lost and
-    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column, the
-    scores themselves, which tells nothing about examples.
+    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column (the
+    scores themselves), which has no information about examples.
     """
     seeds, examples = difference.shape
     if examples == 1:
@@ -243,7 +243,7 @@ def resolution(
     per seed. ``examples`` is 1 where scores are known but not those of single examples.
     """
     if seeds < 2:
-        return Resolution(None, "One seed shows no spread between seeds, so nothing can be certified: use 3 or more.")
+        return Resolution(None, "One seed gives no variance between seeds, so nothing can be certified: use 3 or more.")
     spread, level = expected_seed_sd(*scores), 1 - (1 - confidence) * share_of_error(0)
 
     def reach(seeds: int, examples: int) -> float:
@@ -254,13 +254,13 @@ def resolution(
     more = "; more examples alone would not help" if examples > 1 else ""
     if examples > 1 and with_more_examples < now:
         more = f", {4 * examples:,} examples to {with_more_examples:.2f}"
-    size = f" and {examples:,} certification examples," if examples > 1 else ", whose spread alone is known,"
-    origin = "as measured" if any(len(each) > 1 for each in scores) else "assumed"
+    size = f" and {examples:,} certification examples," if examples > 1 else ", from the variance between seeds alone,"
+    origin = "measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
         now,
         f"With {seeds} seeds{size} a layer set as good as the baseline can be "
-        f"certified from {now:.2f} points on (spread between seeds {spread:.2f}, {origin}). "
-        f"{seeds + 2} seeds would bring that to {reach(seeds + 2, examples):.2f}{more}.",
+        f"certified for {now:.2f} points or more (standard deviation between seeds: "
+        f"{spread:.2f}, {origin}). {seeds + 2} seeds would reduce that to {reach(seeds + 2, examples):.2f}{more}.",
     )
 
 

@@ -154,7 +154,7 @@ def _check(model: PreTrainedModel, folder: Path, held_out: HeldOut, trust_remote
     difference = float(np.abs(outputs - expected).max())
     if not difference <= LOGIT_TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise StudyError(
-            f"the exported checkpoint gives other predictions than the model: logits differ by {difference:.3g}"
+            f"the exported checkpoint predicts differently from the model: logits differ by {difference:.3g}"
         )
     if held_out.recorded is not None:
         deviation = float(np.abs(outputs - held_out.recorded).mean())

@@ -1,4 +1,4 @@
-"""The pre-trained model: find it, identify its content, load it, and initialise a new head for the task."""
+"""Find the pre-trained model, identify its content, load it, and initialise a new head for the task."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _require_files(folder: Path, model: str, option: str) -> None:
             with safe_open(path, framework="np"):
                 pass
         except PermissionError as error:
-            raise UsageError(f"{option} {model}: this user may not read {path.name}; let its owner allow it") from error
+            raise UsageError(f"{option} {model}: this user may not read {path.name}; ask its owner") from error
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{option} {model}: {path.name} is damaged ({error}); get the file again") from error
 

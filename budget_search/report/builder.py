@@ -265,12 +265,12 @@ class ReportBuilder:
         return statistics.fmean(self.confirmations.degradations(layers))
 
     def _train_seconds(self, layers: LayerSet) -> float:
-        """Of the fastest run, which other processes on the machine disturbed least."""
+        """Training seconds of the fastest run, the one least disturbed by other processes."""
         return min(trial.train_seconds for trial in self.confirmations.runs(layers))
 
     def _speedup(self, layers: LayerSet) -> float | None:
-        """Of a whole training, with that of the full model where the smaller one starts from it; None where the smaller
-        one is not trained."""
+        """Speed-up of the whole training, including the full model's if the smaller one starts from it; None if the
+        smaller one is not trained."""
         own, full = self._train_seconds(layers), self._train_seconds(self.full)
         inherited = full if starts_from_full(self.state.settings.recipe) and not layers.is_full else 0.0
         return full / (inherited + own) if own > 0 else None
@@ -320,7 +320,7 @@ def _saved(own: int | None, baseline: int | None) -> float | None:
 
 
 def _variance_shares(judgement: Judgement | None) -> VarianceShares | None:
-    """None for the full model, and with one seed, which tells nothing of other seeds."""
+    """None for the full model, and with one seed, which gives no variance between seeds."""
     share = judgement.seed_share if judgement else None
     return None if share is None else VarianceShares(share, 1 - share)
 

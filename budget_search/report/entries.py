@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class SplitSummary:
     """``label_shares`` maps each label to its fraction of the examples; empty for a regression task.
-    ``constant_score`` is the score in points of the best constant answer."""
+    ``constant_score`` is the score in points of the best constant prediction."""
 
     examples: int
     label_shares: Mapping[str, float] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class GainKept:
-    """The share of the full model's gain over a constant answer that an answer keeps, and its lower bound."""
+    """The share of the full model's gain over a constant prediction that an answer keeps, and its lower bound."""
 
     value: float
     low: float | None
@@ -80,8 +80,8 @@ class Baseline:
 class Rejected:
     """The smaller layer set that missed delta by least, and why it did not hold.
 
-    ``missed_by`` is in points: how far its degradation, or what the criterion asks for instead (the upper bound, the
-    quantile of the estimate), lies above delta. ``degradation`` is None when it could not be trained.
+    ``missed_by`` is in points: how far its degradation, or the criterion's statistic (the upper bound, the quantile of
+    the estimate), lies above delta. ``degradation`` is None when it could not be trained.
     ``probability_within`` is the estimated probability that it is within delta; None without all its runs.
     """
 
@@ -169,8 +169,8 @@ class Result:
     ``degradation_upper`` is the one-sided upper bound at ``confidence``; ``probability_within`` the estimated
     probability that the degradation is within delta; ``collapsed`` counts the seeds that predicted only one class.
     ``exported_seed`` is the seed of the confirmation with the median score, which is exported. ``binding`` names the
-    limits that rule out a smaller set, if any do. ``variance_shares`` says where the width of the bound comes from,
-    ``changes`` where the set is worse; both are None for the full model.
+    limits that rule out a smaller set, if any do. ``variance_shares`` splits the variance behind the bound,
+    ``changes`` shows where the set is worse; both are None for the full model.
     """
 
     delta: float

@@ -1,4 +1,4 @@
-"""What a search and its report need to know about confirmed layer sets, whoever evaluated them."""
+"""The interface to results of confirmed layer sets, for the search and its report, with any evaluator."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from budget_search.storage.study_folder import StudyFolder
 class Evidence(Protocol):
     """The results of confirmed models, compared on one split at a time. Scores are in points.
 
-    Where a method takes ``seeds``, these are of a set that has others, by default those of all.
+    Where a method takes ``seeds``, they are the seeds of the set; by default, those that all sets share.
     """
 
     def examples(self, split: str) -> int:
-        """The number of examples with a result of their own; 1 where only scores are known."""
+        """The number of examples with individual results; 1 if only scores are known."""
         ...
 
     def compare(
@@ -44,7 +44,7 @@ class Evidence(Protocol):
         ...
 
     def gain(self, split: str) -> Gain | None:
-        """What the baseline has learnt beyond the best constant answer; None where that is unknown."""
+        """What the baseline has learnt beyond the best constant prediction; None where that is unknown."""
         ...
 
     def held_out_scores(self, layers: LayerSet, seeds: tuple[int, ...] | None = None) -> list[float]:
@@ -61,7 +61,7 @@ class Evidence(Protocol):
 
 
 class ObjectiveEvidence:
-    """What an objective of the user's own returned: scores, and results per example where it gave them."""
+    """The results returned by a user's objective: scores, and results per example if there are any."""
 
     def __init__(
         self, folder: StudyFolder, trials: History, total: int, seeds: Sequence[int], constant_score: float | None
@@ -90,7 +90,7 @@ class ObjectiveEvidence:
         if own.shape != baseline.shape:
             raise StudyError(
                 f"layers {layers} have {plural(own.shape[1], 'result')} per seed and the full model has "
-                f"{baseline.shape[1]}: per_example must hold the same examples for every layer set; mend the objective "
+                f"{baseline.shape[1]}: per_example must hold the same examples for every layer set; fix the objective "
                 "and choose another study name"
             )
         others = [self._scores(each, other) for each, other in (among or {}).items() if each != layers]

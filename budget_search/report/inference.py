@@ -1,4 +1,4 @@
-"""How fast a model predicts, as a report gives it: the time of a batch, and the throughput. Part of ``entries``."""
+"""A report's records of inference speed: the time of a batch, and the throughput. Part of ``entries``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; without bounds where it was measured once."""
+    """An estimate and its 95 % interval; ``low`` and ``high`` are None if it was measured only once."""
 
     value: float
     low: float | None
@@ -29,11 +29,11 @@ class Interval:
 class InferencePoint:
     """Time of one forward pass over ``batch`` examples of ``length`` tokens, and the conditions it was measured in.
 
-    ``length`` is 0 where only an objective's author knows what was timed.
+    ``length`` is 0 if a user's objective reported the time, because the length is then unknown.
 
     ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline. ``peak_bytes`` is device
     memory, weights included; None where the device does not count it (CPU). ``launch_share`` is the fraction of the
-    time in which a GPU waits for kernels to be launched; absent where there is no GPU, or it could not be measured.
+    time in which a GPU waits for kernel launches; absent without a GPU, or if it could not be measured.
     """
 
     batch: int
@@ -55,7 +55,7 @@ class InferencePoint:
 
 @dataclass(frozen=True)
 class ThroughputPoint:
-    """How fast a model predicts ``examples`` examples of held_out, ``batch`` at a time (Poor Man's BERT, Table 3).
+    """Throughput on ``examples`` examples of held_out in batches of ``batch`` (Poor Man's BERT, Table 3).
 
     ``saved`` is the fraction of the baseline's time that is saved; absent in the baseline.
     """
@@ -68,10 +68,10 @@ class ThroughputPoint:
 
 @dataclass(frozen=True)
 class PeakThroughput:
-    """How fast a model predicts at a batch that fills a GPU: examples of ``length`` tokens, ``batch`` at a time.
+    """Throughput at the batch size that saturates a GPU: examples of ``length`` tokens in batches of ``batch``.
 
-    The batch is the smallest at which doubling it gains the baseline less than a tenth. ``saved`` is the fraction of
-    the baseline's time that is saved; absent in the baseline.
+    This is the smallest batch size from which doubling speeds the baseline up by less than a tenth. ``saved`` is
+    the fraction of the baseline's time that is saved; absent in the baseline.
     """
 
     batch: int

@@ -1,4 +1,4 @@
-"""Compare what is measured of single layers (probes, similarities) with what the trials of a study show."""
+"""Compare measurements of single layers (probes, similarities) with the trials of a study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from budget_search.report.comparisons.measured_sets import MeasuredSet, measured
 from budget_search.report.report import Report
 
 SCHEMA_VERSION = 1
-# With fewer screens the surrogate says nothing about single layers.
+# With fewer screens the surrogate cannot estimate the effects of single layers.
 MIN_SCREENS = 6
 
 
@@ -44,7 +44,7 @@ class Suggestion:
 class Agreement:
     """Spearman's rank correlation, over ``layers`` layers, between a measure and the cost of dropping the layer.
 
-    ``chance`` is its two-sided p-value. Both are None where the measure is constant or the layers are too few.
+    ``chance`` is its two-sided p-value. Both are None if the measure is constant or there are too few layers.
     """
 
     measure: str
@@ -55,7 +55,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The layer-wise measurements of a study's full model, beside what the study found.
+    """The layer-wise measurements of a study's full model, with the study's results.
 
     ``costs`` are the points that the model is expected to lose without each layer, None for a layer that every
     measured set keeps. ``costs`` is None if the study screened too few sets.

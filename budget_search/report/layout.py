@@ -1,4 +1,4 @@
-"""Sections and tables: the form in which reports reach the renderers."""
+"""Sections and tables: the input of the renderers."""
 
 from __future__ import annotations
 

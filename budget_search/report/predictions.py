@@ -1,4 +1,4 @@
-"""Per-example outputs of confirmed models: paired comparisons for the verdict, and which predictions changed.
+"""Compare per-example outputs of confirmed models: paired comparisons for the verdict, and changed predictions.
 
 ``PairedOutputs`` reads them from disk; ``prediction_changes`` compares two models and is pure.
 """
@@ -43,7 +43,7 @@ MAX_TEXT_LENGTH = 200
 class PairedOutputs:
     """The outputs of a study's confirmed models for these seeds, compared on one split at a time.
 
-    Where a method takes ``seeds``, these are of a set that has others, by default those of all.
+    Where a method takes ``seeds``, they are the seeds of the set; by default, those that all sets share.
     """
 
     def __init__(self, folder: StudyFolder, task: EncodedTask, total: int, seeds: tuple[int, ...]) -> None:
@@ -83,7 +83,7 @@ class PairedOutputs:
         )
 
     def gain(self, split: str) -> Gain:
-        """What the baseline has learnt beyond the best constant answer."""
+        """What the baseline has learnt beyond the best constant prediction."""
         constant = self._task.contributions(split, self._task.constant_outputs(split))
         return gain_over_constant(self._of_all_seeds(self._full, split), constant)
 
@@ -136,8 +136,8 @@ class PairedOutputs:
 
 
 def prediction_changes(answers: Answers, lengths: np.ndarray, *, split: str, texts: Texts) -> PredictionChanges:
-    """Compare what two models say: the first half of the answers is the baseline's, one array per seed, the second half
-    the smaller model's, seeds in the same order. ``lengths`` (examples,) are in tokens.
+    """Compare the predictions of two models: the first half of the answers is the baseline's, one array per seed, the
+    second half the smaller model's, with seeds in the same order. ``lengths`` (examples,) are in tokens.
     """
     labels, label_names = answers.labels, answers.names
     regression = not label_names

@@ -1,4 +1,4 @@
-"""The layer set that came nearest to being a smaller answer, and what would settle whether it holds."""
+"""Find the smaller layer set that came closest to being accepted, and what would settle whether it holds."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def _rejected_confirmation(state: SearchState, layers: LayerSet, delta: float) -
 
 def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> str:
     if counted is None:
-        return "A lower learning rate may settle it."
+        return "A lower learning rate may help."
     if seeds_run < seeds:
-        return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to come within delta."
+        return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to fall within delta."
     if counted - delta < 1:
         return f"More seeds would settle it: --seeds {2 * seeds - 1}."
     return ""

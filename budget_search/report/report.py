@@ -1,4 +1,4 @@
-"""The report of a study as a value: what ``report.json`` holds, name for name. Scripts rely on these names.
+"""The report of a study as a record, with the same names as ``report.json``. Scripts rely on these names.
 
 Units everywhere: scores, degradations and standard deviations are points (0-100), ``*_saved`` and shares are
 fractions (0-1), ``delta`` is a fraction of the metric's scale as on the command line (0.01 is one point), ``*_ms``
@@ -37,8 +37,8 @@ SCHEMA_VERSION = 1
 class Report:
     """The result of a study. ``created`` and ``finished`` are ISO 8601; ``finished`` None: interrupted.
 
-    ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences that a
-    reader of the numbers must know. ``similarities`` are the cosines between every layer's output and its input, if
+    ``splits`` is keyed ``train``, ``selection``, ``certification``, ``held_out``; ``notes`` are sentences needed to
+    interpret the numbers. ``similarities`` are the cosines between every layer's output and its input, if
     strategy ``contribution`` measured them. ``references`` are reference models; ``license`` is that of the model, as
     in its card on the hub, empty where the card names none. ``folder`` is the study's folder, for a report that was
     read from there.
@@ -72,7 +72,7 @@ class Report:
     folder: Path | None = field(default=None, compare=False, repr=False, metadata=NOT_SERIALIZED)
 
     def result(self, delta: float) -> Result:
-        """The answer for this delta (a fraction). Raises UsageError when it was not asked."""
+        """The answer for this delta (a fraction). Raises UsageError if it was not requested."""
         for result in self.results:
             if math.isclose(result.delta, delta, rel_tol=1e-9, abs_tol=1e-12):
                 return result
@@ -100,7 +100,7 @@ class Report:
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether the study has models to export; one of a user's own objective has neither models nor a recipe."""
+        """Whether the study has models to export; with a user's objective it has neither models nor a recipe."""
         return bool(self.recipe)
 
     @property
@@ -111,7 +111,7 @@ class Report:
 
     @property
     def limits(self) -> Limits:
-        """What the answers had to satisfy beside delta."""
+        """The limits on the answers besides delta."""
         return Limits.from_options(self.question)
 
     def to_json(self) -> dict[str, Any]:

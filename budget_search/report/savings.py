@@ -1,4 +1,4 @@
-"""The section of a report on how small and how fast the answers are, and how that was measured."""
+"""The report's section on size and speed of the answers, with the conditions of the measurement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from budget_search.report.report import Report
 
 def savings(report: Report) -> Section:
     shapes = _shapes(report)
-    timed = [header for batch, _ in shapes for header in (f"ms of {batch}", f"saved of {batch}")]
+    timed = [header for batch, _ in shapes for header in (f"ms at batch {batch}", f"saved at batch {batch}")]
     headers = ("allowed loss", "parameters (saved)", *timed, "training speed-up")
     full = ["(baseline)", count(report.baseline.parameters), *_times(report.baseline.inference, shapes), "1.0 x"]
     rows = [tuple(full)]
@@ -38,14 +38,14 @@ def savings(report: Report) -> Section:
     widths |= {header: 5 if header.startswith("ms") else 13 for header in timed}
     right = tuple(header for header in timed if header.startswith("ms"))
     return Section(
-        "What the smaller models save",
+        "Savings of the smaller models",
         grid=Grid(headers, tuple(rows), widths, (*right, "training speed-up")),
         legend=tuple(_savings_legend(report)),
     )
 
 
 def _shapes(report: Report) -> list[tuple[int, int]]:
-    """Batch and length of the largest and the smallest input that was timed: there is room for two."""
+    """Batch and length of the largest and the smallest timed input; the table has room for two."""
     shapes = sorted({(point.batch, point.length) for point in report.baseline.inference}, reverse=True)
     return [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
 
@@ -62,7 +62,7 @@ def _times(inference: tuple[InferencePoint, ...], shapes: list[tuple[int, int]])
 
 
 def _interval(saved: Interval) -> str:
-    """`` (38-44)``, in per cent; nothing where the time was measured once."""
+    """`` (38-44)``, in per cent; empty if the time was measured only once."""
     if saved.low is None or saved.high is None:
         return ""
     low, high = round(100 * saved.low), round(100 * saved.high)
@@ -72,18 +72,18 @@ def _interval(saved: Interval) -> str:
 def _savings_legend(report: Report) -> Iterator[str]:
     shapes = _shapes(report)
     if shapes:
-        inputs = " and ".join(_input(batch, length) for batch, length in shapes)
+        inputs = " or ".join(_input(batch, length) for batch, length in shapes)
         conditions = _conditions(report.baseline.inference[0])
-        yield f"ms: milliseconds to predict {inputs} at once{conditions}."
+        yield f"ms: milliseconds to predict a batch of {inputs}{conditions}."
         saved = [point.saved for result in report.results for point in result.inference if point.saved]
         bounded = any(each.low is not None for each in saved)
-        yield f"saved: share of the baseline's time that is saved{', with its 95 % interval' if bounded else ''}."
+        yield f"saved: fraction of the baseline's time saved{', with its 95 % interval' if bounded else ''}."
         yield from _launching(report.baseline.inference)
     else:
         yield "Inference was not timed."
     yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
-        yield f"training: one fine-tune of all layers took {duration(report.baseline.fine_tune_seconds)}."
+        yield f"training: one fine-tune of the full model took {duration(report.baseline.fine_tune_seconds)}."
     if report.recipe.get("dropping") == "finetuned":
         yield FULL_MODEL_COUNTED
 
@@ -92,17 +92,17 @@ def _throughput(report: Report) -> Iterator[str]:
     baseline, peak = report.baseline.throughput, report.baseline.peak_throughput
     if baseline is not None:
         own = {tolerance(result.delta): result.throughput for result in report.results}
-        yield f"{baseline.examples:,} held_out examples, {baseline.batch} at a time: {_rates(baseline, own)}."
+        yield f"{baseline.examples:,} held_out examples in batches of {baseline.batch}: {_rates(baseline, own)}."
     if peak is not None:
         most = {tolerance(result.delta): result.peak_throughput for result in report.results}
         batch = f"{plural(peak.batch, 'example')} of {plural(peak.length, 'token')}"
-        yield f"A batch that fills the device, {batch}: {_rates(peak, most)}."
+        yield f"A batch that saturates the device, {batch}: {_rates(peak, most)}."
 
 
 def _rates(
     baseline: ThroughputPoint | PeakThroughput, answers: Mapping[str, ThroughputPoint | PeakThroughput | None]
 ) -> str:
-    speeds = [f"{three_digits(baseline.examples_per_second)} examples a second with all layers"]
+    speeds = [f"{three_digits(baseline.examples_per_second)} examples per second with all layers"]
     for allowed, point in answers.items():
         if point is not None and point.saved is not None:
             saved = percent(point.saved.value)
@@ -124,7 +124,7 @@ def _launching(inference: tuple[InferencePoint, ...]) -> Iterator[str]:
 
 def _conditions(point: InferencePoint) -> str:
     threads = "" if point.threads is None else f", {plural(point.threads, 'thread')}"
-    rounds = "" if point.rounds is None else f"; the median of {point.rounds} rounds in which the models take turns"
+    rounds = "" if point.rounds is None else f"; median of {point.rounds} rounds in which the models take turns"
     return f", on {point.device} ({point.dtype}{threads}){rounds}" if point.device else ""
 
 

@@ -1,4 +1,4 @@
-"""The sections of a report and their order, for every format."""
+"""The sections of a report and their order, shared by all formats."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ from budget_search.report.sentences import answer_sentence, how_smaller_models_a
 
 USED_TO = {
     "train": "fine-tune",
-    "selection": "choose the layers",
-    "certification": "measure the choice",
-    "held_out": "check it at the end",
+    "selection": "select layer sets",
+    "certification": "confirm layer sets",
+    "held_out": "check the answers",
 }
 
 SAME_EXAMPLES = (
-    "selection and held_out are the same examples, as in the papers: the layers were chosen on the examples that they "
-    "are reported on, so expect a somewhat larger loss on new ones."
+    "selection and held_out are the same examples, as in the papers. The layers were selected on the examples used for "
+    "reporting, so expect a somewhat larger loss on new examples."
 )
 
 VERDICTS = {
     "certified": "the upper bound of the loss is within the allowed loss.",
     "likely": "the loss is probably within the allowed loss; its upper bound is not.",
     "observed": "the mean loss is within the allowed loss, its upper bound is not.",
-    "held_out disagrees": "on the held-out examples the loss is larger than allowed; do not rely on it.",
+    "held_out disagrees": "the loss on the held-out examples is larger than allowed; do not rely on the answer.",
     "cannot be resolved": "the allowed loss is smaller than what these data can certify.",
-    "full model": "none of the smaller sets measured held.",
+    "full model": "no smaller set that was measured was accepted.",
 }
 
 
@@ -67,7 +67,7 @@ def overview(report: Report) -> Section:
     held_out = ""
     constant = ""
     if baseline.constant_score is not None:
-        constant = f"; a constant answer: {points(baseline.constant_score)} on certification"
+        constant = f"; best constant prediction: {points(baseline.constant_score)} on certification"
     if baseline.held_out_score is not None:
         held_out = f", {with_spread(baseline.held_out_score, baseline.held_out_std)} on held_out"
     return Section(
@@ -84,7 +84,7 @@ def overview(report: Report) -> Section:
                 f"all {report.layers_total} layers, fine-tuned with {plural(baseline.seeds, 'seed')}: "
                 f"{with_spread(baseline.score, baseline.std)} on certification{held_out}{constant}",
             ),
-            *([("limits", f"{report.limits.compact}, beside the allowed loss")] if report.limits.given else []),
+            *([("limits", f"{report.limits.compact}, in addition to the allowed loss")] if report.limits.given else []),
             *([("recipe", pairs(report.recipe))] if report.recipe else []),
             *([("smaller models", smaller)] if (smaller := how_smaller_models_are_made(report.recipe)) else []),
             *([("device", pairs(report.device))] if report.device else []),
@@ -137,31 +137,31 @@ def answers(report: Report) -> Section:
 def _answers_legend(report: Report) -> Iterator[str]:
     results = report.results
     if {result.criterion for result in results} == {"certified"}:
-        yield "Each row has the fewest layers whose loss is, at that confidence, within the allowed loss."
+        yield "Each row is the smallest layer set whose upper confidence bound is within the allowed loss."
     elif {result.criterion for result in results} == {"observed"}:
-        yield "Each row has the fewest layers whose mean loss is within the allowed loss."
+        yield "Each row is the smallest layer set whose mean loss is within the allowed loss."
     elif {result.criterion for result in results} == {"likely"}:
         asked = percent(float(report.question.get("probability", 0.8)))
-        yield f"Each row has the fewest layers whose loss is, with a probability of {asked}, within the allowed loss."
-    yield "kept, dropped: how many layers, and which, numbered from 0 at the input side."
+        yield f"Each row is the smallest layer set within the allowed loss with at least {asked} probability."
+    yield "kept, dropped: number of layers, and which ones, numbered from 0 at the input."
     seeds = " or ".join(plural(number, "seed") for number in sorted({result.seeds for result in results}))
     yield f"Scores are means over {seeds} on certification."
     levels = " or ".join(sorted({percent(result.confidence) for result in results}))
-    yield f"(at most): the true loss is no larger than this, with {levels} confidence."
+    yield f"(at most): the upper bound of the true loss, with {levels} confidence."
     for verdict, meaning in VERDICTS.items():
         if any(result.verdict == verdict for result in results):
             yield f"{verdict}: {meaning}"
     yield from filter(None, (width_of_bound(report, result) for result in results))
     if not all(result.confirmed for result in results):
-        yield "incomplete: seeds of the full recipe are still missing."
+        yield "incomplete: some seeds of the full recipe are missing."
     for result in results:
         if result.collapsed:
             collapsed = f"{result.collapsed} of {plural(result.seeds, 'fine-tune')}"
-            yield f"For {tolerance(result.delta)}, {collapsed} predicted one class only."
+            yield f"For {tolerance(result.delta)}, {collapsed} predicted a single class."
     for name, value in report.baseline.metrics.items():
         if name not in (report.metric, "loss"):
             others = (f"{points(result.metrics.get(name))} for {tolerance(result.delta)}" for result in results)
-            yield f"{name}, for information: {', '.join([f'{points(value)} for the baseline', *others])}."
+            yield f"{name} (secondary metric): {', '.join([f'{points(value)} for the baseline', *others])}."
 
 
 def why_not_fewer(report: Report) -> Section:
@@ -184,11 +184,11 @@ def frontier(report: Report) -> Section:
     )
     headers = ("depth", "kept", "parameters", "recipe", "seeds", "score", "points lost")
     return Section(
-        "The best layers measured at every depth",
+        "The best layer set measured at each depth",
         grid=Grid(headers, rows, {"kept": 18}, ("depth", "parameters", "recipe", "seeds", "points lost")),
         legend=(
-            "recipe: the share of the full recipe. Short fine-tunes only guide the search; their loss is against all "
-            "layers with the same fine-tune.",
+            "recipe: the fraction of the full recipe. Short fine-tunes only guide the search; their loss is relative "
+            "to the full model after an equally short fine-tune.",
         ),
     )
 
@@ -197,14 +197,14 @@ def cost(report: Report) -> Section:
     cost = report.cost
     reused = f" {plural(cost.reused, 'evaluation')} came from earlier searches." if cost.reused else ""
     cheaper = sum(trial.rung < 1 or len(trial.kept) < report.layers_total for trial in report.trials)
-    mostly = ", most of them short or of fewer layers," if 2 * cheaper > len(report.trials) else ""
+    mostly = ", most of them short or with fewer layers," if 2 * cheaper > len(report.trials) else ""
     text = (
         f"{plural(cost.fine_tunes, 'fine-tune')}{mostly} in "
-        f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Together they cost as much "
-        f"as {cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
-        f"({cost.training_equivalents:.1f} of it training). The baseline and the answers alone, which no search "
-        f"can avoid, cost {cost.unavoidable_equivalents:.1f}: all training cost {cost.over_unavoidable:.1f} times "
-        f"that.{reused}"
+        f"{duration(cost.wall_seconds)} ({duration(cost.device_seconds)} of device time). Their compute equals "
+        f"{cost.full_fine_tune_equivalents:.1f} full fine-tunes of the full model "
+        f"({cost.training_equivalents:.1f} for training). Training only the baseline and the answers, the minimum for "
+        f"any search, takes {cost.unavoidable_equivalents:.1f}; this search's training took "
+        f"{cost.over_unavoidable:.1f} times that.{reused}"
     )
     return Section("Cost of the search", paragraphs=(text,))
 
@@ -213,7 +213,7 @@ def resolution(report: Report) -> Section:
     smallest = report.resolution.smallest_certifiable_delta
     known = "Not known." if smallest is None else f"About {tolerance(float(f'{smallest:.2g}'))}."
     text = f"{known} {report.resolution.explanation}".strip()
-    return Section("The smallest loss that can be certified here", paragraphs=(text,))
+    return Section("The smallest loss that can be certified", paragraphs=(text,))
 
 
 def notes(report: Report) -> Section:
@@ -227,8 +227,8 @@ def summary(report: Report, exported: str | None) -> Section:
 
 
 def loading(report: Report, exported: str | None = None) -> str:
-    """Code that loads the checkpoint; if there is none yet, first the command that exports it. Nothing for a study
-    without models."""
+    """Code that loads the checkpoint, preceded by the export command if there is none yet; empty for a study without
+    models."""
     if not report.keeps_weights:
         return ""
     auto_model = kind_of(report.metric).auto_model

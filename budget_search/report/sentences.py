@@ -1,4 +1,4 @@
-"""Sentences about an answer: which layers it keeps, what it loses and saves, and why no smaller set holds."""
+"""Sentences about an answer: which layers it keeps, what it loses and saves, and why no smaller set was accepted."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from budget_search.report.inference import InferencePoint
 from budget_search.report.report import Report
 
 HOW_SMALLER_MODELS_ARE_MADE = {
-    "after": "the full model is fine-tuned with the layers to drop frozen; without them it is fine-tuned again",
-    "gradual": "the full model loses its uppermost layer to drop after every two epochs, then is fine-tuned",
+    "after": "the full model is fine-tuned with the layers to drop frozen, then fine-tuned again without them",
+    "gradual": "one layer of the full model is dropped after every two epochs, from the top; then it is fine-tuned",
     "finetuned": "layers of the fine-tuned full model of the same seed, with its head, fine-tuned again for {recovery} "
     "of the recipe",
     "untrained": "layers of the fine-tuned full model of the same seed, with its head, not trained further",
@@ -23,13 +23,13 @@ HOW_SMALLER_MODELS_ARE_MADE = {
 
 
 def how_smaller_models_are_made(recipe: Mapping[str, Any]) -> str | None:
-    """What a recipe does to a smaller model that is not a plain fine-tune; ``recipe`` as in a report."""
+    """How a recipe makes smaller models, if not by a plain fine-tune; ``recipe`` as in a report."""
     text = HOW_SMALLER_MODELS_ARE_MADE.get(recipe.get("dropping", "first"))
     return None if text is None else text.format(recovery=percent(recipe.get("recovery", 1.0)))
 
 
 def largest_batch(inference: Sequence[InferencePoint]) -> InferencePoint | None:
-    """The measurement to show where there is room for one."""
+    """The measurement with the largest batch, to show where there is room for only one."""
     return max(inference, key=lambda point: (point.batch, point.length), default=None)
 
 
@@ -48,16 +48,16 @@ def answer_sentence(report: Report, result: Result) -> str:
     elif result.is_full:
         sentence = (
             f"{task} needs all of {model}'s {report.layers_total} layers to stay within {limit}: "
-            f"none of the smaller sets measured{limited} held."
+            f"no smaller set measured{limited} was accepted."
         )
     elif result.verdict == "held_out disagrees":
         sentence = (
-            f"{task} seemed to need {layers} to stay within {limit}, but on the held-out examples these lost "
-            f"{points(result.held_out_degradation)} points: do not rely on this answer."
+            f"{task} seemed to need {layers} to stay within {limit}, but this set lost "
+            f"{points(result.held_out_degradation)} points on the held-out examples: do not rely on this answer."
         )
     else:
         sentence = f"{task} needs {layers} to stay within {limit}: {_lost(result)}, {_saved(result)}."
-    return sentence if result.confirmed else f"{sentence} Not confirmed: seeds of the full recipe are still missing."
+    return sentence if result.confirmed else f"{sentence} Not confirmed: some seeds of the full recipe are missing."
 
 
 def _lost(result: Result) -> str:
@@ -69,12 +69,12 @@ def _lost(result: Result) -> str:
     if result.certified:
         return f"{change} (at most {upper} with {level} confidence)"
     if result.verdict == "likely":
-        return f"{change} ({_probably(result.probability_within)}; at {level} confidence {upper} cannot be ruled out)"
-    return f"{change} (not certified: at {level} confidence a loss of {upper} cannot be ruled out)"
+        return f"{change} ({_probably(result.probability_within)}; {level} upper bound of the loss: {upper})"
+    return f"{change} (not certified: the {level} upper bound of the loss is {upper})"
 
 
 def width_of_bound(report: Report, result: Result) -> str | None:
-    """Where the width of a bound above the allowed loss comes from, and what narrows it; None if it is within."""
+    """What determines the width of a bound above the allowed loss, and what would narrow it; None for other bounds."""
     shares = result.variance_shares
     if result.is_full or result.certified or shares is None or result.degradation_upper is None:
         return None
@@ -90,7 +90,7 @@ def width_of_bound(report: Report, result: Result) -> str | None:
 
 
 def _probably(probability: float | None) -> str:
-    return "" if probability is None else f"within the allowed loss with a probability of {percent(probability)}"
+    return "" if probability is None else f"within the allowed loss with {percent(probability)} probability"
 
 
 def _saved(result: Result) -> str:
@@ -107,11 +107,11 @@ def _saved(result: Result) -> str:
 
 
 def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
-    """Sentences on the smaller set that missed delta by least: what it lost, and what would settle it."""
+    """Describe the smaller set that came closest to delta: what it lost, and what would settle whether it holds."""
     if rejected is None:
         return "No smaller set was measured."
     name = f"{plural(rejected.depth, 'layer')} ({compact_indices(rejected.kept)})"
-    measured = "when confirmed" if rejected.stage == "confirmation" else "in a shortened fine-tune"
+    measured = "when confirmed" if rejected.stage == "confirmation" else "in a short fine-tune"
     if rejected.degradation is None:
         sentence = f"The nearest smaller set, {name}, could not be trained."
     elif rejected.degradation > 100 * delta or not (rejected.degradation_upper or rejected.probability_within):
@@ -121,27 +121,27 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
         )
     elif rejected.probability_within is not None:
         sentence = (
-            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but is "
-            f"{_probably(rejected.probability_within)} only."
+            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but is within "
+            f"the allowed loss with only {percent(rejected.probability_within)} probability."
         )
     else:
         sentence = (
             f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but "
-            f"{points(rejected.degradation_upper)} cannot be ruled out, {_excess(rejected.missed_by)} than allowed."
+            f"its upper bound is {points(rejected.degradation_upper)}, {_excess(rejected.missed_by)} than allowed."
         )
     return f"{sentence} {rejected.would_settle}".strip()
 
 
 def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
     """Sentences on the best set within the limits, and on the smallest set that holds beyond them."""
-    sentences = [f"No set within the limits ({limits.compact}) holds."]
+    sentences = [f"No set within the limits ({limits.compact}) was accepted."]
     if (best := bound.within) is not None:
         verb = "lost" if best.source == "confirmation" else "is expected to lose"
         lost = f"The best of them, {_layers(best)}, {verb} {points(best.degradation)} points"
         more = best.degradation - 100 * delta
         sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not confirmed.")
     if (beyond := bound.beyond) is None:
-        sentences.append("Without the limits no smaller set is expected to hold either.")
+        sentences.append("No smaller set is expected to be accepted without the limits either.")
     else:
         binding = " and ".join(f"{breach.option} {breach.allowed}" for breach in bound.breaches)
         sizes = [breach.found for breach in bound.breaches if breach.option != "--max-layers"]

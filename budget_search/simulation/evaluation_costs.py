@@ -1,6 +1,6 @@
-"""What evaluations cost on a device where a few steps were timed: seconds, equivalents, bytes on the disk.
+"""The cost of evaluations on a device where a few steps were timed: seconds, equivalents, bytes on disk.
 
-Only arithmetic: the processes that simulate searches load no torch for it.
+Imports no torch, so that processes that simulate searches start fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Speed:
     writing: tuple[float, ...]
 
     def seconds(self, part: str, depth: float) -> float:
-        """Of one part at any depth, along straight lines between those probed."""
+        """Seconds of one part at any depth, interpolated linearly between the probed depths."""
         return float(np.interp(depth, self.depths, getattr(self, part)))
 
 
@@ -51,7 +51,7 @@ class EvaluationTime:
 
 @dataclass(frozen=True)
 class EvaluationCosts:
-    """What jobs cost on this device: in seconds, in equivalents, on the disk.
+    """The cost of jobs on this device: seconds, equivalents, disk space.
 
     Timing the answers takes ``TIMED_ROUNDS`` of ``timed_tokens``, and at most ``timing_seconds``.
     """
@@ -69,11 +69,11 @@ class EvaluationCosts:
     layer_parameters: float
 
     def depth(self, job: Job) -> float:
-        """Of this model, for a job of a rehearsal with perhaps another number of layers."""
+        """The depth in this model of a simulated job, whose model may have another number of layers."""
         return job.key.layers.depth * self.total / job.key.layers.total
 
     def training(self, rung: float, depth: float) -> list[tuple[int, int]]:
-        """The steps of each phase that leads to a model with so many layers, and the layers it has meanwhile."""
+        """The steps of each training phase of a model with this depth, and the number of layers during the phase."""
         layers = LayerSet(tuple(range(max(1, round(depth)))), self.total)
         share = rung * self.full_steps / self.recipe.epochs
         return [(max(1, round(share * phase.epochs)), phase.layers.depth) for phase in phases(self.recipe, layers)]
@@ -90,7 +90,7 @@ class EvaluationCosts:
         return self.padded[split] * self.speed.seconds("token", depth)
 
     def finishing_seconds(self, answers: int, seeds: int, workers: int) -> float:
-        """Answers and baseline on held_out with every seed, and the time they take, measured side by side."""
+        """Seconds to score answers and baseline on held_out with every seed, and to time them in turns."""
         scoring = (1 + answers) * seeds * self.evaluation_seconds("held_out", self.total) / workers
         timing = TIMED_ROUNDS * (1 + answers) * self.timed_tokens * self.speed.seconds("token", self.total)
         return scoring + min(timing, self.timing_seconds)
@@ -104,7 +104,7 @@ class EvaluationCosts:
         return self.training_equivalents(job) + EVALUATION_COST * reading
 
     def disk_bytes(self, job: Job) -> float:
-        """Weights of a confirmation; nothing to speak of for a screen."""
+        """Bytes of a confirmation's weights; negligible for a screen."""
         size = self.parameters - (self.total - self.depth(job)) * self.layer_parameters
         return size * BYTES_PER_PARAMETER if job.keep_weights else 0.0
 
@@ -125,9 +125,9 @@ class EvaluationCosts:
 
 @dataclass(frozen=True)
 class RemainingWork:
-    """What evaluations still cost: those that the study holds already cost nothing.
+    """The cost of the remaining evaluations; those that the study already holds cost nothing.
 
-    ``known`` holds the layer set, rung and seed of each. The full model stands there as None, because a rehearsal may
+    ``known`` holds the layer set, rung and seed of each. None stands for the full model, because a simulated search may
     have another number of layers.
     """
 

@@ -1,4 +1,4 @@
-"""Accesses to a study's database: a lock of another process is waited for, and errors are explained in one line."""
+"""Access a study's database: wait for locks of other processes, and explain errors in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LOCK_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 # The advice in errors about a storage that cannot be read or written.
 SQLITE_ADVICE = "free disk space or restore study.db from a copy; to start over, move the study's folder away"
-SERVER_ADVICE = "check the server of --storage, then run the same command again: everything finished is kept"
+SERVER_ADVICE = "check the server of --storage, then run the same command again: finished evaluations are kept"
 
 
 class DatabaseLockedError(StudyError):
@@ -152,9 +152,9 @@ class _Waiting:
     def _given_up(self) -> str:
         waited = f" for more than {duration(self.wait.seconds)}" if self.wait.seconds else ""
         return (
-            f"another process holds {self.name} (database is locked){waited}; close what has it open (a dashboard, a "
+            f"another process holds {self.name} (database is locked){waited}; close that program (a dashboard, a "
             "backup, a database browser), or wait longer with --storage-timeout MINUTES, then run the same command "
-            "again: everything finished is kept"
+            "again: finished evaluations are kept"
         )
 
 
@@ -169,7 +169,7 @@ def _own_error(error: BaseException) -> BaseException:
 
 
 def is_lock(error: BaseException) -> bool:
-    """Whether SQLite says that another process holds the database."""
+    """Whether SQLite reports that another process holds the database."""
     # The low byte of an extended code is its primary code.
     return getattr(_own_error(error), "sqlite_errorcode", 0) & 0xFF in _LOCK_CODES
 

@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def share_with_readers_of(folder: Path) -> None:
-    """Let whoever may read a new folder read its files: safetensors writes some that only their owner may read."""
+    """Make files in a new folder readable for all users who can read the folder; safetensors makes some private."""
     permissions = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
         if file.is_file():
@@ -89,5 +89,5 @@ def explain_disk_errors(action: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise StudyError(
             f"cannot {action}: {reason}; free disk space or allow writing there, then run the same command again: "
-            "everything finished is kept"
+            "finished evaluations are kept"
         ) from error

@@ -34,7 +34,7 @@ class StudyFolder:
 
     @property
     def unrecorded(self) -> Path:
-        """Finished trials that another process's lock on the database keeps out of it; usually absent."""
+        """Finished trials not yet in the database because another process holds it; usually absent."""
         return self.path / "unrecorded.json"
 
     @property
@@ -105,7 +105,7 @@ class StudyFolder:
 
     @contextlib.contextmanager
     def making_weights(self, key: TrialKey) -> Iterator[None]:
-        """Wait until no other worker makes these weights, and keep others from it meanwhile."""
+        """Hold the lock for training these weights again, so that only one worker does."""
         lock = FileLock(self.path / f".{_file_name(key)}.lock")
         with explain_disk_errors(f"lock the study {self.path.name}"):
             lock.acquire()
@@ -204,7 +204,7 @@ def find_study(name: str, studies_dir: str) -> StudyFolder:
         return StudyFolder((exact or matching)[0])
     names = " ".join(path.name for path in matching or study_paths(studies_dir)) or "none"
     if matching:
-        raise UsageError(f"{name!r} matches several studies: {names}; give more of the name")
+        raise UsageError(f"{name!r} matches several studies: {names}; give a longer prefix")
     raise UsageError(f"there is no study {name!r} in {studies_dir}; available: {names}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from budget_search.core.versions import untried, versions
 
-HELP = "versions, devices, precision, caches, whether the hub is reachable"
+HELP = "show versions, devices, precision, caches, and whether the hub is reachable"
 DESCRIPTION = HELP
 
 
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
 
 
 def doctor_table() -> str:
-    """One line per version, device and cache, and per library whose version was not tried."""
+    """One line per version, device and cache, and per library in an untested version."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from tabulate import tabulate
 

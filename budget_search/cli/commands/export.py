@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from budget_search.storage.study_folder import StudyFolder
 
 HELP = "write the answer as a plain Hugging Face checkpoint"
-DESCRIPTION = "STUDY is a study's name, the unique beginning of one, or a path."
+DESCRIPTION = "Write an answer as a checkpoint. STUDY is the name of a study, a unique prefix of it, or a path."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
     parser.add_argument(
-        "--delta", type=delta_argument, action="append", metavar="D", required=True, help="which answer"
+        "--delta", type=delta_argument, action="append", metavar="D", required=True, help="the delta of the answer"
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="a new folder, or an earlier export")
-    parser.add_argument("--push-to-hub", metavar="REPO", help="then upload it to the hub, as name or org/name")
+    parser.add_argument("--push-to-hub", metavar="REPO", help="also upload it to the hub, as name or org/name")
     parser.add_argument("--private", action="store_true", help="make the uploaded repository private")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     add_studies_dir(parser)
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if repository is not None:
         require_pushable(repository)
     elif arguments.private:
-        raise UsageError("--private needs --push-to-hub REPO, which it makes private")
+        raise UsageError("--private applies to --push-to-hub REPO; add that option, or leave --private out")
     folder = find_study(arguments.study, studies_dir(arguments))
     report = report_for(folder, tuple(arguments.delta))
     trust = arguments.trust_remote_code

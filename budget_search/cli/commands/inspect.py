@@ -9,19 +9,19 @@ from pathlib import Path
 from budget_search.cli.options import add_studies_dir, studies_dir
 from budget_search.core.paths import require_valid_path
 
-HELP = "layer-wise probes and similarities of a study's fine-tuned model"
+HELP = "measure probes and similarities of every layer of a study's model"
 DESCRIPTION = (
-    "Layer-wise probes and similarities of a finished study's full model, and whether they predict what its search "
-    "found. STUDY is a study's name, the unique beginning of one, or a path."
+    "Measure probes and similarities of every layer of a finished study's full model, and compare them with the "
+    "results of its search. STUDY is the name of a study, a unique prefix of it, or a path."
 )
 FORMATS = ("table", "markdown", "json")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", metavar="STUDY")
-    parser.add_argument("--model", help="the pre-trained model, if the name in the study does not locate it")
+    parser.add_argument("--model", help="the pre-trained model, if the name in the study does not suffice to find it")
     parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--output", metavar="DIR", help="also write text, JSON and pictures (PNG, SVG) there")
+    parser.add_argument("--output", metavar="DIR", help="also write text, JSON and plots (PNG, SVG) there")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     add_studies_dir(parser)
 

@@ -13,13 +13,13 @@ from budget_search.core.errors import StudyError
 from budget_search.core.formatting import pairs, printable, tolerance
 from budget_search.core.layers import compact_indices
 
-HELP = "the studies: task, model, trials, state, best answer"
+HELP = "list the studies: task, model, trials, state, best answer"
 DESCRIPTION = HELP
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_studies_dir(parser)
-    parser.add_argument("--storage", metavar="URL", help="where the trials are, if a search was given this option")
+    parser.add_argument("--storage", metavar="URL", help="the --storage that searches used, if any")
 
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from budget_search.app.resolve import ResolvedRequest
     from budget_search.cli.progress import Console
 
-HELP = "what a search would run and what it would cost"
+HELP = "estimate what a search would run and what it would cost"
 DESCRIPTION = (
-    "Takes the options of `run`. Times a few steps on this device, rehearses the search on generated models, and "
-    "prints how many evaluations, hours and bytes it will take. Trains no model, keeps no file."
+    "Takes the options of `run`. Times a few steps on this device, simulates the search on generated models, and "
+    "prints the expected evaluations, hours and bytes. Trains no model and leaves no files."
 )
 # Depths of the table: all layers, three quarters, half, a quarter.
 SHOWN_SHARES = (1.0, 0.75, 0.5, 0.25)
@@ -31,7 +31,7 @@ add_options = add_search_options
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if arguments.format not in (None, "table", "json"):
-        raise UsageError(f"--format {arguments.format}: a plan comes as table or json")
+        raise UsageError(f"--format {arguments.format}: allowed for a plan: table json")
     from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
 
@@ -110,18 +110,22 @@ def _totals(forecast: Forecast) -> Iterator[str]:
         if known.evaluations:
             yield (
                 f"The study holds {plural(known.evaluations, 'evaluation')}, {known.equivalents:.1f} equivalents: "
-                "they are reused and not counted below."
+                "they are reused and excluded below."
             )
-        yield f"In 9 of 10 searches ({forecast.rehearsals} were rehearsed on generated models):"
+        yield f"In 9 of 10 searches ({forecast.rehearsals} were simulated on generated models):"
         yield f"  evaluations        {_between(forecast.evaluations, '{:.0f}')}"
         yield f"  equivalents        {_between(forecast.equivalents, '{:.1f}')} full fine-tunes of the full model"
         low, median, high = (3600 * getattr(forecast.hours, name) for name in ("low", "median", "high"))
         yield f"  time               {duration(low)} to {duration(high)}, median {duration(median)}"
         free = forecast.disk_free_bytes
-        short = ", which is more than there is" if forecast.disk_bytes > free else ""
-        yield f"  disk               up to {_bytes(forecast.disk_bytes)} while it runs{short}; {_bytes(free)} are free"
+        short = ", more than is free" if forecast.disk_bytes > free else ""
+        yield f"  disk               up to {_bytes(forecast.disk_bytes)} during the search{short}; {_bytes(free)} free"
     smallest = forecast.resolution.smallest_certifiable_delta
-    about = "No loss can be certified." if smallest is None else f"About {100 * smallest:.2f} points can be certified."
+    about = (
+        "No loss can be certified."
+        if smallest is None
+        else f"A loss of about {100 * smallest:.2f} points can be certified."
+    )
     yield ""
     yield f"{about} {forecast.resolution.explanation}"
 

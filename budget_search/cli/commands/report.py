@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 HELP = "print the report of a study, or of several side by side"
 DESCRIPTION = (
-    "STUDY is a study's name, the unique beginning of one, or a path. Several studies are compared: layers dropped per "
-    "task and delta, and what that saves."
+    "STUDY is the name of a study, a unique prefix of it, or a path. Several studies are compared by the layers "
+    "dropped per task and delta, and by the savings."
 )
 
 
@@ -29,24 +29,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("studies", nargs="+", metavar="STUDY")
     parser.add_argument("--delta", type=delta_argument, action="append", metavar="D", help="only these deltas")
     parser.add_argument("--format", choices=FORMATS, default="table")
-    parser.add_argument("--output", metavar="FILE", help="write to a file instead")
+    parser.add_argument("--output", metavar="FILE", help="write the report to FILE instead")
     parser.add_argument(
         "--curves",
         action="store_true",
-        help="instead, the mean score over the studies' tasks by strategy and number of dropped layers",
+        help="print the mean score over tasks by strategy and number of dropped layers instead",
     )
     parser.add_argument(
         "--reference",
         action="append",
         metavar="MODEL",
-        help="first fine-tune another model by the same recipe, on the same examples with the same seeds, and add it "
-        "to the study's report; may be repeated",
+        help="first fine-tune another model with the same recipe, examples and seeds, and add it to the study's "
+        "report; may be repeated",
     )
-    parser.add_argument("--offline", action="store_true", help="find that model in local files and caches only")
+    parser.add_argument("--offline", action="store_true", help="look for that model in local files and caches only")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with that model")
-    parser.add_argument("--wait", action="store_true", help="wait until no other command works on the same study")
+    parser.add_argument("--wait", action="store_true", help="wait while another command is working on the study")
     parser.add_argument(
-        "--plots", metavar="DIR", help="also write the pictures of one study, or of --curves, as PNG and SVG"
+        "--plots", metavar="DIR", help="also write the plots of one study, or of --curves, as PNG and SVG"
     )
     add_studies_dir(parser)
 
@@ -86,7 +86,7 @@ def _require_valid(arguments: argparse.Namespace) -> None:
     if arguments.plots and len(arguments.studies) > 1 and not arguments.curves:
         raise UsageError(f"--plots draws one study (several with --curves), received {len(arguments.studies)}")
     if arguments.delta and arguments.curves:
-        raise UsageError("--curves shows every number of dropped layers, whatever the loss; leave --delta out")
+        raise UsageError("--curves shows every number of dropped layers and takes no --delta; leave --delta out")
 
 
 def _add_references(folders: Sequence[StudyFolder], arguments: argparse.Namespace) -> None:
@@ -117,4 +117,4 @@ def save_plots(figures: Mapping[str, Figure], folder: Path, option: str) -> None
         written = save(figures, folder)
     except OSError as error:
         raise UsageError(f"{option} {folder} cannot be written: {error.strerror}") from error
-    print(f"wrote {len(written)} pictures to {folder}", file=sys.stderr)
+    print(f"wrote {len(written)} plots to {folder}", file=sys.stderr)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from budget_search.cli.progress import Console
     from budget_search.report.report import Report
 
-HELP = "search (the default)"
+HELP = "search for the fewest layers (the default)"
 DESCRIPTION = (
     "Search for the fewest layers within each delta. Run the same command again to resume an interrupted search, "
     "or with another --delta to reuse all its trials."
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if report is None:
         return INTERRUPTED
     if (page := resolved.folder.page).exists():
-        console.say(f"report with pictures: {page}")
+        console.say(f"report with plots: {page}")
     try:
         if request.output:
             _export(resolved, report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-HELP = "the built-in tasks: columns, metric, sizes"
+HELP = "list the built-in tasks: columns, metric, sizes"
 DESCRIPTION = HELP
 
 

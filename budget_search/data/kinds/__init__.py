@@ -1,4 +1,4 @@
-"""Kinds of task: one module each, which says how a task's labels are read, encoded and scored, and which head it needs.
+"""Kinds of task: one module each, with the reading, encoding and scoring of labels and the head that is needed.
 
 Imports ``core`` and, inside ``data``, what reads labels and computes metrics; torch and transformers not at all. Start
 with ``kind``: the record that every other module here fills.

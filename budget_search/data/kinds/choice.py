@@ -1,4 +1,4 @@
-"""Which kind of task it is, and its columns: those that the user names, or those that a file shows."""
+"""Determine the kind of task and its columns from the options, or else from the columns of a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def named_kind(kind: str | None, metric: str | None) -> str | None:
 def columns_of(
     text_columns: Sequence[str], label_column: str | None, kind: str | None, table: Table | None = None
 ) -> tuple[tuple[str, ...], str]:
-    """The text columns, and the label columns: those named, else those that are usual for the kind or file."""
+    """The text and label columns: those named, else the usual ones for the kind or file."""
     texts = tuple(text_columns)
     if table and table.kind in conll.EXTENSIONS:
         return texts or (conll.WORDS,), label_column or conll.TAGS
@@ -48,8 +48,8 @@ def columns_of(
 
 
 def kind_shown_by(table: Table, text_columns: Sequence[str], label_column: str) -> str:
-    """The kind by the columns of a file: lists of words are tagged, a list of labels or several columns are labels, and
-    a record is an answer to a question."""
+    """The kind inferred from the columns of a file: lists of words mean tagging, lists of labels or several label
+    columns mean multi-label, and records mean question answering."""
     if any(table.holds(column, list) for column in text_columns):
         return "token-classification"
     if len(text_columns) == 2 and table.holds(label_column, dict):

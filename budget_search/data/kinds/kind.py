@@ -1,4 +1,4 @@
-"""What a kind of task consists of: a record of functions that reading, training, scoring and exporting call."""
+"""The definition of a kind of task: a record of functions for reading, training, scoring and exporting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class LabelCells:
-    """The cells of the label columns as they were read, and what decides how they are understood.
+    """The cells of the label columns as read, and the settings that determine how they are parsed.
 
     ``cells`` holds by split one tuple per example, with a cell per column. ``texts`` holds by split the text columns.
     ``names`` are the class names in the data's metadata, empty if there are none; ``metric_named`` is true if the user
@@ -47,7 +47,7 @@ class LabelCells:
 
 @dataclass(frozen=True)
 class Windows:
-    """Long texts that models read in several inputs each, and the answers that are looked for in them.
+    """Long texts, each split into several inputs, and the accepted answers in them.
 
     ``each`` int64 (examples,) is the number of consecutive inputs of an example. ``places`` int32 (tokens, 2) says
     where each token lies in its text, in characters, the end exclusive. ``texts`` are by example the text and the
@@ -61,7 +61,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Truth:
-    """What outputs are scored against: ``labels`` has one row for each row of the outputs.
+    """The targets that outputs are scored against: ``labels`` has one row for each row of the outputs.
 
     ``sizes`` int64 (inputs,) are the rows of each input: one, or one per labelled token. An example is one input, or as
     many as ``windows`` says, whose places are those of the rows. ``names`` follow the label numbers and are empty for
@@ -76,7 +76,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Answers:
-    """What models say of every example, as comparable numbers: ``labels`` and each of ``models`` are (examples,).
+    """The predictions of models as comparable numbers: ``labels`` and each of ``models`` are (examples,).
 
     ``names`` name the numbers; empty if they are scores.
     """
@@ -88,7 +88,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Some examples as tokens: ``batch`` is the tokenizer's, ``labels`` an array to be concatenated with others.
+    """Some encoded examples: ``batch`` comes from the tokenizer, ``labels`` is an array to be concatenated with others.
 
     With ``windows`` the batch has several inputs per example.
     """

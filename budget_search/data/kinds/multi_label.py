@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels per text or pair of texts, each predicted for itself."""
+"""Multi-label classification: any number of labels per text or pair of texts, each predicted independently."""
 
 from __future__ import annotations
 

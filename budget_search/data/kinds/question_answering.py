@@ -1,7 +1,7 @@
-"""Extractive question answering: the passage of a context that answers a question, or none, as in SQuAD.
+"""Extractive question answering as in SQuAD: the answer is a span of the context, or none.
 
 In every window (see ``windows``) the model scores each token of the context as the first and as the last of the answer,
-and a special token as "no answer here" (Devlin et al., 2019, sections 4.2 and 4.3). The answer is the passage with the
+and a special token as "no answer here" (Devlin et al., 2019, sections 4.2 and 4.3). The answer is the span with the
 highest sum in any window.
 """
 
@@ -270,7 +270,7 @@ KIND = replace(
     answers=answers,
     refused={
         "--distil": "soft targets are compared per text, not per token; leave it out",
-        "--reference": "its tokenizer divides texts otherwise, and the study keeps the places of tokens; leave it out",
+        "--reference": "its tokenizer splits texts differently, and the study stores token positions; leave it out",
         "inspect": "its probes read one token per text, not every token of a context",
     },
 )

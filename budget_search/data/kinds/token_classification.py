@@ -107,11 +107,11 @@ def tokenise(
 ) -> Encoded:
     """Encode sentences word by word; the labels are those of all tokens, int64 (tokens,), IGNORED where there is none.
 
-    Raises UsageError for a tokenizer that does not tell which word a token belongs to.
+    Raises UsageError for a tokenizer that does not map tokens to words.
     """
     if not tokenizer.is_fast:
         raise UsageError(
-            "this model's tokenizer does not tell which word a token belongs to, which --kind token-classification "
+            "this model's tokenizer does not map tokens to words, which --kind token-classification "
             "needs; choose a model with a tokenizer.json"
         )
     batch = tokenizer([words_of(text) for text in columns[0]], is_split_into_words=True, **options)
@@ -254,7 +254,7 @@ KIND = replace(
     answers=answers,
     refused={
         "--distil": "soft targets are compared per text, not per word; leave it out",
-        "--reference": "its tokenizer divides words otherwise, and the study keeps the tags of tokens; leave it out",
+        "--reference": "its tokenizer splits words differently, and the study stores the tags per token; leave it out",
         "inspect": "its probes read one token per text, not one per word",
     },
 )

@@ -1,4 +1,4 @@
-"""Questions with their contexts as inputs of a model: a context that does not fit is read in overlapping windows."""
+"""Tokenise questions with their contexts; a context that is too long is split into overlapping windows."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def tokenise(
 
     The labels are int64 (tokens, 2): 1 for the first token and 1 for the last token of the answer, 0 for other tokens
     of the context, IGNORED for those that cannot be an answer. A window without the whole answer is labelled "no answer
-    here". Raises UsageError for a tokenizer that does not tell where a token lies in its text.
+    here". Raises UsageError for a tokenizer without token offsets.
     """
     if not tokenizer.is_fast:
         raise UsageError(
-            "this model's tokenizer does not tell where a token lies in its text, which --kind question-answering "
+            "this model's tokenizer provides no token offsets, which --kind question-answering "
             "needs; choose a model with a tokenizer.json"
         )
     most = options["max_length"]
@@ -70,7 +70,7 @@ def tokenise(
 
 
 def _shortened(tokenizer: Any, questions: Sequence[str], most: int) -> list[str]:
-    """The questions without what lies behind their first tokens."""
+    """The questions, truncated to their first tokens."""
     short = tokenizer(
         list(questions), truncation=True, max_length=most, add_special_tokens=False, return_offsets_mapping=True
     )
@@ -81,7 +81,7 @@ def _shortened(tokenizer: Any, questions: Sequence[str], most: int) -> list[str]
 
 
 def _window(batch: Any, number: int, special: int | None) -> np.ndarray:
-    """Where in the context each token lies, int64 (tokens, 2): characters, the end exclusive.
+    """The position of each token in the context, int64 (tokens, 2): characters, the end exclusive.
 
     ``NO_ANSWER`` for the special token, or the first one where there is none; IGNORED for all that is no context.
     """

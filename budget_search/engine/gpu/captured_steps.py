@@ -152,7 +152,7 @@ class CapturedSteps:
         difference = _distance(expected, self._trained)
         if not difference <= MOST_DIFFERENCE * length:
             raise CaptureRefusedError(
-                f"a captured step moves the weights elsewhere than the same eager step (by {difference / length:.0%} "
+                f"a captured step changes the weights differently from an eager step (by {difference / length:.0%} "
                 "of its length)"
             )
 

@@ -109,6 +109,6 @@ def _reason(error: BaseException) -> str:
 
 
 def lane_fits(device: str, lanes: int) -> bool:
-    """Whether memory is free for the last of so many lanes: one and a half times what each of the others holds."""
+    """Whether there is free memory for one more lane: one and a half times the memory of each existing lane."""
     free, _ = torch.cuda.mem_get_info(device)
     return free > 1.5 * torch.cuda.memory_reserved(device) / max(1, lanes - 1)

@@ -1,7 +1,7 @@
-"""Several GPUs: a process for each, which sees no other and runs its evaluations as threads, one per lane.
+"""Use several GPUs: one process per GPU, which sees only that GPU and runs one thread per lane.
 
-With one GPU no process is started (``lane_pool``). This module imports no torch: a new process must first be told which
-GPU is its own.
+With one GPU no process is started (``lane_pool``). This module imports no torch, because a new process must first be
+assigned its GPU.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _begin(coordinator: int, gpu: str) -> None:
 
 
 class GpuProcesses:
-    """As many evaluations at a time as asked for; otherwise on every GPU as many as ``measure`` finds on the first.
+    """Runs ``count`` evaluations at a time; by default, on every GPU the number that ``measure`` returns on the first.
 
     ``gpus`` are their names in CUDA_VISIBLE_DEVICES. An evaluation goes to the GPU with the fewest.
     """
@@ -85,7 +85,7 @@ class GpuProcesses:
         return self._callers.submit(self._run, function, *arguments)
 
     def abandon(self) -> None:
-        """End the processes, and with them what runs there."""
+        """End the processes and their evaluations."""
         with self._lock:
             self._abandoned = True
             while self._processes:
@@ -108,7 +108,7 @@ class GpuProcesses:
         """Raises BrokenProcessPool when the process dies; the next evaluation gets a new one."""
         with self._lock:
             if self._abandoned:
-                raise BrokenProcessPool("nobody waits for this evaluation any more")
+                raise BrokenProcessPool("this evaluation was abandoned")
             if gpu not in self._processes:
                 self._processes[gpu] = _GpuProcess.started(gpu)
             there = self._processes[gpu]

@@ -1,4 +1,4 @@
-"""Values that a training step copies from the host: a graph cannot, so they are found first and kept on the device.
+"""Keep values that a training step copies from the host on the device, because a graph cannot copy them.
 
 While a graph is captured, nothing may be copied from the host. Some models copy tables that depend on shapes alone
 (XLNet's position encodings in some versions of transformers). ``HostValues`` records the copies of an eager step;

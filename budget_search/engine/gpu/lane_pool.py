@@ -14,7 +14,7 @@ abandoned = threading.Event()
 
 
 class AbandonedError(Exception):
-    """The fine-tune was ended because no one waits for it."""
+    """The fine-tune was cancelled."""
 
 
 def end_if_abandoned() -> None:
@@ -24,7 +24,7 @@ def end_if_abandoned() -> None:
 
 
 class LanePool:
-    """As many threads as asked for; otherwise as many as ``measure`` finds to pay."""
+    """A pool of ``count`` threads, or else the number that ``measure`` returns."""
 
     lost: tuple[type[BaseException], ...] = ()
 
@@ -48,7 +48,7 @@ class LanePool:
         return self._executor.submit(function, *arguments)
 
     def abandon(self) -> None:
-        """End the running fine-tunes at their next check, and wait for that."""
+        """Cancel the running fine-tunes at their next check, and wait for them to end."""
         if self._executor is None:
             return
         abandoned.set()

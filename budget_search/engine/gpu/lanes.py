@@ -1,4 +1,4 @@
-"""Lanes: places on a GPU where fine-tunes run side by side, each with a stream, buffers and random numbers of its own.
+"""Lanes run fine-tunes concurrently on a GPU, each with its own stream, buffers and random numbers.
 
 A lane keeps the graphs of the model shapes that it has trained, since a search trains the same depths again and again.
 """
@@ -36,7 +36,7 @@ class Lanes:
 
     @contextmanager
     def borrow(self, model: PreTrainedModel, train: DeviceSplit, recipe: Recipe) -> Iterator[Lane]:
-        """A lane that nobody else uses meanwhile: one that knows models of this shape, where there is one."""
+        """Borrow a free lane, preferably one with graphs for this shape."""
         shape = shape_of(model, train, recipe)
         with self._lock:
             lane = max(self._free, key=lambda each: each.knows(shape), default=None)
@@ -53,7 +53,7 @@ class Lanes:
 
 @cache
 def lanes_of(device: Device) -> Lanes | None:
-    """The lanes of this process on a device; None where it is no GPU."""
+    """The lanes of this process on a device; None if it is not a GPU."""
     if device.kind != "cuda":
         return None
     from budget_search.engine.gpu.cuda import GraphRecorder
@@ -79,7 +79,7 @@ class Lane:
         Raises CaptureRefusedError where there can be none; the steps are then to be run eagerly.
         """
         if recipe.layer_drop:
-            raise CaptureRefusedError("layers are skipped at random, which the host decides")
+            raise CaptureRefusedError("LayerDrop skips layers at random on the host")
         key = shape_of(model, train, recipe)
         if key in self._refused:
             raise CaptureRefusedError(self._refused[key])
@@ -95,7 +95,7 @@ class Lane:
     def _with_memory(
         self, key: str, model: PreTrainedModel, train: DeviceSplit, recipe: Recipe, schedule: Schedule
     ) -> CapturedSteps:
-        """Where memory is short, the shapes that were used longest ago give up theirs."""
+        """If memory is short, free the graphs of the least recently used shapes."""
         while True:
             try:
                 if key not in self._steps:
@@ -111,7 +111,7 @@ class Lane:
 
 
 def lanes_that_pay(rate: Callable[[int], float], fits: Callable[[int], bool]) -> int:
-    """How many lanes to use: another one as long as it fits into memory and makes the total faster by a tenth.
+    """The number of lanes to use: one more while it fits into memory and raises the total speed by a tenth.
 
     ``rate`` is the steps per second of so many lanes together, measured when asked for.
     """

@@ -1,4 +1,4 @@
-"""Padded lengths for graphs: few enough to capture each once, close enough to the task's lengths to waste little.
+"""Choose the padded lengths of graphs: few, so that each is captured once, with little added padding.
 
 A graph holds one padded length. Batches are padded to the smallest bucket that holds them. The buckets are those with
 the fewest padded tokens among multiples of 16 (of 8 where texts are so short that 16 would waste too much), found by
@@ -42,7 +42,7 @@ class LengthBuckets:
 
 
 def choose_buckets(lengths: np.ndarray, batch_size: int) -> LengthBuckets:
-    """As few buckets as keep the added padding within 15 %; where 11 do not, the 11 that add the least.
+    """The fewest buckets that keep the added padding within 15 %; if more than 11 are needed, the best 11.
 
     ``lengths`` are the examples' tokens (examples,). Batches are those of one epoch; any other order of the same
     examples fits too, since the last bucket holds the longest example.

@@ -1,7 +1,7 @@
-"""What a model costs to hold and to run: parameters, arithmetic, time and memory of the rebuilt model.
+"""Measure the rebuilt model: parameters, FLOPs, inference time and memory.
 
-Savings are measured, not counted in layers: the baseline and its candidates take turns on the same inputs, so that
-whatever else the machine does falls on all of them, and the interval is that of the ratio within a turn.
+Savings are measured, not derived from the number of layers. The baseline and its candidates take turns on the same
+inputs, so that other load on the machine affects all of them, and the interval is that of the ratio within a turn.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Throughput:
-    """One model reading ``examples`` examples, ``batch`` at a time, each batch padded to its longest.
+    """The speed of one model on ``examples`` examples in batches of ``batch``, each padded to its longest.
 
     ``saved`` is the fraction of the baseline's time saved per batch, median and 95 % interval (value, low, high); None
     for the baseline itself.
@@ -70,7 +70,7 @@ class Throughput:
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """How many numbers the model holds; shared ones count once."""
+    """The number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -120,7 +120,7 @@ def measure_inference(
 
 
 def replayed_seconds(model: PreTrainedModel, batch: Batch) -> float | None:
-    """Seconds of a forward pass replayed as one CUDA graph, which no host has to launch kernel by kernel.
+    """Seconds of a forward pass replayed as one CUDA graph, without launching each kernel from the host.
 
     None off CUDA, and for a model that cannot be captured.
     """
@@ -134,17 +134,17 @@ def replayed_seconds(model: PreTrainedModel, batch: Batch) -> float | None:
 
 
 def launch_share(seconds: float, replayed: float | None) -> float | None:
-    """The share of a pass's time in which a GPU waits for kernels to be launched: what a replay of the pass saves."""
+    """The share of a forward pass in which a GPU waits for kernel launches: the time that a graph replay saves."""
     return None if replayed is None else max(0.0, 1 - replayed / seconds)
 
 
 def measure_throughput(
     models: Mapping[str, PreTrainedModel], batches: Iterable[Batch], *, budget_seconds: float = 60.0
 ) -> dict[str, Throughput]:
-    """Have every model read a data set, as in Poor Man's BERT's Table 3 (there QQP's 40.4 k in batches of 32).
+    """Measure every model's throughput on a data set (Poor Man's BERT, Table 3: QQP's 40.4 k in batches of 32).
 
-    The first model is the baseline. Every batch is read by all, in turns; after ``budget_seconds`` no further batch
-    starts, so the batches are to come in random order. Nothing comes back for fewer than six batches.
+    The first model is the baseline. All models process every batch, in turns. After ``budget_seconds`` no further
+    batch starts, so the batches must be in random order. Returns nothing for fewer than six batches.
     """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     sizes: list[int] = []
@@ -173,8 +173,8 @@ def measure_throughput(
 def saving(candidate: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float]:
     """Median fraction of the baseline's time saved, over paired rounds (at least six), and its 95 % interval.
 
-    The interval is made of two of the paired ratios themselves, by the ranks within which the median lies with
-    95 % probability whatever the distribution of the times.
+    The interval is the distribution-free one for a median: two of the paired ratios, chosen by rank so that the median
+    lies between them with 95 % probability.
     """
     saved = sorted(1 - ours / theirs for ours, theirs in zip(candidate, baseline, strict=True))
     outside = _ranks_outside(len(saved))
@@ -182,7 +182,7 @@ def saving(candidate: Sequence[float], baseline: Sequence[float]) -> tuple[float
 
 
 def _ranks_outside(samples: int) -> int:
-    """How many of a sorted sample to leave out at either end, so that the rest spans the true median (95 %)."""
+    """How many values to leave out at each end of a sorted sample so that the rest spans the true median (95 %)."""
     probability, index = 2.0**-samples, 0
     while probability + math.comb(samples, index + 1) * 2.0**-samples <= 0.025:
         index += 1
@@ -215,7 +215,7 @@ def _forward_seconds(model: PreTrainedModel, inputs: Inputs) -> float:
 
 
 def _warm_up(model: PreTrainedModel, inputs: Inputs) -> int | None:
-    """The first passes allocate and choose kernels; they also tell the peak of memory, in bytes."""
+    """Run the first passes, which allocate memory and choose kernels; returns the peak memory in bytes."""
     on_cuda = model.device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -255,7 +255,7 @@ def _timing(
 
 
 def _inputs(model: PreTrainedModel, batch: Batch) -> Inputs:
-    """The batch on the model's device, told not to keep what only text generation needs (XLNet's mems, caches)."""
+    """The batch on the model's device, with the caches of text generation switched off (XLNet's mems, key-value)."""
     accepted = inspect.signature(model.forward).parameters
     switched_off = {name: False for name in ("use_mems", "use_cache") if name in accepted}
     return {**{name: tensor.to(model.device) for name, tensor in batch.items()}, **switched_off}
@@ -268,7 +268,7 @@ def _synchronise(device: torch.device) -> None:
 
 @contextmanager
 def _evaluating(models: Iterable[PreTrainedModel]) -> Iterator[None]:
-    """Without dropout and gradients; each model's mode is put back afterwards."""
+    """Inside, no dropout and no gradients; each model's mode is restored afterwards."""
     were_training = [(model, model.training) for model in models]
     for model, _ in were_training:
         model.train(False)
@@ -281,7 +281,7 @@ def _evaluating(models: Iterable[PreTrainedModel]) -> Iterator[None]:
 
 
 def timed_batch(split: DeviceSplit, size: int) -> dict[str, torch.Tensor]:
-    """Real examples around the median length, the longest of them deciding the padding as in real use."""
+    """Real examples of about the median length, padded to the longest of them as in real use."""
     middle = np.argsort(split.lengths, kind="stable")
     start = max(0, (len(middle) - size) // 2)
     return split.batch(middle[start : start + size])

@@ -1,4 +1,4 @@
-"""What an evaluation costs here: seconds by a timed probe, equivalents by arithmetic, bytes on the disk."""
+"""The cost of evaluations on this device: seconds from a timed probe, equivalents, and bytes on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from budget_search.storage.study_folder import stored_config
 def evaluation_costs(
     settings: SearchSettings, speed: Speed, task: EncodedTask, context: EvaluationContext
 ) -> EvaluationCosts:
-    """What the evaluations of a study cost on a device of this speed."""
+    """The cost of a study's evaluations on a device of this speed."""
     kind, lengths = context.device.kind, task.splits["train"].lengths
     steps = context.recipe.steps(len(lengths))
     layers = stored_config(context.folder)["facts"]["layer_parameters"]

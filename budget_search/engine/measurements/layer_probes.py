@@ -1,4 +1,4 @@
-"""What every layer of a fine-tuned model knows of the task, and how far fine-tuning moved it; measured once."""
+"""Probe every layer of a fine-tuned model for the task, and measure how much fine-tuning changed it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def measure_layers(context: EvaluationContext, key: TrialKey) -> LayerMeasuremen
 
 
 def _some(split: EncodedSplit) -> np.ndarray:
-    """The numbers of so many examples, drawn the same way every time, ascending."""
+    """A fixed random sample of example numbers, ascending."""
     drawn = np.random.default_rng(0).permutation(split.examples)[:MOST_EXAMPLES]
     return np.sort(drawn)
 

@@ -1,4 +1,4 @@
-"""How alike a sentence's representations are: before and after a layer, before and after fine-tuning."""
+"""Similarity of a sentence's representations before and after a layer, and before and after fine-tuning."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def layer_similarities(context: EvaluationContext) -> tuple[float, ...]:
 def sentence_states(
     model: PreTrainedModel, split: DeviceSplit, examples: np.ndarray, device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Batches of these examples, as places among them, and their classification tokens: (layers + 1, batch, hidden).
+    """Batches of these examples (their positions) and their classification tokens: (layers + 1, batch, hidden).
 
-    The first state is what the embeddings give to the lowest layer; fp32, on the device. The classification token is
-    the first; the last where the tokenizer pads on the left (XLNet) or the first one knows nothing of what follows, as
-    in a decoder. The model visits the device.
+    The first state is the input of the lowest layer; fp32, on the device. The classification token is the first token,
+    but the last one if the tokenizer pads on the left (XLNet) or if the first token does not attend to later ones, as
+    in a decoder. The model is moved to the device meanwhile.
     """
     torch.nn.Module.to(model.eval(), device.name)
     with torch.inference_mode():
@@ -48,7 +48,7 @@ def sentence_states(
 
 
 def _first_knows_the_last(model: PreTrainedModel, split: DeviceSplit) -> bool:
-    """Whether another last token changes what the model makes of the first."""
+    """Whether changing the last token changes the state of the first."""
     longest = split.batch(np.array([split.lengths.argmax()]))
     changed = {name: value.clone() for name, value in longest.items()}
     words = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]

@@ -1,7 +1,7 @@
-"""Throughput at a batch that fills a GPU.
+"""Measure throughput at a batch size that saturates a GPU.
 
-A GPU takes about as long for one example as for dozens, since it waits for the host to launch kernels or leaves most of
-its processors idle. What layers cost there shows in a batch that fills it. A CPU core is full with a few examples.
+A GPU takes about as long for one example as for dozens, because it waits for kernel launches or leaves most of its
+processors idle. The cost of layers shows only in a batch that saturates it. A few examples saturate a CPU core.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PEAK_SECONDS = 5.0
 def measure_peak(
     models: Mapping[str, PreTrainedModel], batch: Batch, *, budget_seconds: float = PEAK_SECONDS
 ) -> dict[str, Timing]:
-    """Time every model on as many copies of a batch as fill the device with the first model, the baseline."""
+    """Time every model on as many copies of a batch as saturate the device with the first model, the baseline."""
     baseline = next(iter(models.values()))
     copies = largest_that_pays(REPEATS, lambda count: _examples_per_second(baseline, repeated(batch, count)))
     timings = measure_inference(models, [repeated(batch, copies)], budget_seconds=budget_seconds)
@@ -30,12 +30,12 @@ def measure_peak(
 
 
 def repeated(batch: Batch, copies: int) -> Batch:
-    """The examples of a batch, each so many times: (copies x examples, tokens)."""
+    """The examples of a batch, each repeated ``copies`` times: (copies x examples, tokens)."""
     return {name: tensor.repeat(copies, 1) for name, tensor in batch.items()}
 
 
 def _examples_per_second(model: PreTrainedModel, batch: Batch) -> float:
-    """0 where memory is too small for the batch."""
+    """Examples per second; 0 if the batch does not fit into memory."""
     try:
         [timing] = measure_inference({"": model}, [batch], rounds=FEWEST_ROUNDS, budget_seconds=0)[""]
     except (MemoryError, RuntimeError) as error:

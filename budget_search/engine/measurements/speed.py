@@ -1,6 +1,6 @@
-"""How fast this device fine-tunes and evaluates this model on this task: a few real steps with one layer and with all.
+"""Measure how fast this device fine-tunes and evaluates this model on this task, with one layer and with all.
 
-The batches are the task's own, spread over its lengths, and go through the code that will be run.
+The batches come from the task, spread over its lengths, and run through the same code as a search.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def probed_depths(total: int) -> list[int]:
 
 
 def measure_speed(context: EvaluationContext, total: int) -> Speed:
-    """Take the time of a few steps. Raises MemoryError where not even one example fits."""
+    """Time a few steps. Raises MemoryError if not even one example fits."""
     if context.device.kind == "cpu":
         torch.set_num_threads(1)
     loaded(context)
@@ -86,7 +86,7 @@ def side_by_side(context: EvaluationContext) -> Callable[[int], float]:
 
 
 def mean_speed(speeds: Sequence[Speed]) -> Speed:
-    """Of workers that measured at the same time, as they will work."""
+    """The mean speed of workers that measured at the same time, as they will run."""
     means = {
         part: tuple(np.mean([getattr(speed, part) for speed in speeds], axis=0).tolist())
         for part in ("building", "step", "token", "writing")
@@ -95,7 +95,7 @@ def mean_speed(speeds: Sequence[Speed]) -> Speed:
 
 
 def padded_tokens(lengths: np.ndarray, device_kind: str) -> int:
-    """What an evaluation of examples of these lengths reads, padding included."""
+    """The number of tokens, padding included, in an evaluation of examples of these lengths."""
     batches = reading_order(lengths, EVALUATION_TOKENS[device_kind])
     return sum(len(batch) * int(lengths[batch].max()) for batch in batches)
 
@@ -135,7 +135,7 @@ def _step_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
 
 
 def _token_seconds(context: EvaluationContext, model: PreTrainedModel) -> float:
-    """Per padded token of an evaluation."""
+    """Seconds per padded token of an evaluation."""
     device = context.device
     split = split_of(context, "selection")
     order = list(reading_order(split.lengths, EVALUATION_TOKENS[device.kind]))

@@ -1,4 +1,4 @@
-"""Where evaluations run side by side: processes of this machine, GPUs, a Dask cluster; those of a user's objective too.
+"""Run evaluations concurrently: in processes, on GPUs, on a Dask cluster, or with a user's objective.
 
 Start with ``workers``. Imports the other modules of the engine.
 """

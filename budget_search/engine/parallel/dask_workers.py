@@ -1,4 +1,4 @@
-"""Evaluations on an ordinary Dask cluster: one at a time per worker process, the study on a file system all share."""
+"""Run evaluations on a Dask cluster: one at a time per worker process, with the study on a shared file system."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Outcome = TypeVar("Outcome")
 CONNECT_SECONDS = 10
 # A search that starts together with its cluster waits this long for the first worker.
 FIRST_WORKER_SECONDS = 600
-# One process has one random state: what two threads drew from it together, no seed could repeat.
+# Threads of a process share its random state, so concurrent evaluations would not be reproducible.
 _one_at_a_time = threading.Lock()
 
 
 class ClusterPool:
-    """A Dask scheduler and whatever workers it has, ``most`` of them at a time: they may come, go and be replaced while
-    a search runs. One evaluation at a time has all the devices of its worker."""
+    """The workers of a Dask scheduler, at most ``most`` at a time; workers may join and leave during a search. Each
+    evaluation uses all devices of its worker."""
 
     sharing = 1
 
@@ -41,7 +41,7 @@ class ClusterPool:
         return max(1, there if self._most is None else min(there, self._most))
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]:
-        """Dask runs it again, on another worker, when the worker that had it dies."""
+        """Submit a call; if its worker dies, Dask reruns it on another."""
         future: Future[Outcome] = self._executor.submit(_alone, function, *arguments)
         return future
 
@@ -52,9 +52,9 @@ class ClusterPool:
 def workers_for(
     context: EvaluationContext, asked: str, count: int | None = None, scheduler: str | None = None
 ) -> Workers:
-    """Who works on a study: the cluster of ``scheduler``, on ``count`` of its workers at a time, else as many processes
-    here; all there are, or as many as there are slots, unless given. ``asked`` is the device as the user named it.
-    Raises UsageError where no cluster answers."""
+    """The workers of a study: ``count`` workers of the cluster of ``scheduler``, or else ``count`` processes on this
+    machine; by default all workers, or one process per slot. ``asked`` is the device as the user named it. Raises
+    UsageError if no cluster answers."""
     cluster = connect(scheduler, context.folder.path, count) if scheduler else None
     return Workers(context, count, asked=asked, cluster=cluster)
 

@@ -1,4 +1,4 @@
-"""Processes for a few seconds of work, forked from this one: they need not import torch again."""
+"""Short-lived processes, forked from this one so that they need not import torch again."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from contextlib import contextmanager
 
 from budget_search.core.signals import leave_terminal_to_coordinator
 
-# A fork holds none of the threads of its parent. Windows cannot fork and the libraries of macOS do not stand it: there
-# every process imports torch anew.
+# A forked process has none of its parent's threads. Windows cannot fork, and system libraries of macOS do not support it:
+# there every process imports torch again.
 _METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
 @contextmanager
 def forked_processes(count: int) -> Iterator[Executor]:
-    """So many processes, which end when this one does; what waits for them is dropped at the end.
+    """A pool of ``count`` processes, which end with this one. Work that has not started at the end is cancelled.
 
-    They are forked at once: to be called before torch calculates, because a fork cannot use the threads, nor the GPU,
-    that its parent has begun to use.
+    The processes are forked at once. Call this before torch calculates: a forked process can use neither the threads
+    nor the GPU that its parent has started to use.
     """
     processes = ProcessPoolExecutor(count, multiprocessing.get_context(_METHOD), initializer=_begin)
     try:

@@ -1,4 +1,4 @@
-"""Evaluations by a user's own objective, in this process or in several. Imports no torch."""
+"""Evaluate with a user's objective, in this process or in several. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEAN_TOLERANCE = 1e-4
 
 
 class InvalidOutcomeError(Exception):
-    """An objective returned something else than a usable Outcome."""
+    """An objective returned no valid Outcome."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def _can_be_sent(objective: Objective) -> bool:
 
 
 def run_objective(objective: Objective, folder: StudyFolder, job: Job) -> Trial:
-    """One call of the objective; an exception or an unusable outcome is a failed trial that tells its reason.
+    """Call the objective once; an exception or an invalid outcome becomes a failed trial with the reason.
 
     ``per_example`` is written to the study's folder before the trial exists.
     """

@@ -1,4 +1,4 @@
-"""Processes that evaluate: how they are started, handed work, and ended. Imports no torch."""
+"""Pools of worker processes: start them, submit work, end them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class Pool(Protocol):
 
     @property
     def count(self) -> int:
-        """How many evaluations to hand out at a time."""
+        """The number of concurrent evaluations."""
         ...
 
     @property
     def sharing(self) -> int:
-        """How many of them share the devices that one process sees."""
+        """How many evaluations share the devices visible to one process."""
         ...
 
     def submit(self, function: Callable[..., Outcome], *arguments: Any) -> Future[Outcome]: ...
 
     def abandon(self) -> None:
-        """Nobody waits for what is running any more."""
+        """Cancel the running evaluations."""
         ...
 
 
 class LocalPool:
     """One process per slot on this machine, started when there is something to do.
 
-    On a CPU every worker calculates with one thread: two threads of one process wait for each other whenever another
-    process has the second core.
+    On a CPU every worker uses one thread: two threads of one process would wait for each other whenever another
+    process uses the second core.
     """
 
     lost: tuple[type[BaseException], ...] = (BrokenProcessPool,)
@@ -62,7 +62,7 @@ class LocalPool:
         try:
             future: Future[Outcome] = self._executor.submit(function, *arguments)
         except BrokenProcessPool:
-            # A worker was killed, and its fellows ended with it.
+            # A worker was killed, which ends the others of its pool.
             self._executor = self._new()
             future = self._executor.submit(function, *arguments)
         return future
@@ -83,8 +83,8 @@ def completed(
 ) -> Iterator[tuple[Item, Future[Outcome]]]:
     """Each item with its finished future, in any order.
 
-    Takes an item whenever a worker is free; None says that the next one depends on results still to come. Where nobody
-    asks for more, the pool is abandoned, and trials that had finished by then are added to ``untaken``.
+    Takes an item whenever a worker is free; None says that the next one depends on results still to come. If the
+    caller stops early, the pool is abandoned, and trials that had finished by then are added to ``untaken``.
     """
     running: dict[Future[Outcome], Item] = {}
     try:
@@ -102,9 +102,9 @@ def completed(
 
 
 def trial_of(pool: Pool, job: Job, future: Future[Trial]) -> Trial:
-    """The trial of a finished job; if a worker process died, a failure of the machine.
+    """The trial of a finished job; a machine failure if a worker process died.
 
-    Nobody can tell whose evaluation a dead worker ran: all that were running come back as failures.
+    It is unknown which evaluation the dead worker ran, so all running evaluations are returned as failures.
     """
     try:
         return future.result()

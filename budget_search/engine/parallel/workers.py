@@ -1,4 +1,4 @@
-"""Where evaluations run: in this process, in processes for cores or GPUs of this machine, or on a Dask cluster."""
+"""Run evaluations in this process, in one process per core or GPU of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Workers:
     """Runs jobs and yields each trial as it finishes, in any order.
 
     ``count`` is how many run at a time; None lets the device decide. ``asked`` is the device as the user named it:
-    ``auto`` and ``cuda`` stand for every device of the kind.
+    ``auto`` and ``cuda`` mean every device of that kind.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Workers:
                 yield trial_of(self._pool, job, future)
             except CancelledError:
                 raise StudyError(
-                    "the Dask scheduler is gone; everything finished is kept: start it again, then run the same command"
+                    "the Dask scheduler is gone; finished evaluations are kept: restart it, then run the same command"
                 ) from None
 
     def score(self, keys: Sequence[TrialKey]) -> None:
@@ -73,7 +73,7 @@ class Workers:
             pass
 
     def speeds(self, total: int, processes: Executor) -> list[Speed]:
-        """How fast each worker is while all of them work, for a model of so many layers.
+        """The speed of each worker while all of them are busy, for a model with this number of layers.
 
         ``processes`` stand for the workers on the cores of this machine.
         """
@@ -87,7 +87,7 @@ class Workers:
 
     @property
     def _place(self) -> Callable[..., Any]:
-        """Runs a function with the workplace as it is now and an item, in whichever process."""
+        """Run a function with the current context and an item, in any process."""
         return partial(_at_a_free_device, self.context, self._asked, self._pool.sharing if self._pool else 1)
 
     def _each(
@@ -102,13 +102,13 @@ class Workers:
             yield from (future.result() for _, future in finished)
         except lost:
             raise StudyError(
-                "a worker was lost (out of memory?); everything finished is kept: run the same command again"
+                "a worker was lost (out of memory?); finished evaluations are kept: run the same command again"
             ) from None
 
 
 def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Pool | None:
-    """Lanes of this process on one GPU, of a process for each on several; processes on a CPU. None where one evaluation
-    at a time runs in this thread."""
+    """On one GPU lanes of this process, on several one process with lanes per GPU, on a CPU processes. None to run one
+    evaluation at a time in this thread."""
     if count == 1:
         return None
     if context.device.kind != "cuda":
@@ -121,7 +121,7 @@ def _local_pool(context: EvaluationContext, count: int | None, asked: str) -> Po
 
 
 def _lanes_of_a_gpu(context: EvaluationContext) -> int:
-    """As many as make the total faster, measured."""
+    """The number of lanes with the highest total speed, measured."""
     from budget_search.engine.gpu.cuda import lane_fits
 
     return lanes_that_pay(side_by_side(context), lambda lanes: lane_fits(context.device.name, lanes))
@@ -142,11 +142,11 @@ def _at_a_free_device(
 
 @contextmanager
 def _memory_at_hand() -> Iterator[None]:
-    """Meanwhile C's allocator keeps what is freed: a step of training frees and wants hundreds of megabytes, and the
-    system clears every page that it hands out again.
+    """Inside, C's allocator keeps freed memory: a training step frees and allocates hundreds of megabytes, and the
+    system would clear every page before returning it.
 
-    Afterwards all that is free is returned: where psutil is installed, loky takes kept memory for a leak and replaces
-    the worker, and the next one loads model and examples anew.
+    Afterwards free memory is returned: if psutil is installed, loky takes kept memory for a leak and replaces the
+    worker, and the next one has to load model and examples again.
     """
     library: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(library, "mallopt"):

@@ -1,4 +1,4 @@
-"""Layer sets, strategies and studies beside each other, as in the papers' tables and figures.
+"""Compare layer sets, strategies and studies, as in the papers' tables and figures.
 
-Start with ``measured_sets``. Imports the report as a value and what is below it, no renderer.
+Start with ``measured_sets``. Imports the report and the rooms below it, no renderer.
 """

@@ -1,4 +1,4 @@
-"""Several studies side by side, in the layout of Tables 2 to 4 of *Poor Man's BERT* (Sajjad et al., 2020)."""
+"""Compare several studies in the layout of Tables 2 to 4 of *Poor Man's BERT* (Sajjad et al., 2020)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _dropped(reports: Sequence[Report]) -> Section:
         "Layers dropped",
         grid=Grid((DELTA, *tasks), tuple(rows), {DELTA: NAME_WIDTH}, tuple(tasks)),
         legend=(
-            "The number of layers that can be dropped from the model within the loss in the first column, in points.",
+            "The number of layers that can be dropped from the model within the loss (points) in the first column.",
             *((f"{UNRELIABLE} the held-out examples disagree: do not rely on it.",) if unreliable else ()),
         ),
     )
@@ -61,9 +61,9 @@ def _saved(reports: Sequence[Report]) -> Section:
         "Savings",
         grid=Grid(headers, tuple(rows), widths, headers[3:]),
         legend=(
-            "loss: points lost on certification, the mean over the seeds. fine-tuning speedup: the full model's time "
+            "loss: points lost on certification, mean over the seeds. fine-tuning speedup: the full model's time "
             "divided by this model's.",
-            f"inference time: the share of the full model's that is saved ({SAVED}), for the largest batch measured.",
+            f"inference time: the fraction of the full model's time saved ({SAVED}), for the largest batch measured.",
             *([FULL_MODEL_COUNTED] if any(each.recipe.get("dropping") == "finetuned" for each in reports) else []),
         ),
     )
@@ -130,9 +130,9 @@ def reference_section(reports: Sequence[Report]) -> Section:
         "Comparison with other models",
         grid=Grid(headers, rows, widths, ("param.", "saved", "score", "loss (at most)", "seeds")),
         legend=(
-            "All are fine-tuned by the same recipe, on the same examples, with the same seeds: the full model, then "
-            "the others by their score. score: the mean on certification.",
-            "saved, loss: against the full model. In brackets the upper bound of the loss, at the study's confidence.",
+            "All models are fine-tuned with the same recipe, examples and seeds; the full model comes first, the "
+            "others are sorted by score. score: the mean on certification.",
+            "saved, loss: relative to the full model. In brackets: the loss's upper bound, at the study's confidence.",
         ),
     )
 

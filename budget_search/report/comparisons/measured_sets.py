@@ -1,4 +1,4 @@
-"""The measured layer sets of a report: each with its loss, the best by depth and by strategy, answers for any delta."""
+"""The measured layer sets of a report: their losses, the best by depth and strategy, and answers for any delta."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search protocols of the papers on a study's task and model: their cost, and the answers they would give."""
+"""Cost and answers of the papers' search protocols on a study's task and model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def protocols(report: Report) -> list[Protocol]:
     """Two protocols of the papers and the study itself; empty for an old report without the cost of a fine-tune.
 
     The scan fine-tunes every depth from the top (Poor Man's BERT, 4.1); greedy-layer pruning (Peer et al., 2021) goes
-    down to the smallest answer. Both use one seed and the full recipe. Their cost is arithmetic: a fine-tune costs its
+    down to the smallest answer. Both use one seed and the full recipe. Their cost is calculated: a fine-tune costs its
     share of the layers.
     """
     if report.cost.equivalents_per_fine_tune is None:
@@ -143,11 +143,11 @@ def protocol_sections(report: Report) -> Iterator[Section]:
     )
     seeds = report.baseline.seeds
     yield Section(
-        "Cost beside the papers' protocols",
+        "Cost compared with the papers' protocols",
         grid=Grid(("protocol", "fine-tunes", "equivalents", *columns), rows, {}, ("fine-tunes", "equivalents")),
         legend=(
-            "equivalents: full fine-tunes of the full model. The first two rows are arithmetic: the full recipe and "
-            "one seed for every set, and no confirmation. The last row was measured, for all allowed losses together, "
+            "equivalents: full fine-tunes of the full model. The first two rows are calculated: the full recipe and "
+            "one seed for every set, no confirmation. The last row was measured, for all allowed losses together, "
             f"with {plural(seeds, 'seed')} for the baseline and every answer.",
             "every depth from the top: the scan of Poor Man's BERT (Sajjad et al., 2020). greedy: greedy-layer pruning "
             "(Peer et al., 2021).",

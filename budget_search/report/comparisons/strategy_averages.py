@@ -1,4 +1,4 @@
-"""Mean scores over several tasks, by strategy and number of dropped layers: Figure 2 of *Poor Man's BERT*."""
+"""Mean scores over several tasks, by strategy and number of dropped layers (*Poor Man's BERT*, Figure 2)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _place(strategy: str, dropped: int) -> tuple[int, int]:
 
 
 def _longest(one: MeasuredSet, other: MeasuredSet | None) -> MeasuredSet:
-    """The measurement with the longer fine-tune; of equals, the smaller loss."""
+    """The measurement with the longer fine-tune; ties go to the smaller loss."""
     if other is None:
         return one
     return max(one, other, key=lambda each: (each.confirmed, each.rung, -each.lost))
@@ -134,8 +134,8 @@ def _marks(means: Averages, columns: Sequence[str]) -> Iterator[str]:
         yield f"(n): measured on n of the {len(means.tasks)} tasks only; the mean is over these."
     if any(each.short for each in means.means):
         yield (
-            "~ some in short fine-tunes only, which lowers the scores; the losses are against all layers with the same "
-            "fine-tune."
+            "~ some in short fine-tunes only, which lowers the scores; the losses are relative to the full model after "
+            "an equal fine-tune."
         )
 
 

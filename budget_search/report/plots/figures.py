@@ -1,6 +1,6 @@
-"""What all pictures share: colours and axes, and figures as PNG, as SVG, and as SVG inside an HTML page.
+"""Shared by all plots: colours, axes, and output as PNG, SVG, and SVG inside an HTML page.
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; markers differ in shape as well. A marker's
+The colours are the colour-blind-safe palette of Okabe and Ito; markers differ in shape as well. A marker's
 ``gid`` is ``TOOLTIP`` and the text of its tooltip.
 """
 

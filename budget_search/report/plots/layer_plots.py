@@ -1,4 +1,4 @@
-"""The pictures of an inspection: probes by layer, similarities, and what single layers cost."""
+"""The plots of an inspection: probes by layer, similarities, and the cost of single layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mean degradation of every strategy over several tasks, as a picture: Figure 2 of *Poor Man's BERT*."""
+"""Plot the mean degradation of every strategy over several tasks (*Poor Man's BERT*, Figure 2)."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def _strategies(means: Averages) -> Figure | None:
         return np.subtract(means.full_score, value)
 
     score = axes.secondary_yaxis(1.0, functions=(other_scale, other_scale))  # type: ignore[arg-type]
-    score.set_ylabel("full model's mean score less that, points")
-    axes.plot([], [], "o", label="hollow: short fine-tunes too", color=MUTED, markerfacecolor=PAPER, markersize=5.5)
+    score.set_ylabel("full model's mean score minus the loss, points")
+    axes.plot([], [], "o", label="hollow: with short fine-tunes", color=MUTED, markerfacecolor=PAPER, markersize=5.5)
     axes.legend(loc="best")
     return figure_of(axes)
 
 
 def draw_averages(reports: Sequence[Report]) -> dict[str, Figure]:
-    """The picture ``strategies``; of several models one each, with the model in its name."""
+    """The plot ``strategies``; for several models one each, with the model in its name."""
     all_means = averages(reports)
     return {
         name if len(all_means) == 1 else f"{name}-{slug(means.model)}": figure

@@ -1,4 +1,4 @@
-"""The pictures of a report: axes with units, and a tooltip at every marker."""
+"""The plots of a report, with units on the axes and a tooltip at every marker."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def _savings(report: Report) -> Figure | None:
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("saved, in % of the full model's")
+    axes.set_xlabel("saved, % of the full model")
     return figure_of(axes)
 
 
@@ -190,7 +190,7 @@ def _bars(result: Result) -> list[tuple[str, str, float, float | None, float | N
     if result.parameters_saved is not None:
         bars.append(("parameters", PURPLE, result.parameters_saved, None, None))
     if result.flops_saved is not None:
-        bars.append(("arithmetic", YELLOW, result.flops_saved, None, None))
+        bars.append(("FLOPs", YELLOW, result.flops_saved, None, None))
     for point in sorted(result.inference, key=_by_batch):
         if point.saved is not None:
             saved = point.saved
@@ -232,7 +232,7 @@ def _evidence(report: Report) -> Figure | None:
     axes.set_xlim(right=highest * 1.05)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("points lost, and no more than (bar)")
+    axes.set_xlabel("points lost (bar: up to the upper bound)")
     legend(axes, {
         "allowed": {"marker": "|", "color": GREEN, "linestyle": "", "markersize": 10, "markeredgewidth": 2},
         "certification": {"marker": "o", "color": BLUE},

@@ -1,8 +1,8 @@
-"""Reports as text: one module per format, and one row here.
+"""Renderers of reports: one module per format, and one row here.
 
 A renderer is a function ``render(reports, exported)`` of one or several reports and the folder of the exported
 checkpoint, if there is one. ``sections`` and ``page_sections`` hold the content of a report and its order; a renderer
-only lays it out. May import ``report`` and the rooms below it; a ``Report`` knows none of its renderers.
+only lays it out. Imports ``report`` and the rooms below it; ``report`` imports no renderer.
 """
 
 from __future__ import annotations

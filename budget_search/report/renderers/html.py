@@ -1,4 +1,4 @@
-"""``report.html``: one file that needs no network, for desktop, phone and print, in light and dark."""
+"""Render ``report.html``: one self-contained file for desktop, phone and print, in light and dark."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from budget_search.report.sentences import answer_sentence, largest_batch
 # The captions of the pictures, also read by screen readers.
 CAPTIONS = {
     "frontier": "Points lost by the number of layers kept. Faint: sets measured in a short fine-tune, or stopped "
-    "before the last seed, against all layers with the same fine-tune. Solid: sets measured in full, with one standard "
-    "deviation over the seeds. Triangles lie beyond the edge.",
-    "layers": "Which layers the best set of each depth keeps. Blue: measured in full. Grey: in a short fine-tune, "
-    "or stopped before the last seed.",
-    "depth": "Points lost by strategy: the best set of each depth beside the sets of the fixed strategies of Poor "
-    "Man's BERT, where they were measured. Hollow: a short fine-tune only.",
-    "savings": "What each answer saves. Lines: 95 % intervals.",
-    "evidence": "What each answer lost on the examples that confirmed it (certification) and on examples that no "
-    "choice used (held_out). Bars end at the upper bound of the loss.",
-    "slices": "Where an answer is worse than all layers: by label (circles) and by length (squares).",
+    "before the last seed, relative to the full model after an equal fine-tune. Solid: sets measured in full, with one "
+    "standard deviation over the seeds. Triangles: values beyond the edge.",
+    "layers": "The layers kept by the best set of each depth. Blue: measured in full. Grey: measured in a short "
+    "fine-tune, or stopped before the last seed.",
+    "depth": "Points lost by strategy: the best set of each depth, and the measured sets of the fixed strategies of "
+    "Poor Man's BERT. Hollow: a short fine-tune only.",
+    "savings": "Savings of each answer. Lines: 95 % intervals.",
+    "evidence": "Points lost by each answer on the examples used to confirm it (certification) and on examples not "
+    "used for selection (held_out). Bars end at the upper bound of the loss.",
+    "slices": "Where an answer is worse than the full model: by label (circles) and by length (squares).",
 }
 
 UNITS = r"%|(?:M|ms|s|min|h|x|points?|layers?)\b"
@@ -58,7 +58,7 @@ def render(reports: Sequence[Report], exported: str | None = None) -> str:
 
 
 def page(report: Report, exported: str | None = None) -> str:
-    """The whole file. All text from data and names is escaped."""
+    """The whole page as HTML. All text from data and names is escaped."""
     drawn = draw(report)
     return _template().render(
         report=report,
@@ -126,5 +126,5 @@ def _template() -> Template:
 
 
 def _plain(text: str) -> str:
-    """Without control characters; a number and its unit stay on one line."""
+    """Remove control characters, and keep a number and its unit on one line."""
     return re.sub(rf"(?<=\d) (?={UNITS})", "\u00a0", printable(text).replace(" +- ", " ± "))

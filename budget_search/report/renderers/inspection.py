@@ -1,4 +1,4 @@
-"""An inspection as text: the measurements of every layer, then whether they predict what the search found."""
+"""An inspection as text: the measurements of every layer, and how well they predict the search's results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from budget_search.report.inspection import Inspection, Suggestion
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers import markdown, terminal
 
-WIDTHS = {"layer": 16, "below the last": 14, "like pre-trained": 11, "like its input": 9}
+WIDTHS = {"layer": 16, "below the last": 14, "cosine to pre-trained": 11, "cosine to input": 9}
 
 
 def layer_sections(inspected: Inspection) -> list[Section]:
-    """The measurements of every layer, then whether they predict what the search found."""
+    """The measurements of every layer, and how well they predict the search's results."""
     return [_layers(inspected), _suggestions(inspected), _agreements(inspected)]
 
 
@@ -33,7 +33,7 @@ def _layers(inspected: Inspection) -> Section:
         )
         for place in range(inspected.layers_total + 1)
     )
-    headers = ("layer", "probe", "below the last", "like pre-trained", "like its input", "costs")
+    headers = ("layer", "probe", "below the last", "cosine to pre-trained", "cosine to input", "cost")
     return Section(
         f"The layers of {inspected.model} on {inspected.task}",
         facts=(
@@ -46,14 +46,14 @@ def _layers(inspected: Inspection) -> Section:
         ),
         grid=Grid(headers, tuple(rows), WIDTHS, headers[1:]),
         legend=(
-            f"probe: {inspected.metric}, in points, of a linear probe on the classification token after the layer of "
+            f"probe: {inspected.metric}, in points, of a linear probe on the classification token after this layer of "
             "the fine-tuned model.",
-            f"below the last: its distance from the last layer's {points(last)}, +- its standard error.",
-            "like pre-trained: cosine between the classification token after the layer of the fine-tuned model and of "
-            "the pre-trained one; 1 is unchanged.",
-            "like its input: cosine between the pre-trained layer's output and its input, which contribution-based "
-            "dropping uses.",
-            "costs: points that the model is expected to lose in full without this layer, by the study's trials.",
+            f"below the last: the difference to the last layer's {points(last)}, +- its standard error.",
+            "cosine to pre-trained: between the classification token after this layer in the fine-tuned and in the "
+            "pre-trained model; 1 is unchanged.",
+            "cosine to input: between the output and the input of the pre-trained layer; contribution-based dropping "
+            "uses it.",
+            "cost: points that a full fine-tune without this layer is expected to lose, estimated from the trials.",
         ),
     )
 
@@ -73,15 +73,14 @@ def _suggestions(inspected: Inspection) -> Section:
         (tolerance(each.delta), str(each.depth), _lost(each), str(each.answer_depth), each.verdict)
         for each in inspected.suggestions
     )
-    headers = ("allowed loss", "layers by the probes", "which lost", "layers of the answer", "verdict")
+    headers = ("allowed loss", "probe depth", "points lost", "answer depth", "verdict")
     return Section(
         "Do the probes predict how many layers are needed?",
-        grid=Grid(headers, rows, {"layers by the probes": 10, "layers of the answer": 10}, headers[1:4]),
+        grid=Grid(headers, rows, {"probe depth": 6, "points lost": 6, "answer depth": 6}, headers[1:4]),
         legend=(
-            "layers by the probes: up to the first layer whose probe is within the allowed loss of the last probe.",
-            "which lost: points that these lowest layers lost in the study; ~ in a short fine-tune only, "
-            f"{NO_VALUE} not measured.",
-            "layers of the answer: what the search confirmed, which may be other than the lowest layers.",
+            "probe depth: layers up to the first whose probe is within the allowed loss of the last layer's probe.",
+            f"points lost: by these lowest layers in the study; ~ in a short fine-tune only, {NO_VALUE} not measured.",
+            "answer depth: layers of the confirmed answer, not necessarily the lowest ones.",
         ),
     )
 
@@ -97,7 +96,7 @@ def _agreements(inspected: Inspection) -> Section:
             title,
             paragraphs=(
                 "This study screened too few layer sets to estimate the cost of single layers: it measured named sets, "
-                "or was interrupted. A search without --layers screens enough.",
+                "or was interrupted. A search without --layers screens enough sets.",
             ),
         )
     rows = tuple(

@@ -1,4 +1,4 @@
-"""A report as Markdown, for a file or a model card; several reports side by side."""
+"""Render a report, or several side by side, as Markdown for a file or a model card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def render_sections(sections: Iterable[Section]) -> str:
 
 
 def _one(report: Report, exported: str | None) -> str:
-    """For a file: the summary comes first."""
+    """One whole report, with the summary first."""
     title, *rest, summary = sections(report, exported)
     setting = Section("Setting", title.facts)
     head = f"# {markdown_text(title.title)}"
@@ -59,5 +59,5 @@ def _grid(grid: Grid) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """On one line, with Markdown's own characters escaped."""
+    """The text on one line, with Markdown's special characters escaped."""
     return re.sub(r"([\\`*|<\[])", r"\\\1", printable(text))

@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint, and the record of where it comes from (``budget_search.json``)."""
+"""The model card of an exported checkpoint, and the record of its provenance (``budget_search.json``)."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _evidence(report: Report, result: Result, checkpoint_score: float, own_loss:
             ("verdict", result.verdict),
             ("points lost", lost),
             *own_facts,
-            ("parameters", f"{count(result.parameters)}, {percent(result.parameters_saved)} less than all layers have"),
+            ("parameters", f"{count(result.parameters)}, {percent(result.parameters_saved)} fewer than the full model"),
         ),
         grid=Grid(headers, rows, right=headers[1:]),
         legend=(
@@ -155,7 +155,7 @@ def _lost(degradation: float, upper: float | None, confidence: float) -> str:
 
 def _licence(report: Report) -> str:
     if not report.license:
-        return f"{report.model} names none; find out before you publish this model"
+        return f"{report.model} states none; find out before you publish this model"
     name = report.license.get("license_name", report.license["license"])
     link = report.license.get("license_link")
     return f"that of {report.model}, {name}{f' ({link})' if link else ''}; the data of the task may have other terms"

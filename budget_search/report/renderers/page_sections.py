@@ -1,4 +1,4 @@
-"""Sections of the longer formats: answers for any delta, where answers are worse, how to reproduce the study."""
+"""Sections of the longer formats: answers for other deltas, changed predictions, how to reproduce the study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
 
 FLIPPED_LABELS = "The prediction changed with every seed. Texts are decoded tokens; long ones are shortened."
-CHANGED_SCORES = "The largest changes away from the true score, then towards it; means over the seeds."
+CHANGED_SCORES = "First the largest changes away from the true score, then towards it; means over the seeds."
 
 
 def details(report: Report) -> list[Section]:
@@ -27,16 +27,16 @@ def details(report: Report) -> list[Section]:
 
 
 def answers_by_delta(report: Report) -> Section:
-    """The answer for every delta from 0.5 to 5 points, by the measured sets."""
+    """The answer for every delta from 0.5 to 5 points, based on the measured sets."""
     rows = tuple(_delta_row(report, deltas) for deltas in delta_ranges(report))
     headers = ("allowed loss", "fewest layers confirmed", "points lost", "short fine-tunes suggest")
     return Section(
-        "For any allowed loss",
+        "Answers for other allowed losses",
         grid=Grid(headers, rows, {"fewest layers confirmed": 20}, ("points lost",)),
         legend=(
-            "By the layer sets that were measured. For a loss that the search was not asked for, fewer layers may do: "
-            "search with that --delta, which reuses all trials.",
-            "suggest: the loss is within this against all layers with the same short fine-tune; not confirmed.",
+            "Based on the measured layer sets. For losses other than those searched, fewer layers may suffice: search "
+            "with that --delta, which reuses all trials.",
+            "suggest: within the allowed loss relative to the full model after an equal fine-tune; not confirmed.",
         ),
     )
 
@@ -57,7 +57,7 @@ def _named(measured: MeasuredSet) -> str:
 
 
 def prediction_changes(result: Result) -> Iterator[Section]:
-    """Where an answer is worse, by label and length, and examples that changed; none for the full model."""
+    """Where an answer is worse, by label and length, and examples of changed predictions; none for the full model."""
     changes = result.changes
     if changes is None:
         return
@@ -90,9 +90,8 @@ def _churn(changes: PredictionChanges) -> Iterator[str]:
         return
     lost, won = changes.lost or 0.0, changes.won or 0.0
     text = (
-        f"Of {changes.examples:,} {changes.split} examples, {share(changes.churn)} are predicted differently than by "
-        f"the full model with the same seed: {share(lost)} changed from right to wrong, {share(won)} from wrong to "
-        "right"
+        f"On {share(changes.churn)} of {changes.examples:,} {changes.split} examples, the prediction differs from the "
+        f"full model's with the same seed: {share(lost)} changed from right to wrong, {share(won)} from wrong to right"
     )
     between = changes.churn - lost - won
     yield f"{text}, {share(between)} from one wrong label to another." if between > 1e-9 else f"{text}."
@@ -125,7 +124,7 @@ def _slices_legend(changes: PredictionChanges) -> Iterator[str]:
 
 
 def reproduce(report: Report) -> Section:
-    """The command, and the recipe, device and versions that it ran with."""
+    """The command, with the recipe, device and versions of the run."""
     return Section(
         "How to reproduce this",
         facts=(

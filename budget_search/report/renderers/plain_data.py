@@ -1,4 +1,4 @@
-"""Reports as JSON and CSV, unrounded."""
+"""Render reports as JSON and CSV, unrounded."""
 
 from __future__ import annotations
 

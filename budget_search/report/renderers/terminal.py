@@ -1,4 +1,4 @@
-"""A report for a terminal of 80 columns; several reports side by side."""
+"""Render a report, or several side by side, for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def render(reports: Sequence[Report], exported: str | None = None) -> str:
 
 
 def render_sections(sections: Iterable[Section], *, titled: bool = True) -> str:
-    """Sections one below the other; if ``titled``, the first title is the title of the whole text."""
+    """Sections one below the other; if ``titled``, the first title becomes the title of the whole text."""
     first = 0 if titled else 1
     return "\n\n".join(_section(section, index) for index, section in enumerate(sections, start=first))
 
@@ -73,7 +73,7 @@ def grid_alignment(grid: Grid) -> list[str]:
 
 
 def _folded(cell: str, width: int) -> str:
-    """The cell on several lines, broken at spaces and after commas; words are broken only if too long."""
+    """Wrap the cell at spaces and after commas; break words only if they are too long."""
     lines = [""]
     for piece in re.findall(r"[^\s,]+,?\s*|[\s,]+", printable(cell)):
         if len((lines[-1] + piece).rstrip()) > width and lines[-1]:
