@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from budget_search.core.dropping import starts_from_full
 from budget_search.core.errors import BudgetSearchError
@@ -62,6 +62,7 @@ class Search:
         self._baseline_checked = False
         self._finished_deltas: set[float] = set()
         self._stages: set[str] = set()
+        self._libraries = ThreadpoolController()
         self.fine_tuned = 0
         self.ended_early = False
 
@@ -71,13 +72,11 @@ class Search:
         Every trial is recorded as soon as it is finished. Raises BudgetSearchError if the baseline cannot be measured
         or the machine makes the same evaluation fail twice.
         """
-        # The matrices of a decision are small, and threads that wait for each other would take cores from the workers.
-        with threadpool_limits(1, user_api="blas"):
-            for trial in self._run_jobs(self._jobs()):
-                self.state.record(trial)
-                self.fine_tuned += not trial.machine_failure
-                self._observer.finished(trial)
-            return self.state.answers()
+        for trial in self._run_jobs(self._jobs()):
+            self.state.record(trial)
+            self.fine_tuned += not trial.machine_failure
+            self._observer.finished(trial)
+        return self.state.answers()
 
     def _jobs(self) -> Iterator[Job | None]:
         """The jobs in order; None while the next depends on running jobs. Machine failures are retried once."""
@@ -93,7 +92,9 @@ class Search:
             job = self._retry(failed, retried)
             if job is None and not out_of_budget:
                 try:
-                    job = self._next_job()
+                    # Decisions use small matrices; BLAS threads that wait for each other take cores from the workers.
+                    with self._libraries.limit(limits=1, user_api="blas"):
+                        job = self._next_job()
                 except OutOfBudget:
                     # The running jobs may take less than predicted and leave enough.
                     out_of_budget = not self._running
@@ -283,7 +284,6 @@ class Search:
         depth = self._expected_depth(delta)
         tried = Counter(layers.depth for layers in planned)
         exhausted = [each for each, count in tried.items() if count >= CANDIDATES_PER_DEPTH]
-        # Sets without a run are open; they are most of the thousands in the pool.
         begun = {*self.state.confirmations.started, *(job.key.layers for job in self._running)}
         closed = {layers for layers in begun if not self._is_open(layers, delta)}
         wanted = pool.among(planned) | (~np.isin(pool.depths, exhausted) & bool(tries))

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from budget_search.core.signals import leave_terminal_to_coordinator
 
-# A forked process has none of its parent's threads. Windows cannot fork, and system libraries of macOS do not support it:
-# there every process imports torch again.
+# A forked process has none of its parent's threads. Windows cannot fork, and system libraries of macOS do not
+# support it: there every process imports torch again.
 _METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
