@@ -44,6 +44,8 @@ ADVICE = Advice(
     machine_failed="free memory or ask for fewer workers, then repeat the search",
     not_learnt="train longer, at another learning rate, or check the labels and constant_score",
     budget="max_trials, max_hours",
+    seeds="seeds={seeds}",
+    confirm="",
 )
 FEWEST_LAYERS = 2
 

@@ -55,7 +55,10 @@ class SearchObserver(Protocol):
 
 @dataclass(frozen=True)
 class Advice:
-    """What a message recommends where a search cannot go on. The defaults name options of the command line."""
+    """What a message recommends where a search cannot go on, and for a set that missed delta.
+
+    The defaults name options of the command line. ``confirm`` is empty where layers cannot be named.
+    """
 
     not_trainable: str = "try a lower --lr or --precision fp32"
     machine_failed: str = (
@@ -63,6 +66,8 @@ class Advice:
     )
     not_learnt: str = "try more --epochs or --train-examples, another --lr, or check the labels"
     budget: str = "--max-trials, --max-hours"
+    seeds: str = "--seeds {seeds}"
+    confirm: str = "A confirmation would settle it: --layers {layers}."
 
 
 @dataclass(frozen=True)

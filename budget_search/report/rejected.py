@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 
 from budget_search.core.layers import LayerSet
+from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
 from budget_search.report.entries import Rejected
 
@@ -33,7 +34,7 @@ def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Reje
         degradation=lost,
         degradation_upper=None,
         missed_by=None if lost is None else lost - delta,
-        would_settle=f"A confirmation would settle it: --layers {nearest.layers.compact}.",
+        would_settle=state.settings.advice.confirm.format(layers=nearest.layers.compact),
     )
 
 
@@ -57,18 +58,19 @@ def _rejected_confirmation(state: SearchState, layers: LayerSet, delta: float) -
         degradation=degradation,
         degradation_upper=upper,
         missed_by=None if counted is None else counted - delta,
-        would_settle=_remedy(len(lost), len(settings.seeds), counted, delta),
+        would_settle=_remedy(len(lost), settings, counted, delta),
         probability_within=within,
     )
 
 
-def _remedy(seeds_run: int, seeds: int, counted: float | None, delta: float) -> str:
+def _remedy(seeds_run: int, settings: SearchSettings, counted: float | None, delta: float) -> str:
+    seeds = len(settings.seeds)
     if counted is None:
         return "A lower learning rate may help."
     if seeds_run < seeds:
         return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to fall within delta."
     if counted - delta < 1:
-        return f"More seeds would settle it: --seeds {2 * seeds - 1}."
+        return f"More seeds may settle it: {settings.advice.seeds.format(seeds=2 * seeds - 1)}."
     return ""
 
 

@@ -67,7 +67,7 @@ def _lost(result: Result) -> str:
         return f"{change} ({_probably(result.probability_within)})" if result.verdict == "likely" else change
     upper, level = points(result.degradation_upper), percent(result.confidence)
     if result.certified:
-        return f"{change} (at most {upper} with {level} confidence)"
+        return f"{change} ({level} upper bound of the loss: {upper})"
     if result.verdict == "likely":
         return f"{change} ({_probably(result.probability_within)}; {level} upper bound of the loss: {upper})"
     return f"{change} (not certified: the {level} upper bound of the loss is {upper})"
@@ -82,7 +82,8 @@ def width_of_bound(report: Report, result: Result) -> str | None:
     if shares.seeds >= shares.examples:
         remedy = "more seeds would narrow it"
         if not report.question.get("certify"):
-            remedy += f": the same command with --certify {DEFAULT_CERTIFY} adds up to {DEFAULT_CERTIFY}"
+            option = f"--certify {DEFAULT_CERTIFY}" if report.keeps_weights else f"certify={DEFAULT_CERTIFY}"
+            remedy += f": the same search with {option} adds up to {DEFAULT_CERTIFY}"
     return (
         f"For {tolerance(result.delta)}, {percent(shares.seeds)} of the variance behind the bound is due to the "
         f"{plural(result.seeds, 'seed')} and {percent(shares.examples)} to the examples; {remedy}."
