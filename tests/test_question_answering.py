@@ -216,12 +216,22 @@ def test_windows_are_kept_with_the_examples(long: EncodedTask, tmp_path: Path) -
     assert again.windows.texts == before.windows.texts
 
 
-def test_a_long_question_leaves_room_for_the_context(tmp_path: Path, bert: Path) -> None:
+@pytest.mark.parametrize("max_length", [8, 16])
+def test_a_long_question_leaves_room_for_the_context(tmp_path: Path, bert: Path, max_length: int) -> None:
     rows = [row(" ".join(["plot"] * 90), "film " * 30 + "good", {150: "good"})]
-    split = encoded(tmp_path, rows * 2, bert, max_length=16).splits["train"]
-    assert np.diff(split.offsets).max() == 16
+    split = encoded(tmp_path, rows * 2, bert, max_length=max_length).splits["train"]
+    assert np.diff(split.offsets).max() == max_length
     assert split.windows is not None
     assert split.windows.places.max() == len("film " * 30 + "good")
+
+
+def test_a_context_may_be_empty(tmp_path: Path, bert: Path) -> None:
+    rows = [row("who ?", "good film", {0: "good"}), row("who ?", "", {})]
+    task = encoded(tmp_path, rows, bert)
+    truth = task.truth("train")
+    assert truth.sizes.tolist() == [3, 1]
+    assert task.constant_score("train") == 100
+    assert given_answers(np.zeros((4, 2), dtype=np.float32), truth) == ["good", ""]
 
 
 @pytest.mark.parametrize("make", [tiny.make_xlnet, tiny.make_llama])

@@ -182,14 +182,15 @@ def constant_outputs(metric: str, truth: Truth) -> np.ndarray:
     windows = truth.windows
     assert windows is not None
     none = windows.places[:, 0] == NO_ANSWER[0]
-    starts = np.cumsum(truth.sizes) - truth.sizes
+    ends = np.cumsum(truth.sizes) - 1
+    starts = ends - truth.sizes + 1
     candidates = [np.where(none[:, None], [[1.0, 1.0]], [[0.0, 0.0]]).astype(np.float32)]
     for length in (1, 2, 3, 5, 8, 13, 21, LONGEST_ANSWER):
         outputs = np.zeros_like(candidates[0])
-        # Where the special token comes first, the context begins behind it.
-        begin = starts + none[starts]
+        # If the special token comes first, the context begins after it, unless it is empty.
+        begin = np.minimum(starts + none[starts], ends)
         outputs[begin, 0] = 1.0
-        outputs[np.minimum(begin + length, starts + truth.sizes) - 1, 1] = 1.0
+        outputs[np.minimum(begin + length - 1, ends), 1] = 1.0
         candidates.append(outputs)
     return max(candidates, key=lambda outputs: measure((metric,), outputs, truth)[metric])
 

@@ -12,9 +12,9 @@ from budget_search.core.errors import UsageError
 from budget_search.data.kinds.kind import IGNORED, Encoded, Windows
 
 QUESTION_SHARE = 1 / 2
-"""The share of the tokens that a question may take; its end is cut off."""
-OVERLAP = 1 / 3
-"""The share of the tokens that a window repeats of the one before it."""
+"""The share of the tokens besides the special ones that a question may take; longer questions are truncated."""
+OVERLAP = 1 / 4
+"""The share of these tokens that a window repeats of the window before it; less than what a question leaves."""
 NO_ANSWER = (-1, -1)
 """The place of the token that stands for "no answer here"."""
 
@@ -46,12 +46,12 @@ def tokenise(
             "this model's tokenizer provides no token offsets, which --kind question-answering "
             "needs; choose a model with a tokenizer.json"
         )
-    most = options["max_length"]
+    room = options["max_length"] - tokenizer.num_special_tokens_to_add(pair=True)
     batch = tokenizer(
-        _shortened(tokenizer, columns[0], round(QUESTION_SHARE * most)),
+        _shortened(tokenizer, columns[0], int(QUESTION_SHARE * room)),
         list(columns[1]),
         **{**options, "truncation": "only_second"},
-        stride=min(round(OVERLAP * most), round((1 - QUESTION_SHARE) * most) // 2),
+        stride=int(OVERLAP * room),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
