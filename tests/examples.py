@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).parent.parent / "examples"
+# As for `python examples/NAME.py`: a script may import another.
+sys.path.append(str(ROOT))
 
 
 def example(name: str) -> ModuleType:

@@ -58,15 +58,15 @@ def _times(inference: tuple[InferencePoint, ...], shapes: list[tuple[int, int]])
         if point is None or point.saved is None:
             yield "-"
         else:
-            yield f"{percent(point.saved.value)}{_interval(point.saved)}"
+            yield saved_time(point.saved)
 
 
-def _interval(saved: Interval) -> str:
-    """`` (38-44)``, in per cent; empty if the time was measured only once."""
+def saved_time(saved: Interval) -> str:
+    """``41 % (38-44)``: a fraction with its interval, which is missing if the time was measured only once."""
     if saved.low is None or saved.high is None:
-        return ""
+        return percent(saved.value)
     low, high = round(100 * saved.low), round(100 * saved.high)
-    return f" ({low}{'-' if low >= 0 else ' to '}{high})"
+    return f"{percent(saved.value)} ({low}{'-' if low >= 0 else ' to '}{high})"
 
 
 def _savings_legend(report: Report) -> Iterator[str]:
