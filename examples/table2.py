@@ -3,9 +3,11 @@
     python examples/table2.py --models FOLDER ... --data-dir glue --recipe quick     run missing searches, then print
     python examples/table2.py                                                         print the finished studies
 
-Searches every model on every task by the paper's top-dropping and by `auto`, both in one study, so that a layer set is
-fine-tuned once. Both answer by the paper's rule, a mean loss within delta (`--criterion observed`). `--data-dir`
-contains a folder per task; without it the tasks come from the hub. Repeat the command to resume. Prints the studies in
+For every model and task it drops the uppermost layers, as many as possible (by bisection), and searches with `auto`,
+both in one study, so that a layer set is fine-tuned once. Both answer by the paper's rule, a mean loss within delta
+(`--criterion observed`). `--strategies top bottom symmetric auto` also measures other strategies of the paper where a
+third and half of the layers are dropped. `--data-dir` contains a folder per task; without it the tasks come from the
+hub. Repeat the command to resume. Prints the studies in
 `--studies-dir` as Markdown: the table in the layout of the paper, the answers with their bounds, savings as in the
 paper's Tables 3 and 4, costs, and whether the paper's findings hold (`table2_findings.py`).
 """
@@ -14,11 +16,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
-from table2_findings import DELTAS, ROWS, findings, label, settings, smallest
+from table2_findings import DELTAS, DROPPED_SHARES, ROWS, findings, fixed_set, is_top, label, settings, smallest
+from transformers import AutoConfig
 
 import budget_search as bs
 from budget_search.core.errors import BudgetSearchError, StudyError
@@ -31,9 +35,9 @@ from budget_search.core.formatting import (
     tolerance,
     with_spread,
 )
-from budget_search.core.layers import compact_indices
+from budget_search.core.layers import FAMILIES, LayerSet, compact_indices
 from budget_search.layer_search.strategies import STRATEGIES
-from budget_search.report.comparisons.measured_sets import distinct_answers
+from budget_search.report.comparisons.measured_sets import distinct_answers, measured_sets
 from budget_search.report.entries import Baseline, Result
 from budget_search.report.layout import Grid, Section
 from budget_search.report.renderers.markdown import markdown_section
@@ -47,26 +51,53 @@ RECIPE = {"epochs": float, "train_examples": int, "batch_size": int, "lr": float
 
 
 def search(args: argparse.Namespace) -> None:
-    """One study per model and task; an error is printed, and the next search starts."""
+    """One study per model and task; an error is printed, and the next task starts."""
     recipe = {name: getattr(args, name) for name in RECIPE if getattr(args, name) is not None}
-    for model, task, strategy in product(args.models, args.tasks, args.strategies):
+    for model, task in product(args.models, args.tasks):
+        ask = partial(
+            bs.search,
+            model=model,
+            task=task,
+            criterion="observed",
+            data_dir=str(args.data_dir / task) if args.data_dir else None,
+            deltas=DELTAS,
+            seeds=args.seeds,
+            recipe=args.recipe,
+            workers=args.workers,
+            studies_dir=str(args.studies_dir),
+            quiet=args.quiet,
+            **recipe,
+        )
         try:
-            bs.search(
-                model=model,
-                task=task,
-                strategy=strategy,
-                criterion="observed",
-                data_dir=str(args.data_dir / task) if args.data_dir else None,
-                deltas=DELTAS,
-                seeds=args.seeds,
-                recipe=args.recipe,
-                workers=args.workers,
-                studies_dir=str(args.studies_dir),
-                quiet=args.quiet,
-                **recipe,
-            )
+            total = AutoConfig.from_pretrained(model).num_hidden_layers
+            fixed = [strategy for strategy in args.strategies if strategy in FAMILIES]
+            if "top" in fixed:
+                drop_from_top(ask, total)
+            if len(fixed) > 1:
+                sets = (fixed_set(strategy, total, share) for strategy, share in product(fixed, DROPPED_SHARES))
+                ask(layers=[layers.compact for layers in sets if layers])
+            # Last, so that the study's report has the answers of the search.
+            for strategy in args.strategies:
+                if strategy not in FAMILIES:
+                    ask(strategy=strategy)
         except BudgetSearchError as error:
-            print(f"{model} on {task} by {strategy}: {error}", file=sys.stderr)
+            print(f"{model} on {task}: {error}", file=sys.stderr)
+
+
+def drop_from_top(ask: Callable[..., Report], total: int) -> None:
+    """Confirm sets without the uppermost layers until the smallest within each delta is known, by bisection.
+
+    The search by strategy `top` would not do: its answers may be any sets that the study has confirmed.
+    """
+    lost: dict[int, float] = {}
+    for delta in DELTAS:
+        failed, held = 0, total
+        while held - failed > 1:
+            depth = (failed + held) // 2
+            if depth not in lost:
+                report = ask(layers=[LayerSet(tuple(range(depth)), total).compact])
+                lost |= {each.depth: each.lost for each in measured_sets(report) if is_top(each) and each.confirmed}
+            failed, held = (failed, depth) if lost[depth] <= 100 * delta else (depth, held)
 
 
 def finished(studies_dir: Path) -> list[Report]:

@@ -11,7 +11,8 @@ from statistics import fmean, stdev
 from scipy import special
 
 from budget_search.core.formatting import pairs, percent, plural, points
-from budget_search.core.layers import FAMILIES, compact_indices
+from budget_search.core.layers import FAMILIES, LayerSet, compact_indices
+from budget_search.core.trial import FULL_RUNG
 from budget_search.report.comparisons.measured_sets import MeasuredSet, measured_sets
 from budget_search.report.layout import Section
 from budget_search.report.report import Report
@@ -26,17 +27,17 @@ def smallest(report: Report, row: str, delta: float) -> tuple[int, ...] | None:
     """The layers dropped by the smallest confirmed set whose mean degradation is within delta (a fraction).
 
     Row `top` considers only sets that drop the uppermost layers, row `any` all sets; ties go to the lowest degradation.
-    Empty for the full model. None if the study did not search: it has no search of all sets, or did not measure the
-    next smaller set that drops the uppermost layers.
+    Empty for the full model. None if the study did not search: it has no search of all sets, or no full run of the next
+    smaller set that drops the uppermost layers.
     """
     measured = [each for each in measured_sets(report) if row == "any" or is_top(each)]
     holding = [each for each in measured if each.confirmed and each.lost <= 100 * delta]
     best = min(holding, key=lambda each: (each.depth, each.lost), default=None)
     kept = tuple(range(report.layers_total)) if best is None else best.kept
     if row == "any":
-        searched = report.question.get("strategy") not in FAMILIES
+        searched = report.question.get("strategy") not in FAMILIES and not report.question.get("layers")
     else:
-        searched = len(kept) == 1 or any(each.depth == len(kept) - 1 for each in measured)
+        searched = len(kept) == 1 or any(each.rung == FULL_RUNG and each.depth == len(kept) - 1 for each in measured)
     return tuple(sorted(set(range(report.layers_total)) - set(kept))) if searched else None
 
 
@@ -142,6 +143,11 @@ def top_among_fixed(reports: Sequence[Report], share: Fraction) -> str:
     if not compared:
         return f"{finding}: cannot be checked, no study confirmed it and another one."
     return f"{finding}: in {best} of {len(compared)} comparisons. Points lost: {'; '.join(compared)}."
+
+
+def fixed_set(strategy: str, total: int, share: Fraction) -> LayerSet | None:
+    """The set of a fixed strategy without this share of the layers, if it has one."""
+    return FAMILIES[strategy](total, int(share * total))
 
 
 def lower_layers(reports: Sequence[Report]) -> str:
