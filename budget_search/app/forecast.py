@@ -24,6 +24,7 @@ from budget_search.app.search_settings import (
     study_device,
     with_measured_limits,
 )
+from budget_search.app.shared_baseline import shared_runs
 from budget_search.core.config import Recipe
 from budget_search.core.dropping import training_depth
 from budget_search.core.trial import Trial
@@ -150,7 +151,7 @@ def _probe(
     workers = Workers(context, request.workers, asked=resolved.config.device)
     limits = with_measured_limits(request.limits, facts, context)
     settings = search_settings(resolved, facts, task, limits, workers.count)
-    history, answered = _history(resolved, settings.total, observer), known_report(resolved) is not None
+    history, answered = _history(resolved, folder, settings.total, observer), known_report(resolved) is not None
     where = ""
     if request.scheduler:
         where = " on this machine, not on the cluster; --workers is the number of evaluations there"
@@ -168,13 +169,16 @@ def _probe(
     )
 
 
-def _history(resolved: ResolvedRequest, total: int, observer: SearchObserver) -> list[Trial]:
-    """The study's trials."""
+def _history(resolved: ResolvedRequest, draft: StudyFolder, total: int, observer: SearchObserver) -> list[Trial]:
+    """The study's trials, and the runs of the full model that it will take over from other studies."""
     folder, request = resolved.folder, resolved.request
+    shared = [run.trial for run in shared_runs(resolved, draft)]
     if not folder.config.exists():
-        return []
+        return shared
     wait = LockWait(60 * request.storage_timeout, observer.stage)
-    return recorded_trials(folder.path.name, total, folder=folder, storage=request.storage, wait=wait)
+    own = recorded_trials(folder.path.name, total, folder=folder, storage=request.storage, wait=wait)
+    keys = {trial.key for trial in own}
+    return [*own, *(trial for trial in shared if trial.key not in keys)]
 
 
 def _summary(study: ProbedStudy, rehearsals: Sequence[SimulatedSearch]) -> Forecast:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
 from budget_search.app.resolve import ResolvedRequest, kept_references, known_report
+from budget_search.app.shared_baseline import take_over_baseline
 from budget_search.app.study_report import deltas_answered, select_deltas, write_report
 from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.app.warm_start import warm_start_note
@@ -113,6 +114,7 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
     request = resolved.request
     task = EncodedTask.load(resolved.folder.examples)
     store = open_store(resolved.folder, resolved.config.fingerprint, request, observer)
+    take_over_baseline(resolved, resolved.folder, store, observer)
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)

@@ -109,7 +109,7 @@ def _totals(forecast: Forecast) -> Iterator[str]:
     else:
         if known.evaluations:
             yield (
-                f"The study holds {plural(known.evaluations, 'evaluation')}, {known.equivalents:.1f} equivalents: "
+                f"Finished already: {plural(known.evaluations, 'evaluation')}, {known.equivalents:.1f} equivalents; "
                 "they are reused and excluded below."
             )
         yield f"In 9 of 10 searches ({forecast.rehearsals} were simulated on generated models):"
