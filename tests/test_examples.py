@@ -8,6 +8,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -178,6 +179,29 @@ def test_embedding_model(here: Path, bert: Path) -> None:
     assert report.baseline.score > 50
     assert report.results[0].degradation_upper is not None
     assert SentenceTransformer("smaller-embeddings", device="cpu")[0].model.config.num_hidden_layers == kept.depth
+
+
+@pytest.mark.slow
+def test_methods(here: Path, sst2: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.context(here, sst2=sst2, bert=bert)
+    command = [*tiny.search_options("sst2"), "--layers", "0-2", "1,3"]
+    example("methods").main("--methods", "first", "finetuned, half", *command)
+    lines = [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if line[0][:1] in "01"] == ["0-2", "1,3"]
+    assert ["equivalents each", "0.62", "0.31"] in lines
+    reports = {path.name: bs.read_report(path) for path in (here / "studies").iterdir()}
+    # The study of the second method has the full model's runs of the first.
+    assert sorted(report.cost.reused for report in reports.values()) == [0, 2]
+    rows = {line[0]: line[1:] for line in lines}
+    for column, report in enumerate(sorted(reports.values(), key=lambda report: "dropping" in report.recipe)):
+        means: dict[tuple[int, ...], list[float]] = {trial.kept: [] for trial in report.trials}
+        for trial in report.trials:
+            assert trial.score is not None
+            means[trial.kept].append(trial.score)
+        lost = {kept: fmean(means[0, 1, 2, 3]) - fmean(scores) for kept, scores in means.items()}
+        assert rows["0-2"][column].split(" ")[0] == f"{lost[0, 1, 2]:.2f}".replace("-0.00", "0.00")
+        within = [4 - len(kept) for kept, each in lost.items() if each <= 3]
+        assert rows["dropped within 3"][column] == str(max(within))
 
 
 @pytest.mark.slow
