@@ -70,6 +70,18 @@ def test_losses_are_against_the_same_rung_split_and_seed(report: Report) -> None
     assert (one.lost, one.confirmed) == (30.0, False)  # given up after one seed
 
 
+def test_a_set_without_the_further_seeds_of_certify_stays_confirmed(report: Report) -> None:
+    """`--certify` runs further seeds of the baseline and of the answers only."""
+    full, answer, other = tuple(range(12)), tuple(range(6)), tuple(range(5))
+    trials = tuple(
+        TrialRow(kept, 1.0, seed, "certification", "complete", 90.0 - lost, 1.0)
+        for kept, lost, seeds in ((full, 0.0, 4), (answer, 1.0, 4), (other, 3.0, 2), ((0,), 9.0, 1))
+        for seed in range(42, 42 + seeds)
+    )
+    asked = dataclasses.replace(report, trials=trials, question={"base_seed": 42, "seeds": 2})
+    assert {each.kept: each.confirmed for each in measured_sets(asked)} == {answer: True, other: True, (0,): False}
+
+
 def test_the_best_of_a_depth_is_a_confirmed_one(report: Report) -> None:
     best = best_by_depth(measured_sets(report))
     assert [(each.depth, each.confirmed) for each in best] == [

@@ -21,7 +21,7 @@ class MeasuredSet:
     """A layer set, its mean score and its loss against the full model with the same recipe and seeds, in points.
 
     ``std`` is the standard deviation of the paired losses over the seeds; None with one seed. ``confirmed``: the full
-    recipe with all of the baseline's seeds. ``collapsed``: some of its runs predicted only one class.
+    recipe with all seeds that were asked for. ``collapsed``: some of its runs predicted only one class.
     """
 
     kept: tuple[int, ...]
@@ -55,16 +55,24 @@ def measured_sets(report: Report) -> list[MeasuredSet]:
     for stage, by_set in sorted(scores.items()):
         rung, certification = stage
         baseline = by_set.pop(full, {})
+        # Only the baseline and the answers have the further seeds of --certify.
+        required = (baseline.keys() & {*_asked_seeds(report)}) or baseline.keys()
         for kept, by_seed in by_set.items():
             lost = [baseline[seed] - score for seed, score in by_seed.items() if seed in baseline]
             if lost:
                 std = statistics.stdev(lost) if len(lost) > 1 else None
-                confirmed = certification and by_seed.keys() >= baseline.keys()
+                confirmed = certification and by_seed.keys() >= required
                 score = statistics.fmean(by_seed.values())
                 measured[kept] = MeasuredSet(
                     kept, rung, score, statistics.fmean(lost), std, confirmed, (stage, kept) in collapsed
                 )
     return sorted(measured.values(), key=lambda each: (each.depth, each.kept))
+
+
+def _asked_seeds(report: Report) -> range:
+    """The seeds of the baseline and of every confirmation; empty in an invented report without a question."""
+    first = report.question.get("base_seed", 0)
+    return range(first, first + report.question.get("seeds", 0))
 
 
 def best_by_depth(sets: list[MeasuredSet]) -> list[MeasuredSet]:
