@@ -15,6 +15,7 @@ paper's Tables 3 and 4, costs, and whether the paper's findings hold (`table2_fi
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -91,13 +92,16 @@ def drop_from_top(ask: Callable[..., Report], total: int) -> None:
     """
     lost: dict[int, float] = {}
     for delta in DELTAS:
-        failed, held = 0, total
-        while held - failed > 1:
+        while True:
+            held = min((depth for depth, each in lost.items() if each <= 100 * delta), default=total)
+            failed = max((depth for depth in lost if depth < held), default=0)
+            if held - failed == 1:
+                break
             depth = (failed + held) // 2
-            if depth not in lost:
-                report = ask(layers=[LayerSet(tuple(range(depth)), total).compact])
-                lost |= {each.depth: each.lost for each in measured_sets(report) if is_top(each) and each.confirmed}
-            failed, held = (failed, depth) if lost[depth] <= 100 * delta else (depth, held)
+            report = ask(layers=[LayerSet(tuple(range(depth)), total).compact])
+            # A set whose fine-tunes failed is not confirmed.
+            lost[depth] = math.inf
+            lost |= {each.depth: each.lost for each in measured_sets(report) if is_top(each) and each.confirmed}
 
 
 def finished(studies_dir: Path) -> list[Report]:
