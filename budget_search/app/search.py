@@ -114,7 +114,7 @@ def _open(resolved: ResolvedRequest, device: Device, observer: Observer, began: 
     request = resolved.request
     task = EncodedTask.load(resolved.folder.examples)
     store = open_store(resolved.folder, resolved.config.fingerprint, request, observer)
-    take_over_baseline(resolved, resolved.folder, store, observer)
+    take_over_baseline(resolved, store, observer)
     # Worker processes may have another working directory.
     context = evaluation_context(resolved, StudyFolder(resolved.folder.path.resolve()), device)
     workers = workers_for(context, resolved.config.device, request.workers, request.scheduler)

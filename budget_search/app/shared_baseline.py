@@ -11,9 +11,9 @@ import contextlib
 import filecmp
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from budget_search.app.resolve import ResolvedRequest
@@ -38,16 +38,14 @@ class SharedRun:
     study: StudyFolder
 
 
-def take_over_baseline(
-    resolved: ResolvedRequest, folder: StudyFolder, store: StudyStore, observer: SearchObserver
-) -> None:
+def take_over_baseline(resolved: ResolvedRequest, store: StudyStore, observer: SearchObserver) -> None:
     """Record the runs of the full model that other studies have and this one lacks. The caller holds its lock."""
-    taken: dict[str, int] = {}
-    for run in shared_runs(resolved, folder):
+    taken = Counter[str]()
+    for run in shared_runs(resolved, resolved.folder):
         if store.find(run.trial.key) is None:
-            _copy(run, folder)
+            _copy(run, resolved.folder)
             store.append(run.trial)
-            taken[run.study.path.name] = taken.get(run.study.path.name, 0) + 1
+            taken[run.study.path.name] += 1
     store.record_all()
     for name, number in taken.items():
         observer.stage(f"{plural(number, 'run')} of the full model taken over from the study {name}")
@@ -111,4 +109,4 @@ def _link_or_copy(source: str, target: str) -> str:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-    return str(Path(target))
+    return target
