@@ -149,33 +149,23 @@ def resolve_task(
         )
         return _builtin_task(TASKS[task], data_dir, metric)
     _refuse_options(task, data_dir=data_dir)
-    texts, label = columns_of(text_columns, label_column, named)
     if task.startswith("hub:"):
         _refuse_options(task, validation=validation, encoding=encoding)
-        spec = _own_spec(texts, label, metric, named or "classification")
-        return replace(_hub_task(task, spec, metric is not None), skip_incomplete=skip_incomplete)
-    path = expand_path(task)
-    if not path.exists():
-        raise _unknown_task(task)
-    _check_encoding(encoding)
-    files = _local_files(path)
-    if validation is not None:
-        files["validation"] = (_existing_file(expand_path(validation)),)
-    first = tables.Table(files["train"][0], encoding)
-    texts, label = columns_of(text_columns, label_column, named, first)
-    spec = _own_spec(texts, label, metric, named or kind_shown_by(first, texts, label))
-    for shards in files.values():
-        for file in shards:
-            _check_columns(spec, tables.Table(file, encoding))
-    name = _task_name(path)
-    return TaskSource(
-        replace(spec, name=name),
-        name,
-        files=files,
-        metric_named=metric is not None,
-        encoding=encoding,
-        skip_incomplete=skip_incomplete,
-    )
+        texts, label = columns_of(text_columns, label_column, named)
+        source = _hub_task(task, _own_spec(texts, label, metric, named or "classification"))
+    else:
+        path = expand_path(task)
+        if not path.exists():
+            raise _unknown_task(task)
+        _check_encoding(encoding)
+        files = _local_files(path)
+        if validation is not None:
+            files["validation"] = (_existing_file(expand_path(validation)),)
+        first = tables.Table(files["train"][0], encoding)
+        texts, label = columns_of(text_columns, label_column, named, first)
+        spec = _own_spec(texts, label, metric, named or kind_shown_by(first, texts, label))
+        source = _file_task(_task_name(path), spec, files, encoding)
+    return replace(source, metric_named=metric is not None, skip_incomplete=skip_incomplete)
 
 
 def task_digest(source: TaskSource, *, offline: bool = False) -> str:
@@ -223,9 +213,7 @@ def _builtin_task(spec: TaskSpec, data_dir: str | Path | None, metric: str | Non
         if not files[split]:
             hint = f"; it contains a folder {spec.name}: give that" if (folder / spec.name).is_dir() else ""
             raise UsageError(f"--data-dir {data_dir} holds no {split}.* ({_extensions()}){hint}")
-    for file in (file for shards in files.values() for file in shards):
-        _check_columns(spec, tables.Table(file))
-    return TaskSource(spec, spec.name, files=files)
+    return _file_task(spec.name, spec, files)
 
 
 def _own_spec(texts: tuple[str, ...], label: str, metric: str | None, kind: str) -> TaskSpec:
@@ -234,14 +222,23 @@ def _own_spec(texts: tuple[str, ...], label: str, metric: str | None, kind: str)
     return TaskSpec("", texts, label, metric, ALSO.get(metric, ()))
 
 
-def _hub_task(task: str, spec: TaskSpec, metric_named: bool) -> TaskSource:
+def _hub_task(task: str, spec: TaskSpec) -> TaskSource:
     match = re.fullmatch(r"hub:([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?", task)
     if match is None:
         raise UsageError(f"cannot read --task {task}: a data set of the hub is written hub:org/name[:config]")
     if not spec.text_columns:
         raise UsageError(f"--task {task} needs --text-columns A [B]: the columns that hold the texts")
     _check_spec(spec)
-    return TaskSource(replace(spec, name=task), task, hub=(match[1], match[2] or ""), metric_named=metric_named)
+    return TaskSource(replace(spec, name=task), task, hub=(match[1], match[2] or ""))
+
+
+def _file_task(
+    name: str, spec: TaskSpec, files: Mapping[str, tuple[Path, ...]], encoding: str | None = None
+) -> TaskSource:
+    """The task of local files by split, after a check of their columns."""
+    for file in (file for shards in files.values() for file in shards):
+        _check_columns(spec, tables.Table(file, encoding))
+    return TaskSource(replace(spec, name=name), name, files=files, encoding=encoding)
 
 
 def _local_files(path: Path) -> dict[str, tuple[Path, ...]]:
