@@ -1,4 +1,4 @@
-"""Compares candidates per hour: this engine against a shell loop over Hugging Face's Trainer.
+"""Compares candidates per hour: this engine, Hugging Face's Trainer (default and tuned) and a plain PyTorch loop.
 
     pip install -c constraints.txt ".[benchmark]"
     python examples/benchmark_engine.py                              # shapes with random weights, lengths of QQP

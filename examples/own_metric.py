@@ -2,8 +2,8 @@
 
     python examples/own_metric.py reviews.csv validation.csv distilbert-base-uncased
 
-A search needs a metric with a confidence bound (accuracy f1 matthews pearson spearman pearson_spearman), here the F1 of
-the second label. The exported model can be evaluated with any metric, here the lowest recall of a class.
+A search needs a built-in metric, which has a confidence bound (`budget-search tasks` lists them), here the F1 of the
+second label. The exported model can be evaluated with any metric, here the lowest recall of a class.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from budget_search.core.formatting import (
 )
 from budget_search.core.layers import FAMILIES, LayerSet, compact_indices
 from budget_search.layer_search.strategies import STRATEGIES
+from budget_search.report.comparisons.comparison import UNRELIABLE
 from budget_search.report.comparisons.measured_sets import distinct_answers, measured_sets
 from budget_search.report.entries import Baseline, Result
 from budget_search.report.layout import Grid, Section
@@ -131,6 +132,7 @@ def layers_dropped(reports: Sequence[Report]) -> Section:
         legend=(
             "Number of layers dropped while the mean score stays within δ points of the full model's.",
             "top: the uppermost layers, as in the paper; any: as found by auto, with their numbers in brackets.",
+            f"{UNRELIABLE} the loss on the held-out examples is larger than allowed: do not rely on it.",
             "A dash: not run, or not finished.",
         ),
     )
@@ -140,7 +142,9 @@ def cell(report: Report, row: str, delta: float) -> str:
     dropped = smallest(report, row, delta)
     if dropped is None:
         return NO_VALUE
-    return f"{len(dropped)} ({compact_indices(dropped)})" if row == "any" and dropped else str(len(dropped))
+    refuted = {each.dropped for each in report.results if each.verdict == "held_out disagrees"}
+    number = f"{len(dropped)}{UNRELIABLE if dropped in refuted else ''}"
+    return f"{number} ({compact_indices(dropped)})" if row == "any" and dropped else number
 
 
 def answers(reports: Sequence[Report]) -> Section:

@@ -9,6 +9,7 @@ from itertools import product
 from statistics import fmean, stdev
 
 from scipy import special
+from scipy.stats import binomtest
 
 from budget_search.core.formatting import pairs, percent, plural, points
 from budget_search.core.layers import FAMILIES, LayerSet, compact_indices
@@ -20,6 +21,8 @@ from budget_search.report.report import Report
 DELTAS = (0.01, 0.02, 0.03)
 ROWS = ("top", "any")
 DROPPED_SHARES = (Fraction(1, 3), Fraction(1, 2))
+LEVEL = 0.05
+UNCERTAIN = "cannot be told"
 ROBUST = {"qqp", "stsb"}  # the tasks with the lowest degradation in the paper (section 4.2)
 
 
@@ -151,16 +154,18 @@ def fixed_set(strategy: str, total: int, share: Fraction) -> LayerSet | None:
 
 
 def lower_layers(reports: Sequence[Report]) -> str:
-    """Counts layers in the smallest sets within the largest delta, of searches that can drop any layer."""
+    """Tests whether the smallest sets within the largest delta, of searches of all layers, drop more upper layers."""
     finding = "Lower layers matter most"
     answers = [(report, smallest(report, "any", DELTAS[-1]) or ()) for report in reports]
     upper = [2 * index >= report.layers_total for report, dropped in answers for index in dropped]
     if not upper:
         return f"{finding}: cannot be checked, no search of all layers dropped a layer."
+    probability = binomtest(sum(upper), len(upper), alternative="greater").pvalue
+    verdict = held(2 * sum(upper) > len(upper)) if probability <= LEVEL or 2 * sum(upper) <= len(upper) else UNCERTAIN
     return (
-        f"{finding}: {held(2 * sum(upper) > len(upper))}. Within {100 * DELTAS[-1]:g} points "
-        f"{plural(sum(1 for _, dropped in answers if dropped), 'answer')} of searches of all layers dropped "
-        f"{plural(len(upper), 'layer')}, {sum(upper)} of them in the upper half of the model."
+        f"{finding}: {verdict}. {plural(sum(1 for _, dropped in answers if dropped), 'answer')} within "
+        f"{100 * DELTAS[-1]:g} points dropped {plural(len(upper), 'layer')}, {sum(upper)} of them in the upper half "
+        f"(one-sided binomial test: p = {probability:.2g})."
     )
 
 

@@ -30,7 +30,7 @@ from budget_search.engine.last_layer import ReadToken, find_tail, only_read_toke
 from budget_search.models.keep_layers import find_layers
 from tests.test_finetune import CPU, RECIPE, VOCABULARY, make_task, on_cpu
 from tests.test_model_sweep import tiny_config
-from tests.test_vocabulary import SMALL, plain_loop
+from tests.test_used_embeddings import SMALL, plain_loop
 
 FIRST, LAST = ReadToken(axis=1, place=0), ReadToken(axis=0, place=-1)
 # What it is about: the reference draws other numbers.

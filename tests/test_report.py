@@ -158,7 +158,7 @@ def test_the_sentence_never_says_more_than_was_found(report: Report) -> None:
     assert "do not rely on this answer" in answer_sentence(report, report.result(0.03))
     assert "cannot be resolved" in answer_sentence(report, report.result(0.001))
     full = dataclasses.replace(report.result(0.001), verdict="full model")
-    assert "needs all of twelve-layers's 12 layers" in answer_sentence(report, full)
+    assert "keeps all of twelve-layers's 12 layers" in answer_sentence(report, full)
 
 
 def test_why_not_smaller_names_the_miss_and_what_would_settle_it() -> None:

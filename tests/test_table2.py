@@ -78,9 +78,25 @@ def test_how_many_layers_more(findings: ModuleType) -> None:
     assert "drops 1.33 layers more on average (over 3 cells; more in 2, at most 2)" in findings.gain([found])
 
 
-@pytest.mark.parametrize(("kept", "word"), [("0-2,4", "holds here"), ("2-5", "does not hold here")])
+@pytest.mark.parametrize(("kept", "word"), [("0-2,4", "cannot be told"), ("2-5", "does not hold here")])
 def test_lower_layers(findings: ModuleType, kept: str, word: str) -> None:
     assert word in findings.lower_layers([study("bert", "sst2", {kept: 0.5})])
+
+
+def test_lower_layers_matter_most_if_many_upper_ones_were_dropped(findings: ModuleType) -> None:
+    # Six of six in the upper half: by chance once in 64 times.
+    said = findings.lower_layers([study("bert", task, {"0-2": 0.5}) for task in ("sst2", "qqp")])
+    assert "holds here" in said
+    assert "2 answers within 3 points dropped 6 layers, 6 of them in the upper half" in said
+    assert "p = 0.016" in said
+
+
+def test_an_answer_that_held_out_refutes_is_marked(table2: ModuleType) -> None:
+    found = study("bert", "sst2", {"0-4": 0.5, "0-3": 9.0, "0,2,5": 1.5})
+    result = dataclasses.replace(answered(found, "0,2,5").results[0], verdict="held_out disagrees")
+    refuted = dataclasses.replace(found, results=(result,))
+    assert [table2.cell(refuted, "any", delta) for delta in table2.DELTAS] == ["1 (5)", "3* (1,3-4)", "3* (1,3-4)"]
+    assert [table2.cell(found, "any", delta) for delta in table2.DELTAS] == ["1 (5)", "3 (1,3-4)", "3 (1,3-4)"]
 
 
 def down_to(depth: int) -> dict[str, float]:

@@ -80,7 +80,9 @@ class ObjectiveSearch:
         if not callable(self.objective):
             raise UsageError(f"the objective must be a function, received {self.objective!r}")
         if not isinstance(self.layers, int) or self.layers < FEWEST_LAYERS:
-            raise UsageError(f"layers={self.layers!r} must be the number of layers of the full model, from 2")
+            raise UsageError(
+                f"layers={self.layers!r} must be the number of layers of the full model, at least {FEWEST_LAYERS}"
+            )
         if not 0 < self.screen_fraction < 1:
             raise UsageError(f"screen_fraction={self.screen_fraction} must be above 0 and below 1, such as 0.25")
         self.request.limits.require_possible(self.layers, ())

@@ -11,6 +11,7 @@ from typing import Any
 
 from budget_search.core.config import CRITERIA, KINDS, METHODS, RECIPES, Criterion, Recipe, Splits
 from budget_search.core.errors import UsageError
+from budget_search.core.formatting import plural, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import Limits
 from budget_search.core.paths import path_problem
@@ -140,8 +141,9 @@ class Request:
         if self.max_trials is None or self.max_trials >= baseline:
             return None
         return (
-            f"--max-trials {self.max_trials}: the full model alone takes {baseline} fine-tunes, with {self.seeds} seeds"
-            f"{'' if self.layers else ' and on a screen'}; allow more, or fewer --seeds"
+            f"--max-trials {self.max_trials}: the baseline alone takes {baseline} fine-tunes "
+            f"({plural(self.seeds, 'seed')}{'' if self.layers else ' and a screen'}); "
+            "raise --max-trials or lower --seeds"
         )
 
     def _contradictions(self) -> Iterator[str]:
@@ -231,7 +233,7 @@ def problem_with_delta(delta: float, text: str | None = None) -> str | None:
     if math.isfinite(delta) and 1 <= delta <= 100:
         return (
             f"--delta {shown}: a delta is a fraction of the metric's scale, above 0 and below 1; "
-            f"for {delta:g} points write {delta / 100:g} or {delta:g}%"
+            f"for {tolerance(delta / 100)} write {delta / 100:g} or {delta:g}%"
         )
     return f"--delta {shown}: a delta is a fraction above 0 and below 1; write 0.01 or 1% for one point"
 

@@ -16,6 +16,7 @@ from budget_search.app.study_report import finished_report, readable_report
 from budget_search.app.warm_start import WarmStart, warm_start_from
 from budget_search.core.config import SearchConfig, in_points
 from budget_search.core.errors import StudyError
+from budget_search.core.formatting import tolerance
 from budget_search.core.layers import LayerSet
 from budget_search.data.kinds import require_supported
 from budget_search.data.tasks import TaskSource, resolve_task, task_digest
@@ -130,6 +131,6 @@ def best_so_far(resolved: ResolvedRequest) -> str:
         holding = [layers for layers in named if allow(layers) and losses.get(layers, math.inf) <= delta]
         if holding:
             best = min(holding, key=lambda layers: (layers.depth, losses[layers]))
-            answers.append(f"layers {best.compact} of {total} are within {delta:g} points{how}")
+            answers.append(f"layers {best.compact} of {total} are within {tolerance(delta / 100)}{how}")
     best_answers = f"So far, {', '.join(answers)}" if answers else "No answer is confirmed yet"
     return f"{best_answers}; {len(history)} evaluations are kept."

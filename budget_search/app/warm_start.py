@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from budget_search.app.study_report import read_report
 from budget_search.core.errors import UsageError
-from budget_search.core.formatting import plural, points, printable
+from budget_search.core.formatting import plural, printable, tolerance
 from budget_search.core.layers import LayerSet
 from budget_search.storage.study_folder import find_study
 
@@ -64,10 +64,10 @@ def warm_start_note(state: SearchState, study: str) -> str:
 
 def _outcomes(state: SearchState) -> Iterator[str]:
     screens = state.screens
-    tolerance = screens.tolerance(0.0)
-    lost = {trial.layers: tolerance.degradation(trial) for trial in screens.trials if not trial.layers.is_full}
+    unchanged = screens.tolerance(0.0)
+    lost = {trial.layers: unchanged.degradation(trial) for trial in screens.trials if not trial.layers.is_full}
     for delta, answer in sorted(state.answers().items()):
-        within = f"within {points(delta)} points"
+        within = f"within {tolerance(delta / 100)}"
         same_depth = sorted((lost[layers], layers) for layers in lost if layers.depth == answer.depth)
         ranks = [rank for rank, (_, layers) in enumerate(same_depth, start=1) if layers in state.settings.start]
         if answer in state.settings.start:

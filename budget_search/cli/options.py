@@ -70,7 +70,9 @@ def _add_task_and_model(run: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--kind", choices=tuple(KINDS), help="the kind of task (default: inferred from the columns)")
     what.add_argument(
-        "--metric", choices=METRICS, help="default: the task's own; for your data accuracy, or the first of the kind"
+        "--metric",
+        choices=METRICS,
+        help="default: that of the built-in task; for your own data, the first one of its --kind",
     )
     what.add_argument("--validation", metavar="FILE", help="held-out examples (default: split off from train)")
     what.add_argument(
@@ -119,8 +121,8 @@ def _add_strategy(run: argparse.ArgumentParser) -> None:
         nargs="?",
         const=DEFAULT_CERTIFY,
         metavar="N",
-        help="run up to N more seeds of each answer and the baseline, until the upper bound is within delta (without a "
-        f"number {DEFAULT_CERTIFY})",
+        help="run up to N more seeds of each answer and the baseline, until the upper bound is within delta "
+        f"({DEFAULT_CERTIFY} if N is left out)",
     )
     how.add_argument("--base-seed", type=int, metavar="N", help="the first seed; the others follow it (default 42)")
     how.add_argument(
@@ -162,9 +164,9 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--dropping",
         choices=DROPPING,
-        help="when layers are dropped. first: before the fine-tune (default); after: after a fine-tune, followed by "
-        "another; gradual: one layer every two epochs; finetuned: from the fine-tuned full model, followed by another "
-        "fine-tune; untrained: from the fine-tuned full model, without further training",
+        help="when layers are dropped. first: before the fine-tune (default); after: fine-tune the full model "
+        "with these layers frozen, drop them, fine-tune again; gradual: drop one layer every two epochs; finetuned: "
+        "drop layers of the fine-tuned full model, fine-tune again; untrained: the same without the second fine-tune",
     )
     recipe.add_argument(
         "--recovery",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_DECIMAL_CLASSES = 10
-"""Up to so many different whole numbers written as decimals are classes without a metric that says so."""
+"""Without --metric, decimal labels that are whole numbers (1.0, 2.0) are classes if there are at most so many."""
 _WHOLE = re.compile(r"[+-]?\d+", flags=re.ASCII)
 
 
@@ -86,7 +86,9 @@ def check_metrics(metrics: Sequence[str], label_names: Sequence[str]) -> None:
     """Raises UsageError if a metric does not fit the labels; no ``label_names`` means scores."""
     for metric in metrics:
         if bool(label_names) == (metric in REGRESSION_METRICS):
-            raise UsageError(f"--metric {metric} does not fit {'classes' if label_names else 'scores'}")
+            raise UsageError(
+                f"--metric {metric} does not fit labels that are {'classes' if label_names else 'numbers'}"
+            )
         if metric == "f1" and len(label_names) != 2:
             raise UsageError(
                 f"--metric f1 needs two classes, the second being the positive one; there are {len(label_names)}: "
@@ -114,7 +116,7 @@ def _class_names(texts: Sequence[str], column: str) -> tuple[str, ...]:
     if len(distinct) > 2 and len(distinct) > len(texts) / 2:
         raise UsageError(
             f"--label-column {column} holds {len(distinct)} different labels in {len(texts)} examples, such as "
-            f"{texts[0]!r}: not classes. Is it the right column? For scores name a --metric: "
+            f"{texts[0]!r}: not classes. Is it the right column? To predict numbers, name a --metric: "
             f"{', '.join(REGRESSION_METRICS)}"
         )
     return sorted_names(distinct)

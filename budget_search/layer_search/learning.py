@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from budget_search.core.formatting import plural
+from budget_search.core.formatting import plural, tolerance
 from budget_search.layer_search.verdict import (
     PRIOR_DEGREES_OF_FREEDOM,
     example_variance,
@@ -112,8 +112,9 @@ def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], delt
     for delta in sorted(deltas) if gain else ():
         if gain and delta > LARGE_SHARE * gain.value:
             told.append(
-                f"{delta:g} points are {delta / gain.value:.0%} of the full model's gain over the best constant "
-                f"prediction: it scores {gain.score:.2f}, the constant prediction {gain.constant:.2f}."
+                f"An allowed loss of {tolerance(delta / 100)} is {delta / gain.value:.0%} of the full model's gain "
+                f"over the best constant prediction: it scores {gain.score:.2f}, the constant prediction "
+                f"{gain.constant:.2f}."
             )
     return told
 

@@ -113,7 +113,7 @@ class Search:
         if job in retried:
             trial = self.state.find(job.key)
             raise BudgetSearchError(
-                f"the machine made {job.key} fail twice ({trial.error if trial else 'no result'}); "
+                f"{job.key} failed twice because of the machine ({trial.error if trial else 'no result'}); "
                 f"{self.settings.advice.machine_failed}"
             )
         retried.add(job)

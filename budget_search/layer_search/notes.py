@@ -17,8 +17,8 @@ def notes(state: SearchState, *, ended_early: bool) -> list[str]:
     told += remarks(state.gain(), state.failed_baseline_seeds(), seeds, settings.deltas)
     if settings.certify:
         told.append(
-            f"Answers were run with up to {plural(settings.certify, 'further seed')} while these were likely to bring "
-            "their bounds within the allowed loss; the interim looks at a bound share its error level."
+            f"Each uncertified answer was run with up to {plural(settings.certify, 'further seed')}, as long as these "
+            "were likely to certify it. The error level is divided among the interim looks and the last look."
         )
     if not settings.named:
         told.append(

@@ -148,6 +148,8 @@ def _answers_legend(report: Report) -> Iterator[str]:
     yield f"Scores are means over {seeds} on certification."
     levels = " or ".join(sorted({percent(result.confidence) for result in results}))
     yield f"(at most): the upper bound of the true loss, with {levels} confidence."
+    if len({(result.kept, result.degradation_upper) for result in results}) > len({result.kept for result in results}):
+        yield "A set has different bounds in different rows: a bound allows for all sets tried for its allowed loss."
     for verdict, meaning in VERDICTS.items():
         if any(result.verdict == verdict for result in results):
             yield f"{verdict}: {meaning}"

@@ -47,16 +47,16 @@ def answer_sentence(report: Report, result: Result) -> str:
         )
     elif result.is_full:
         sentence = (
-            f"{task} needs all of {model}'s {report.layers_total} layers to stay within {limit}: "
+            f"{task} keeps all of {model}'s {report.layers_total} layers to stay within {limit}: "
             f"no smaller set measured{limited} was accepted."
         )
     elif result.verdict == "held_out disagrees":
         sentence = (
-            f"{task} seemed to need {layers} to stay within {limit}, but this set lost "
+            f"{layers} seemed to suffice for {task} to stay within {limit}, but this set lost "
             f"{points(result.held_out_degradation)} points on the held-out examples: do not rely on this answer."
         )
     else:
-        sentence = f"{task} needs {layers} to stay within {limit}: {_lost(result)}, {_saved(result)}."
+        sentence = f"{layers} suffice for {task} to stay within {limit}: {_lost(result)}, {_saved(result)}."
     return sentence if result.confirmed else f"{sentence} Not confirmed: some seeds of the full recipe are missing."
 
 

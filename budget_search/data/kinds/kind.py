@@ -12,7 +12,7 @@ IGNORED = -100
 """The label of a token that has none, as in the losses of torch and transformers."""
 
 LONGEST_NAME = 80
-"""The characters of the name of an answer that is put together from others."""
+"""The most characters in the name of a prediction that combines several labels."""
 
 LabelsBySplit = dict[str, np.ndarray]
 Names = tuple[str, ...]

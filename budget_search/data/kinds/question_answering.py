@@ -91,8 +91,8 @@ def strata(train: np.ndarray, classes: int) -> tuple[Callable[[np.ndarray], np.n
 def given_answers(outputs: np.ndarray, truth: Truth) -> list[str]:
     """The text that a model gives as the answer to each question; empty for none.
 
-    It may say "none" if some question of the split has no answer: if in every window that scores more than the best
-    passage of all does.
+    If the split has unanswerable questions, an answer is empty when the score of "no answer" exceeds that of the best
+    passage in every window.
     """
     windows = truth.windows
     assert windows is not None

@@ -14,7 +14,7 @@ from budget_search.data.kinds.kind import IGNORED, Encoded, Windows
 QUESTION_SHARE = 1 / 2
 """The share of the tokens besides the special ones that a question may take; longer questions are truncated."""
 OVERLAP = 1 / 4
-"""The share of these tokens that a window repeats of the window before it; less than what a question leaves."""
+"""The overlap of neighbouring windows, as a share of these tokens; less than ``1 - QUESTION_SHARE``."""
 NO_ANSWER = (-1, -1)
 """The place of the token that stands for "no answer here"."""
 

@@ -23,7 +23,7 @@ Outcome = TypeVar("Outcome")
 
 
 class _Evaluations:
-    """What runs in the process of a GPU; the manager gives every thread that calls it a thread there."""
+    """Runs evaluations in the process of a GPU; each calling thread gets a thread of its own there."""
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
         """The outcome, or what was raised: an exception of the call itself then means that the process is gone."""

@@ -202,7 +202,7 @@ def _take_turns(
             break
         for name in names:
             seconds[name].append(_forward_seconds(*prepared[name]))
-        names.reverse()  # nobody always runs on the caches that the same other model left
+        names.reverse()  # so that no model always runs after the same other one
     return seconds
 
 
