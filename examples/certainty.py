@@ -296,13 +296,19 @@ def asked_later(scenario: Scenario) -> str:
     return f"{scenario.criterion}, asked later"
 
 
-def _search(study: Study, memory: InMemoryHistory, settings: SearchSettings, name: str, rule: Judge) -> list[Answer]:
-    """The answers by the rule ``name`` and by `one seed`; trials in ``memory`` are not run again."""
+def state_of(study: Study, memory: InMemoryHistory, settings: SearchSettings, rule: Judge = judge) -> SearchState:
+    """The state of a search in this study, with the trials in ``memory``."""
 
     def judged(layers: LayerSet, confidence: float) -> Judgement:
         return study.judge(layers, state.confirmations, confidence, rule)
 
     state = SearchState(settings, memory, judged)
+    return state
+
+
+def _search(study: Study, memory: InMemoryHistory, settings: SearchSettings, name: str, rule: Judge) -> list[Answer]:
+    """The answers by the rule ``name`` and by `one seed`; trials in ``memory`` are not run again."""
+    state = state_of(study, memory, settings, rule)
     answers = Search(state, study.run_jobs, NullObserver()).run()
     tried = sorted({trial.layers for trial in memory.history if not trial.layers.is_full})
     equivalents = sum(trial.rung * trial.layers.depth / LAYERS for trial in memory.history)

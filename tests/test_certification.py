@@ -125,7 +125,7 @@ def test_a_further_run_that_collapses_ends_it_and_certifies_nothing(spoilt: Laye
     assert {seed for _, seed in further(memory)} == {45}
 
 
-def test_a_further_run_that_diverges_ends_it_and_does_not_count() -> None:
+def test_a_further_run_that_diverges_disqualifies_the_set_like_any_run() -> None:
     class Diverging(World):
         def measure(self, job: Job) -> Trial:
             if job.key.layers == FIRST and job.key.seed == 45:
@@ -133,10 +133,9 @@ def test_a_further_run_that_diverges_ends_it_and_does_not_count() -> None:
             return super().measure(job)
 
     memory = InMemoryHistory()
-    found = search(Diverging(), memory, asked())
-    assert found.run() == {0.5: FIRST}
-    assert found.state.judge(FIRST, 0.5).seeds == 3
+    assert search(Diverging(), memory, asked()).run() == {0.5: FULL}
     assert {seed for _, seed in further(memory)} == {45}
+    assert search(World(), memory, asked(certify=0)).run() == {0.5: FIRST}
 
 
 def test_the_search_budget_limits_further_runs_too() -> None:
@@ -190,6 +189,19 @@ def test_further_seeds_count_in_their_order_where_set_and_baseline_have_them() -
     history += scored(FIRST, 44)
     assert Confirmations(history, 12, (42, 43), (44, 45, 46)).seeds_of(FIRST) == (42, 43, 44, 45)
     assert Confirmations(history, 12, (42, 43)).seeds_of(FIRST) == (42, 43)
+
+
+def test_further_seeds_do_not_count_for_a_set_that_lacks_one_of_the_first() -> None:
+    """Three seeds from 43 were asked for before, now three from 42: seed 45 is a further one of an incomplete set."""
+    memory = InMemoryHistory()
+    search(World(), memory, settings(deltas=(0.5,), seeds=(43, 44, 45))).run()
+    found = search(World(), memory, settings(deltas=(0.5,), seeds=(42, 43, 44), certify=3))
+    begun = [
+        layers for layers in found.state.confirmations.started if not found.state.confirmations.is_complete(layers)
+    ]
+    assert begun
+    assert all(set(found.state.confirmations.scores(layers)) == {43, 44} for layers in begun)
+    found.run()
 
 
 def test_pooling_weighs_sets_by_their_degrees_of_freedom() -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import Job, Trial
+from budget_search.layer_search.loop import Search
 from budget_search.layer_search.verdict import Judgement, judge, verdict_word
+from budget_search.simulation.replay import NullObserver
 from tests.examples import example
 from tests.worlds import InMemoryHistory, World, search, settings
 
@@ -101,6 +103,27 @@ def test_a_likely_answer_is_seldom_wrong_and_an_observed_one_or_that_of_one_seed
     assert 0.09 > wrong["likely"] >= wrong["certified"]
     assert rows["likely"].layers_above < rows["certified"].layers_above
     assert rows["likely"].equivalents < 1.2 * rows["observed"].equivalents
+
+
+class Announced(NullObserver):
+    """Keeps the last answer that was announced for each delta."""
+
+    def __init__(self) -> None:
+        self.last: dict[float, LayerSet] = {}
+
+    def answered(self, delta: float, layers: LayerSet) -> None:
+        self.last[delta] = layers
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_an_answer_that_later_runs_withdraw_is_searched_for_again(number: int) -> None:
+    """In some of these studies, runs for smaller deltas make a set that was accepted unlikely to hold."""
+    study = certainty.Study(number, certainty.Scenario("likely"))
+    memory, observer = InMemoryHistory(), Announced()
+    state = certainty.state_of(study, memory, study.scenario.settings)
+    answers = Search(state, study.run_jobs, observer).run()
+    assert all(layers.depth <= observer.last[delta].depth for delta, layers in answers.items())
+    assert all(map(state.is_answered, answers))
 
 
 @pytest.mark.parametrize("name", certainty.WORLDS)

@@ -20,8 +20,9 @@ FUTILITY = 0.1
 class Confirmations:
     """A read-only view of the confirmations in ``history`` that used these seeds.
 
-    Every confirmed set has a score for each of ``seeds``. Some sets have scores for ``further_seeds`` as well. These
-    count in their order, up to the first for which the set or the baseline has none.
+    Every confirmed set has a score for each of ``seeds``. Some of these sets have scores for ``further_seeds`` as well,
+    which count in their order, up to the first for which the set or the baseline has none. A further run of a smaller
+    set that failed counts as well, as that of any seed does: it disqualifies the set.
     """
 
     def __init__(
@@ -34,10 +35,12 @@ class Confirmations:
             if trial.split == "certification" and trial.key.seed in (*seeds, *further_seeds):
                 self._runs.setdefault(trial.layers, {})[trial.key.seed] = trial
         baseline = self.scores(self.full).keys()
-        for layers in self._runs:
+        for layers, runs in self._runs.items():
             paired = self.scores(layers).keys() & baseline
-            counted = (*seeds, *takewhile(paired.__contains__, further_seeds))
-            self._runs[layers] = {seed: trial for seed, trial in self._runs[layers].items() if seed in counted}
+            further = takewhile(paired.__contains__, further_seeds) if self.is_complete(layers) else ()
+            failed = (seed for seed, trial in runs.items() if not layers.is_full and _failed_for_good(trial))
+            counted = {*seeds, *further, *failed}
+            self._runs[layers] = {seed: trial for seed, trial in runs.items() if seed in counted}
 
     @property
     def started(self) -> list[LayerSet]:
@@ -46,8 +49,8 @@ class Confirmations:
 
     @property
     def sets(self) -> list[LayerSet]:
-        """The smaller sets with a score for every seed."""
-        return [layers for layers in self.started if self.is_complete(layers)]
+        """The smaller sets with a score for every seed, and no failed run."""
+        return [layers for layers in self.started if self.is_complete(layers) and not self.failed_run(layers)]
 
     @property
     def uncollapsed(self) -> list[LayerSet]:
@@ -75,7 +78,7 @@ class Confirmations:
 
     def failed_run(self, layers: LayerSet) -> Trial | None:
         """A run that failed because of the layer set, not of the machine; such a set cannot be an answer."""
-        return next((t for t in self.runs(layers) if t.state == "failed" and not t.machine_failure), None)
+        return next(filter(_failed_for_good, self.runs(layers)), None)
 
     def degradations(self, layers: LayerSet) -> list[float]:
         """Degradation by seed, in points, for the seeds that both the set and the baseline have."""
@@ -113,3 +116,8 @@ class Confirmations:
     def seed_sd(self) -> float:
         """Standard deviation of a score between seeds, in points, estimated from the baseline's runs."""
         return expected_seed_sd(list(self.scores(self.full).values()))
+
+
+def _failed_for_good(trial: Trial) -> bool:
+    """Whether a run failed because of the layer set; one that the machine made fail is run again."""
+    return trial.state == "failed" and not trial.machine_failure

@@ -60,7 +60,7 @@ class Search:
         self._proposed: list[Job] = []
         self._named = deque(settings.named)
         self._baseline_checked = False
-        self._finished_deltas: set[float] = set()
+        self._answered: dict[float, LayerSet] = {}
         self._stages: set[str] = set()
         self._libraries = ThreadpoolController()
         self.fine_tuned = 0
@@ -139,7 +139,7 @@ class Search:
             return self._next_named()
         all_earlier_answered = True
         for position, delta in enumerate(sorted(self.settings.deltas, reverse=True)):
-            if delta in self._finished_deltas:
+            if self._is_finished(delta):
                 continue
             self._stage(f"searching for the fewest layers within {tolerance(delta / 100)}")
             if not self.state.is_answered(delta):
@@ -156,7 +156,7 @@ class Search:
 
     def _next_further_run(self) -> Job | None:
         """A run with a further seed for an answer that is not certified yet; only when all deltas are answered."""
-        if self._finished_deltas < {*self.settings.deltas}:
+        if not all(map(self._is_finished, self.settings.deltas)):
             return None
         for delta in sorted(self.settings.deltas, reverse=True):
             keys = wanted_runs(self.state, delta)
@@ -174,15 +174,20 @@ class Search:
                 return runs[0]
             self._named.popleft()
         if not self._running:
-            for delta in sorted(set(self.settings.deltas) - self._finished_deltas, reverse=True):
-                self._answer(delta)
+            for delta in sorted(self.settings.deltas, reverse=True):
+                if not self._is_finished(delta):
+                    self._answer(delta)
         return self._next_further_run()
 
     def _answer(self, delta: float) -> None:
-        self._finished_deltas.add(delta)
+        answer = self._answered[delta] = self.state.answer(delta)
         if not self.ended_early:
             self.state.mark_answered(delta)
-        self._observer.answered(delta, self.state.answer(delta))
+        self._observer.answered(delta, answer)
+
+    def _is_finished(self, delta: float) -> bool:
+        """Whether this delta was answered; it is reopened if later trials withdraw the answer for a larger set."""
+        return delta in self._answered and self.state.answer(delta).depth <= self._answered[delta].depth
 
     def _check_baseline(self) -> None:
         """Raises BudgetSearchError if the full model failed or collapsed, so that nothing can be compared with it."""
@@ -235,10 +240,8 @@ class Search:
         screening = sum(job.split == "selection" for job in self._running)
         evaluations = self.settings.evaluations_until(position, screens.rung)
         problem = self.state.problem(delta, evaluations - screening)
-        from_other_study = [
-            self._screen(layers, screens.rung) for layers in unmeasured(self.settings.start, screens.trials, problem)
-        ]
-        if startable := self._startable(from_other_study):
+        start = unmeasured(self.settings.start, screens.trials, problem)
+        if startable := self._startable(self._screen(layers, screens.rung) for layers in start):
             return startable[: self.settings.width]
         proposed = propose(self.settings.strategy, screens.trials, problem)
         return self._startable(self._screen(layers, screens.rung) for layers in proposed)
@@ -277,14 +280,14 @@ class Search:
         # The surrogate does not model broken sets. So a candidate has at most one layer less than any working set.
         fewest = self.state.screens.fewest_working - 1
         screened = [trial.layers for trial in trials if trial.state != "failed" and not trial.layers.is_full]
+        begun = {*self.state.confirmations.started, *(job.key.layers for job in self._running)}
         if self.settings.strategy == "auto":
-            pool = problem.pool(screened)
+            pool = problem.pool([*screened, *planned, *sorted(begun)])
         else:
             pool = Pool.of([layers for layers in screened if problem.allows(layers)], self.settings.total)
         depth = self._expected_depth(delta)
         tried = Counter(layers.depth for layers in planned)
         exhausted = [each for each, count in tried.items() if count >= CANDIDATES_PER_DEPTH]
-        begun = {*self.state.confirmations.started, *(job.key.layers for job in self._running)}
         closed = {layers for layers in begun if not self._is_open(layers, delta)}
         wanted = pool.among(planned) | (~np.isin(pool.depths, exhausted) & bool(tries))
         pool = pool.where((fewest <= pool.depths) & (pool.depths < depth) & wanted & ~pool.among(closed))
@@ -311,11 +314,8 @@ class Search:
     def _is_open(self, layers: LayerSet, delta: float) -> bool:
         """Whether this set is neither confirmed nor rejected and has a run to start."""
         confirmations = self.state.confirmations
-        return (
-            not confirmations.is_complete(layers)
-            and not confirmations.is_futile(layers, delta)
-            and bool(self._runs_to_start(layers))
-        )
+        settled = confirmations.is_complete(layers) or confirmations.is_futile(layers, delta)
+        return not settled and bool(self._runs_to_start(layers))
 
     # -- evaluations --------------------------------------------------------------------------------------------
 

@@ -129,12 +129,18 @@ class SearchState:
             self._store.set_facts(**{self._fact_name("candidates", delta): names})
 
     def is_answered(self, delta: float) -> bool:
-        """Whether a search has finished with this delta; later trials for other deltas do not reopen it."""
-        return bool(self._store.facts.get(self._fact_name("answered", delta)))
+        """Whether a search has finished with this delta, and later trials have not withdrawn its answer.
+
+        Every trial changes the estimates of all sets, so a set that was accepted may not be any more.
+        """
+        answer = self._store.facts.get(self._fact_name("answered", delta))
+        if not isinstance(answer, str):
+            return bool(answer)  # Earlier versions recorded only that there was one.
+        return self.answer(delta).depth <= LayerSet.parse(answer, self.settings.total).depth
 
     def mark_answered(self, delta: float) -> None:
         if not self.settings.named:
-            self._store.set_facts(**{self._fact_name("answered", delta): True})
+            self._store.set_facts(**{self._fact_name("answered", delta): self.answer(delta).compact})
 
     def _fact_name(self, prefix: str, delta: float) -> str:
         """The name of a fact in the study. Searches with other settings have other names, so each has its own plan."""
@@ -258,7 +264,7 @@ class SearchState:
         limits, total = self.settings.limits, self.settings.total
         if not limits.given or not self.answer(delta).is_full:
             return None
-        measured = [trial.layers for trial in self.screens.trials]
+        measured = [*(trial.layers for trial in self.screens.trials), *self.confirmations.started]
         sets = [layers for layers in candidate_sets(total, self.settings.fixed, measured) if not layers.is_full]
         within = self._best_within([layers for layers in sets if limits.allow(layers)])
         beyond = self._smallest_beyond([layers for layers in sets if not limits.allow(layers)], delta)
@@ -266,9 +272,8 @@ class SearchState:
         return BindingLimit(within, beyond, breaches)
 
     def _best_within(self, sets: Sequence[LayerSet]) -> Loss | None:
-        """The set within the limits with the lowest degradation: of those with full runs, or else of all."""
-        allow = self.settings.limits.allow
-        measured = [layers for layers in self.confirmations.full_runs if allow(layers)]
+        """The set within the limits with the lowest degradation: of the confirmed ones, or else of all."""
+        measured = list(filter(self.settings.limits.allow, self.confirmations.sets))
         losses = [self._confirmed_loss(layers) for layers in measured] or self._expected_losses(sets)
         return min(losses, key=lambda loss: (loss.degradation, loss.kept), default=None)
 

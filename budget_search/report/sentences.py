@@ -140,7 +140,7 @@ def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
         verb = "lost" if best.source == "confirmation" else "is expected to lose"
         lost = f"The best of them, {_layers(best)}, {verb} {points(best.degradation)} points"
         more = best.degradation - 100 * delta
-        sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not confirmed.")
+        sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not accepted.")
     if (beyond := bound.beyond) is None:
         sentences.append("No smaller set is expected to be accepted without the limits either.")
     else:
