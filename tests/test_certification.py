@@ -196,11 +196,10 @@ def test_further_seeds_do_not_count_for_a_set_that_lacks_one_of_the_first() -> N
     memory = InMemoryHistory()
     search(World(), memory, settings(deltas=(0.5,), seeds=(43, 44, 45))).run()
     found = search(World(), memory, settings(deltas=(0.5,), seeds=(42, 43, 44), certify=3))
-    begun = [
-        layers for layers in found.state.confirmations.started if not found.state.confirmations.is_complete(layers)
-    ]
+    confirmations = found.state.confirmations
+    begun = [layers for layers in confirmations.started if not confirmations.is_complete(layers)]
     assert begun
-    assert all(set(found.state.confirmations.scores(layers)) == {43, 44} for layers in begun)
+    assert all(confirmations.scores(layers).keys() <= {43, 44} for layers in begun)
     found.run()
 
 

@@ -77,7 +77,7 @@ def test_the_command_reads_the_study(here: Path, capsys: pytest.CaptureFixture[s
     assert {"study.db", "config.json", "report.json", "report.md", "report.html", "environment.json"} <= files
     assert tiny.command("report", "mine") == 0
     table = capsys.readouterr().out
-    assert "mine needs 2 of the model's 4 layers (0-1) to stay within 1 point" in table
+    assert "2 of the model's 4 layers (0-1) suffice for mine to stay within 1 point" in table
     assert "Inference was not timed." in table
     assert "from_pretrained" not in table
     for form in ("markdown", "html", "latex", "json", "csv"):

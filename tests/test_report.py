@@ -167,7 +167,9 @@ def test_why_not_smaller_names_the_miss_and_what_would_settle_it() -> None:
     assert sentence.endswith(missed.would_settle)
     for fact in ("3 layers (0-1,3)", "1.34 points", "0.34 more"):
         assert fact in sentence
-    by_a_hair = dataclasses.replace(missed, degradation=0.9, degradation_upper=1.001, missed_by=0.001)
+    by_a_hair = dataclasses.replace(
+        missed, degradation=0.9, degradation_upper=1.001, missed_by=0.001, reason="upper bound"
+    )
     assert "its upper bound is 1.00, less than 0.01 more than allowed" in why_not_smaller(0.01, by_a_hair)
     untrained = dataclasses.replace(missed, degradation=None, degradation_upper=None, missed_by=None)
     assert "could not be trained" in why_not_smaller(0.01, untrained)

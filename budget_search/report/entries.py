@@ -76,9 +76,15 @@ class Baseline:
     peak_throughput: PeakThroughput | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
+Reason = Literal["screened", "failed", "futile", "unfinished", "mean", "collapsed", "upper bound", "probability"]
+"""Why a set was not accepted: it was only screened; a fine-tune failed; its confirmation was stopped for futility, or
+not finished; its mean exceeds delta; a fine-tune that did not learn bars certification; its upper bound exceeds delta;
+its probability of being within delta is too low."""
+
+
 @dataclass(frozen=True)
 class Rejected:
-    """The smaller layer set that missed delta by least, and why it did not hold.
+    """The smaller layer set that missed delta by least, and why it was not accepted.
 
     ``missed_by`` is in points: how far its degradation, or the criterion's statistic (the upper bound, the quantile of
     the estimate), lies above delta. ``degradation`` is None when it could not be trained.
@@ -93,6 +99,7 @@ class Rejected:
     missed_by: float | None
     would_settle: str = ""
     probability_within: float | None = field(default=None, metadata=OMIT_IF_NONE)
+    reason: Reason = "mean"
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import statistics
 
 from budget_search.core.layers import LayerSet
+from budget_search.layer_search.confirmation import Confirmations
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
-from budget_search.report.entries import Rejected
+from budget_search.report.entries import Reason, Rejected
 
 
 def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Rejected | None:
     """The set with fewer layers than the answer that missed delta by least: a confirmed one if there is any."""
     settings = state.settings
     allow = settings.limits.allow
-    tried = [layers for layers in state.confirmations.started if layers.depth < answer.depth and allow(layers)]
+    confirmations = state.confirmations
+    smaller = [layers for layers in confirmations.started if layers.depth < answer.depth and allow(layers)]
+    tried = [each for each in smaller if confirmations.degradations(each) or confirmations.failed_run(each)]
     if settings.named:
         # The study may hold trials of other sets; the request does not ask about them.
         tried = [layers for layers in tried if layers in settings.named]
@@ -35,6 +38,7 @@ def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Reje
         degradation_upper=None,
         missed_by=None if lost is None else lost - delta,
         would_settle=state.settings.advice.confirm.format(layers=nearest.layers.compact),
+        reason="screened",
     )
 
 
@@ -42,15 +46,20 @@ def _rejected_confirmation(state: SearchState, layers: LayerSet, delta: float) -
     settings, confirmations = state.settings, state.confirmations
     lost = confirmations.degradations(layers)
     degradation = counted = statistics.fmean(lost) if lost else None
+    reason = _unconfirmed(confirmations, layers, delta)
     upper = within = None
-    if degradation is not None and confirmations.is_complete(layers):
-        upper = state.judge(layers, delta).upper
-        if settings.criterion == "certified" and upper is not None:
-            counted = upper
+    if reason is None and degradation is not None:
+        judgement = state.judge(layers, delta)
+        upper, reason = judgement.upper, "mean"
+        if settings.criterion == "certified":
+            counted = degradation if upper is None else upper
+            if degradation <= delta:
+                reason = "upper bound" if counted > delta or not judgement.collapsed else "collapsed"
         elif settings.criterion == "likely":
             estimate = state.estimate(layers)
             within = estimate.probability_within(delta)
             counted = max(degradation, estimate.quantile(settings.probability))
+            reason = "probability" if degradation <= delta else "mean"
     return Rejected(
         kept=layers.kept,
         depth=layers.depth,
@@ -58,19 +67,31 @@ def _rejected_confirmation(state: SearchState, layers: LayerSet, delta: float) -
         degradation=degradation,
         degradation_upper=upper,
         missed_by=None if counted is None else counted - delta,
-        would_settle=_remedy(len(lost), settings, counted, delta),
+        would_settle=_remedy(reason or "mean", len(lost), settings, counted, delta),
         probability_within=within,
+        reason=reason or "mean",
     )
 
 
-def _remedy(seeds_run: int, settings: SearchSettings, counted: float | None, delta: float) -> str:
+def _unconfirmed(confirmations: Confirmations, layers: LayerSet, delta: float) -> Reason | None:
+    """Why a set that was begun is not confirmed; None if it is."""
+    if confirmations.failed_run(layers):
+        return "failed"
+    if confirmations.is_complete(layers):
+        return None
+    return "futile" if confirmations.is_futile(layers, delta) else "unfinished"
+
+
+def _remedy(reason: Reason, seeds_run: int, settings: SearchSettings, counted: float | None, delta: float) -> str:
     seeds = len(settings.seeds)
-    if counted is None:
+    if reason == "failed":
         return "A lower learning rate may help."
-    if seeds_run < seeds:
+    if reason == "futile":
         return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to fall within delta."
-    if counted - delta < 1:
-        return f"More seeds may settle it: {settings.advice.seeds.format(seeds=2 * seeds - 1)}."
+    if reason == "unfinished":
+        return f"It was run with {seeds_run} of {seeds} seeds only."
+    if reason != "collapsed" and counted is not None and counted - delta < 1:
+        return f"More seeds may settle it: {settings.advice.seeds.format(seeds=max(3, 2 * seeds - 1))}."
     return ""
 
 

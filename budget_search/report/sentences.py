@@ -56,7 +56,8 @@ def answer_sentence(report: Report, result: Result) -> str:
             f"{points(result.held_out_degradation)} points on the held-out examples: do not rely on this answer."
         )
     else:
-        sentence = f"{layers} suffice for {task} to stay within {limit}: {_lost(result)}, {_saved(result)}."
+        suffices = "suffices" if result.depth == 1 else "suffice"
+        sentence = f"{layers} {suffices} for {task} to stay within {limit}: {_lost(result)}, {_saved(result)}."
     return sentence if result.confirmed else f"{sentence} Not confirmed: some seeds of the full recipe are missing."
 
 
@@ -111,26 +112,28 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
     """Describe the smaller set that came closest to delta: what it lost, and what would settle whether it holds."""
     if rejected is None:
         return "No smaller set was measured."
-    name = f"{plural(rejected.depth, 'layer')} ({compact_indices(rejected.kept)})"
-    measured = "when confirmed" if rejected.stage == "confirmation" else "in a short fine-tune"
+    name = f"The nearest smaller set, {plural(rejected.depth, 'layer')} ({compact_indices(rejected.kept)}),"
     if rejected.degradation is None:
-        sentence = f"The nearest smaller set, {name}, could not be trained."
-    elif rejected.degradation > 100 * delta or not (rejected.degradation_upper or rejected.probability_within):
-        sentence = (
-            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, "
-            f"{_excess(rejected.degradation - 100 * delta)} than allowed."
-        )
-    elif rejected.probability_within is not None:
-        sentence = (
-            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but is within "
-            f"the allowed loss with only {percent(rejected.probability_within)} probability."
-        )
-    else:
-        sentence = (
-            f"The nearest smaller set, {name}, lost {points(rejected.degradation)} points {measured}, but "
-            f"its upper bound is {points(rejected.degradation_upper)}, {_excess(rejected.missed_by)} than allowed."
-        )
-    return f"{sentence} {rejected.would_settle}".strip()
+        return f"{name} could not be trained. {rejected.would_settle}".strip()
+    measured = "in a short fine-tune" if rejected.stage == "screen" else "when confirmed"
+    lost = f"{name} lost {points(rejected.degradation)} points {measured}"
+    return f"{lost}{_objection(rejected, rejected.degradation - 100 * delta)}. {rejected.would_settle}".strip()
+
+
+def _objection(rejected: Rejected, excess: float) -> str:
+    """What speaks against a set whose mean degradation is ``excess`` points above delta."""
+    if rejected.reason == "failed":
+        return ", but one of its fine-tunes failed"
+    if excess > 0:
+        return f", {_more(excess)} than allowed"
+    if rejected.reason == "probability":
+        return f", but is within the allowed loss with only {percent(rejected.probability_within)} probability"
+    if rejected.reason == "upper bound":
+        more = "" if rejected.missed_by is None else f", {_more(rejected.missed_by)} than allowed"
+        return f", but its upper bound is {points(rejected.degradation_upper)}{more}"
+    if rejected.reason == "collapsed":
+        return ", but nothing can be certified: a fine-tune, of this set or of the full model, did not learn the task"
+    return ", which is within the allowed loss, but was not confirmed"
 
 
 def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
@@ -140,7 +143,7 @@ def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
         verb = "lost" if best.source == "confirmation" else "is expected to lose"
         lost = f"The best of them, {_layers(best)}, {verb} {points(best.degradation)} points"
         more = best.degradation - 100 * delta
-        sentences.append(f"{lost}, {_excess(more)} than allowed." if more > 0 else f"{lost}, but was not accepted.")
+        sentences.append(f"{lost}, {_more(more)} than allowed." if more > 0 else f"{lost}, but was not accepted.")
     if (beyond := bound.beyond) is None:
         sentences.append("No smaller set is expected to be accepted without the limits either.")
     else:
@@ -159,7 +162,5 @@ def _layers(loss: Loss) -> str:
     return f"{plural(loss.depth, 'layer')} ({compact_indices(loss.kept)})"
 
 
-def _excess(missed_by: float | None) -> str:
-    if missed_by is None:
-        return "more"
+def _more(missed_by: float) -> str:
     return f"{points(missed_by)} more" if missed_by >= 0.005 else "less than 0.01 more"
