@@ -18,6 +18,7 @@ from budget_search.layer_search.verdict import (
     PRIOR_DEGREES_OF_FREEDOM,
     example_variance,
     expected_seed_sd,
+    largest_weight,
     satterthwaite,
 )
 
@@ -64,14 +65,15 @@ def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
     seeds, examples = difference.shape
     per_seed = difference.mean(axis=1)
     seed_variance = expected_seed_sd(per_seed.tolist()) ** 2 / seeds
-    own_variance = example_variance(difference)
+    weight = largest_weight(baseline, constant)
+    own_variance = example_variance(difference, weight)
     freedom = satterthwaite(seed_variance, PRIOR_DEGREES_OF_FREEDOM + seeds - 1, own_variance, examples - 1)
     width = float(special.stdtrit(freedom, CONFIDENCE)) * math.sqrt(seed_variance + own_variance)
     return Gain(
         constant=float(np.mean(constant)),
         value=float(per_seed.mean()),
         lower=float(per_seed.mean()) - width,
-        failed=tuple(index for index, row in enumerate(difference) if row.mean() <= _standard_error(row)),
+        failed=tuple(index for index, row in enumerate(difference) if row.mean() <= _standard_error(row, weight)),
     )
 
 
@@ -119,6 +121,6 @@ def remarks(gain: Gain | None, failed: Sequence[int], seeds: Sequence[int], delt
     return told
 
 
-def _standard_error(difference: np.ndarray) -> float:
+def _standard_error(difference: np.ndarray, weight: float) -> float:
     """Standard error over examples of the mean of one seed's differences (examples,)."""
-    return math.sqrt(example_variance(difference[None, :]))
+    return math.sqrt(example_variance(difference[None, :], weight))

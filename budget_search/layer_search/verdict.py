@@ -113,7 +113,7 @@ def judge(
         judgements[layers] = Judgement(
             degradation=float(per_seed.mean()),
             seed_variance=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
-            example_variance=example_variance(difference),
+            example_variance=example_variance(difference, largest_weight(baseline, array)),
             seed_degrees_of_freedom=sum(len(each) - 1 for each in scores),
             seeds=seeds,
             examples=examples,
@@ -130,12 +130,13 @@ def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: f
     """
     baseline = _checked(baseline)
     seeds, examples = baseline.shape
-    difference = baseline - _checked(np.broadcast_to(checkpoint, baseline.shape), like=baseline)
+    fixed = _checked(np.broadcast_to(checkpoint, baseline.shape), like=baseline)
+    difference = baseline - fixed
     per_seed = difference.mean(axis=1)
     return Judgement(
         degradation=float(per_seed.mean()),
         seed_variance=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
-        example_variance=example_variance(difference),
+        example_variance=example_variance(difference, largest_weight(baseline, fixed)),
         seed_degrees_of_freedom=seeds - 1,
         seeds=seeds,
         examples=examples,
@@ -156,13 +157,25 @@ def pooled_seed_variance(scores: Sequence[np.ndarray]) -> float:
     return float(2 * np.average(variances, weights=[len(each) - 1 for each in several]))
 
 
-def example_variance(difference: np.ndarray) -> float:
+def largest_weight(*contributions: np.ndarray) -> float:
+    """The most points that one example adds to a score, from arrays (seeds, examples) or (examples,).
+
+    100 for accuracy. With F1 or the Matthews correlation, an example of a rare class weighs many times as much, which
+    the range of the contributions shows. Contributions with few distinct values are those of class predictions;
+    numerical predictions all change a little with every model, so no example is missed, and 100 is returned.
+    """
+    widest = max(contributions, key=np.ptp)
+    predicts_classes = len(np.unique(widest[-1] if widest.ndim > 1 else widest)) <= widest.shape[-1] / 2
+    return max(POINTS, float(np.ptp(widest))) if predicts_classes else POINTS
+
+
+def example_variance(difference: np.ndarray, weight: float = POINTS) -> float:
     """Variance of the mean of ``difference`` (seeds, examples) due to the choice of examples, in points squared.
 
     This is the variance over examples of the mean over seeds, without the part due to the seeds (known from two seeds
     on), divided by the number of examples. One pseudo-count is added, as if half an example more had been lost and
-    half an example more won: a few changed examples estimate their true rate badly. Zero for a single column (the
-    scores themselves), which has no information about examples.
+    half an example more won, each of ``weight`` points (see ``largest_weight``): a few changed examples estimate their
+    true rate badly. Zero for a single column (the scores themselves), which has no information about examples.
     """
     seeds, examples = difference.shape
     if examples == 1:
@@ -170,7 +183,7 @@ def example_variance(difference: np.ndarray) -> float:
     variance = float(difference.mean(axis=0).var(ddof=1))
     if seeds > 1:
         variance -= float(difference.var(axis=0, ddof=1).mean()) / seeds
-    return float(max(variance, 0.0) / examples + (POINTS / examples) ** 2)
+    return float(max(variance, 0.0) / examples + (weight / examples) ** 2)
 
 
 def satterthwaite(first: float, first_freedom: float, second: float, second_freedom: float) -> float:
