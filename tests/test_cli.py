@@ -405,6 +405,7 @@ ARGUMENTS = [
     bad("too many further seeds", f"{GOOD_ONES} --seeds 90 --certify 11", "--certify 11", "from 0 to 10"),
     bad("fewer than no further seeds", f"{GOOD_ONES} --certify -1", "--certify -1"),
     bad("half a further seed", f"{GOOD_ONES} --certify 0.5", "--certify"),
+    bad("certified by one seed", f"{GOOD_ONES} --criterion certified --seeds 1", "--seeds 1", "at least two"),
     bad("certified twice", f"{GOOD_ONES} --criterion certified --certify", "--certify", "leave one of them out"),
     bad("length beyond reason", f"{GOOD_ONES} --max-length 1000000", "--max-length", "1000000"),
     bad("empty task", f"{MODEL} --task=", "--task"),

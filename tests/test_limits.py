@@ -247,3 +247,8 @@ def test_limits_of_a_whole_search(here: Path, capsys: pytest.CaptureFixture[str]
     (study / "report.json").unlink()
     assert tiny.command(*options) == 0
     assert (study / "latency.json").read_bytes() == before
+
+
+def test_the_command_line_form_repeats_the_number_that_was_given() -> None:
+    limits = Limits(max_layers=8, max_params=66_123_456, max_latency_ms=5.0, keep=frozenset({0, 1, 2}))
+    assert limits.compact == "--max-layers 8 --max-params 66123456 --max-latency-ms 5 --keep-layers 0-2"

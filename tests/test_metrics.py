@@ -1,9 +1,11 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from budget_search.data.metrics import collapsed, contributions, mean_loss, measure, predictions
+from budget_search.data.metrics import collapsed, constant_outputs, contributions, mean_loss, measure, predictions
 
 
 def classified(
@@ -111,6 +113,7 @@ def test_scores_that_hardly_vary_are_collapsed_whatever_their_scale() -> None:
     assert collapsed(2.7 + 1e-3 * wiggle, wiggle, regression=True)
     assert not collapsed(2.7 + 0.1 * wiggle, wiggle, regression=True)
     assert not collapsed(1e-3 * wiggle, wiggle, regression=True)
+    assert not collapsed(2000 + 0.5 * wiggle, 2000 + 0.5 * wiggle, regression=True), "years, all of them right"
     assert collapsed(np.zeros((10, 1)), wiggle[:10], regression=True)
 
 
@@ -155,3 +158,15 @@ def test_contributions_give_the_standard_error_of_a_bootstrap(metric: str, case:
     bootstrap = np.std([measure([metric], outputs[rows], labels[rows])[metric] for rows in draws])
     ours = np.std(contributions(metric, outputs, labels)) / np.sqrt(len(labels))
     assert ours == pytest.approx(bootstrap, rel=0.12)
+
+
+def test_the_best_constant_of_hundreds_of_classes_takes_little_memory() -> None:
+    """As one array for each class, these predictions would take 640 MB."""
+    labels = np.arange(10_000) % 126
+    labels[:100] = 3
+    tracemalloc.start()
+    outputs = constant_outputs("matthews", labels, 126)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert outputs[0].argmax() == 3
+    assert peak < 64e6

@@ -123,12 +123,25 @@ def test_other_examples_under_the_same_configuration(here: Path) -> None:
     assert taken_over("--dropping", "after") == []
 
 
+def test_a_run_that_cannot_be_copied_is_fine_tuned(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = here / "studies" / "first" / "weights" / "0-3__rung-1__seed-42"
+    (weights / "of another machine").symlink_to(here / "nowhere")
+    capsys.readouterr()
+    assert tiny.command(*tiny.search_options("sst2"), *LAYERS, "--dropping", "untrained", "--study", "second") == 0
+    assert "the run of the full model with seed 42 is not taken over" in capsys.readouterr().err
+    assert report(here / "studies" / "second")["cost"]["reused"] == 1
+
+
 def test_studies_that_are_damaged_or_have_lost_files_are_passed_over(here: Path) -> None:
     first = here / "studies" / "first"
     shutil.rmtree(first / "weights" / "0-3__rung-1__seed-42")
     for name in ("config.json", "study.db"):
         damaged = shutil.copytree(first, here / "studies" / f"damaged {name}")
         (damaged / name).write_text("{", "utf8")
+    (here / "studies" / "a model").mkdir()
+    (here / "studies" / "a model" / "config.json").write_text('{"model_type": "bert"}', "utf8")
+    (here / "studies" / "a list").mkdir()
+    (here / "studies" / "a list" / "config.json").write_text('{"config": [], "facts": 3}', "utf8")
     assert taken_over("--dropping", "after") == [43]
     (first / "artifacts" / "0-3__rung-1__seed-43__certification.npy").unlink()
     assert taken_over("--dropping", "gradual") == []

@@ -20,6 +20,8 @@ from budget_search.layer_search.verdict import (
     judge,
     judge_checkpoint,
     resolution,
+    share_of_error,
+    share_of_look,
     smallest_certifiable_delta,
     verdict_word,
 )
@@ -103,7 +105,7 @@ def rare_class(studies: int, examples: int) -> Iterator[tuple[np.ndarray, np.nda
 
 
 def test_the_few_examples_of_a_rare_class_do_not_make_the_bound_too_narrow():
-    """If a missed positive counted like a missed negative, more than a quarter of these bounds would be below the truth."""
+    """If a missed positive counted like a missed negative, 29 % of these bounds would be below the truth."""
     true_loss = 200 * (0.90 / (0.90 + 1 + 0.002 * 97 / 3) - 0.84 / (0.84 + 1 + 0.002 * 97 / 3))
     bounds = [judge(full, {TOP: part}, 0.975)[TOP].upper for full, part in rare_class(300, 750)]
     assert np.mean(np.array(bounds) < true_loss) < 0.06
@@ -286,6 +288,21 @@ def test_the_spread_between_seeds_leans_on_the_assumption_while_there_are_few():
     assert expected_seed_sd([90.0, 92.0]) == pytest.approx(math.sqrt((4 * 0.25 + 2.0) / 5))
     steady = expected_seed_sd([90.0] * 3)
     assert 0 < steady < PRIOR_SEED_SD
+
+
+def test_the_resolution_of_further_seeds_is_that_of_the_last_look():
+    with_further = resolution(5000, 3, further=3)
+    assert "With 3 seeds and 3 further ones" in with_further.explanation
+    level = 1 - 0.05 * share_of_error(0) * share_of_look(3, 3)
+    expected = smallest_certifiable_delta(5000, 6, PRIOR_SEED_SD, confidence=level)
+    assert with_further.smallest_certifiable_delta == pytest.approx(expected)
+    assert resolution(5000, 1, further=1).smallest_certifiable_delta is not None
+
+
+def test_late_candidates_have_a_bound_too():
+    """From the fiftieth one on, one minus its share of the error was rounded to 1, and its bound was infinite."""
+    assert 1 - 0.05 * share_of_error(200) < 1
+    assert sum(map(share_of_error, range(2_000))) <= 1 + 1e-8
 
 
 def test_the_spread_of_all_sets_counts():

@@ -231,7 +231,9 @@ def _resolution(study: ProbedStudy) -> Resolution:
         list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.uncollapsed)
     ]
     examples = study.task.splits["certification"].examples
-    expected = resolution(examples, len(settings.seeds), scores, confidence=settings.confidence)
+    expected = resolution(
+        examples, len(settings.seeds), scores, confidence=settings.confidence, further=settings.certify
+    )
     smallest = expected.smallest_certifiable_delta
     return Resolution(None if smallest is None else smallest / 100, expected.explanation)
 

@@ -105,6 +105,9 @@ class Request:
             if self.criterion == "likely" or self.probability == type(self).probability
             else f"--probability {self.probability} applies to --criterion likely, not to {self.criterion}",
             _within("--seeds", self.seeds, 1 <= self.seeds <= MOST_SEEDS, f"a whole number from 1 to {MOST_SEEDS}"),
+            "--criterion certified takes at least two seeds, received --seeds 1: one gives no variance between seeds"
+            if (self.criterion, self.seeds) == ("certified", 1)
+            else None,
             *self._problems_with_certify(),
             _within("--base-seed", self.base_seed, 0 <= self.base_seed < LARGEST_BASE_SEED, "from 0 to 999999"),
             self._problem_with_max_trials(),

@@ -39,11 +39,18 @@ class SharedRun:
 
 
 def take_over_baseline(resolved: ResolvedRequest, store: StudyStore, observer: SearchObserver) -> None:
-    """Record the runs of the full model that other studies have and this one lacks. The caller holds its lock."""
+    """Record the runs of the full model that other studies have and this one lacks. The caller holds its lock.
+
+    A run that cannot be copied is left to be fine-tuned.
+    """
     taken = Counter[str]()
     for run in shared_runs(resolved, resolved.folder):
         if store.find(run.trial.key) is None:
-            _copy(run, resolved.folder)
+            try:
+                _copy(run, resolved.folder)
+            except StudyError as error:
+                observer.stage(f"the run of the full model with seed {run.trial.key.seed} is not taken over: {error}")
+                continue
             store.append(run.trial)
             taken[run.study.path.name] += 1
     store.record_all()
@@ -54,14 +61,14 @@ def take_over_baseline(resolved: ResolvedRequest, store: StudyStore, observer: S
 def shared_runs(resolved: ResolvedRequest, folder: StudyFolder) -> list[SharedRun]:
     """At most one run per seed of the request, sorted by seed. ``folder`` has the configuration and the examples.
 
-    Studies that cannot be read have none.
+    Studies that cannot be read, and other folders with a file config.json, have none.
     """
     full = LayerSet.full(stored_config(folder)["facts"]["layers_total"])
     keys = {TrialKey(full, FULL_RUNG, seed) for seed in resolved.request.confirmation_seeds}
     found: dict[TrialKey, SharedRun] = {}
     for path in study_paths(resolved.request.studies_dir):
         if path.name != resolved.folder.path.name:
-            with contextlib.suppress(StudyError, OSError):
+            with contextlib.suppress(StudyError, OSError, LookupError, TypeError):
                 for run in _full_runs(StudyFolder(path), folder, full.total, resolved.request.storage):
                     if run.trial.key in keys:
                         found.setdefault(run.trial.key, run)

@@ -75,7 +75,10 @@ class Console:
             f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
         certifiable = resolution(
-            task.splits["certification"].examples, len(settings.seeds), confidence=settings.confidence
+            task.splits["certification"].examples,
+            len(settings.seeds),
+            confidence=settings.confidence,
+            further=settings.certify,
         )
         self._fact("resolution", certifiable.explanation)
         self.begin(settings, workers, known)

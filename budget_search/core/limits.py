@@ -93,10 +93,7 @@ class Limits:
     @property
     def compact(self) -> str:
         """``--max-layers 8 --keep-layers 0-2``: the command-line form; empty if there are no limits."""
-        return " ".join(
-            f"--{name.replace('_', '-')} {compact_indices(value) if isinstance(value, list) else f'{value:g}'}"
-            for name, value in self.given.items()
-        )
+        return " ".join(f"--{name.replace('_', '-')} {_option_value(value)}" for name, value in self.given.items())
 
     def allow(self, layers: LayerSet) -> bool:
         return self.respects_pins(layers) and self.fits(layers)
@@ -175,3 +172,9 @@ class Limits:
 
 def _layers_text(indices: Collection[int]) -> str:
     return f"layer{'' if len(indices) == 1 else 's'} {compact_indices(indices)}"
+
+
+def _option_value(value: Any) -> str:
+    if isinstance(value, list):
+        return compact_indices(value)
+    return str(value) if isinstance(value, int) else f"{value:g}"

@@ -8,7 +8,7 @@ import numpy as np
 
 # A model that predicts one class for nearly all examples has learned nothing about the task.
 COLLAPSED_SHARE = 0.99
-COLLAPSED_SPREAD = 1e-3
+COLLAPSED_SPREAD, COLLAPSED_SPREAD_OF_LABELS = 1e-3, 1e-2
 
 
 def predictions(outputs: np.ndarray) -> np.ndarray:
@@ -45,15 +45,17 @@ def mean_loss(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> floa
 
 
 def collapsed(outputs: np.ndarray, labels: np.ndarray, regression: bool) -> bool:
-    """Whether the predictions are (nearly) constant: one class for 99 % of the examples, or a constant score.
+    """Whether the predictions are (nearly) constant: one class for 99 % of the examples, or one number.
 
     If the labels themselves are that unbalanced, a model only counts as collapsed if it predicts other classes at most
-    half as often as they occur. Scores are constant if their standard deviation is at most a thousandth of their mean.
+    half as often as they occur. Numbers are constant if their standard deviation is at most a thousandth of their mean
+    and a hundredth of the labels' standard deviation.
     """
     predicted = predictions(outputs)
     if regression:
-        spread = float(np.std(predicted, dtype=np.float64))
-        return spread <= COLLAPSED_SPREAD * abs(float(np.mean(predicted, dtype=np.float64)))
+        spread, labels_spread = (float(np.std(values, dtype=np.float64)) for values in (predicted, labels))
+        mean = abs(float(np.mean(predicted, dtype=np.float64)))
+        return spread <= COLLAPSED_SPREAD * mean and spread <= COLLAPSED_SPREAD_OF_LABELS * labels_spread
     return nearly_constant(predicted, labels)
 
 
@@ -103,7 +105,9 @@ def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarra
     if not classes:
         return np.zeros((len(labels), 1), dtype=np.float32)
     frequent_first = np.argsort(-np.bincount(labels, minlength=classes), kind="stable")
-    answers = [np.tile(np.eye(classes, dtype=np.float32)[each], (len(labels), 1)) for each in frequent_first]
+    # One copy of a row serves all examples: with hundreds of classes the whole arrays would take gigabytes.
+    one_hot = np.eye(classes, dtype=np.float32)
+    answers = (np.broadcast_to(one_hot[each], (len(labels), classes)) for each in frequent_first)
     return max(answers, key=lambda outputs: measure((metric,), outputs, labels)[metric])
 
 

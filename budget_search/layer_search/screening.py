@@ -80,7 +80,8 @@ class Screens:
         through the origin with a pseudo-observation of one point each, so it is 1 before the first confirmation.
         """
         full = self._full_degradations
-        screened = {trial.layers: self._degradations(trial.rung).get(trial.layers) for trial in self.trials}
+        by_rung = {rung: self._degradations(rung) for rung in self._by_rung}
+        screened = {trial.layers: by_rung[trial.rung].get(trial.layers) for trial in self.trials}
         pairs = [(short, full[layers]) for layers, short in screened.items() if short and layers in full]
         product = 1.0 + sum(short * long for short, long in pairs)
         square = 1.0 + sum(short**2 for short, _ in pairs)

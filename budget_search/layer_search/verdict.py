@@ -249,16 +249,19 @@ def share_of_look(look: int, looks: int) -> float:
 
 
 def resolution(
-    examples: int, seeds: int, scores: Sequence[Sequence[float]] = (), *, confidence: float = 0.95
+    examples: int, seeds: int, scores: Sequence[Sequence[float]] = (), *, confidence: float = 0.95, further: int = 0
 ) -> Resolution:
     """The smallest delta that the first candidate can be certified for, given the split's size and number of seeds.
 
     ``scores`` are the known scores on the certification split, in points: per layer set, the baseline first, one score
-    per seed. ``examples`` is 1 where scores are known but not those of single examples.
+    per seed. ``examples`` is 1 where scores are known but not those of single examples. With ``further`` seeds it is
+    the delta of the last look.
     """
+    given, seeds = seeds, seeds + further
     if seeds < 2:
         return Resolution(None, "One seed gives no variance between seeds, so nothing can be certified: use 3 or more.")
-    spread, level = expected_seed_sd(*scores), 1 - (1 - confidence) * share_of_error(0)
+    spread = expected_seed_sd(*scores)
+    level = 1 - (1 - confidence) * share_of_error(0) * share_of_look(further, further)
 
     def reach(seeds: int, examples: int) -> float:
         return smallest_certifiable_delta(examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level)
@@ -269,10 +272,11 @@ def resolution(
     if examples > 1 and with_more_examples < now:
         more = f", {4 * examples:,} examples to {with_more_examples:.2f}"
     size = f" and {examples:,} certification examples," if examples > 1 else ", from the variance between seeds alone,"
+    more_seeds = f" and {further} further ones" if further else ""
     origin = "measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
         now,
-        f"With {seeds} seeds{size} a layer set as good as the baseline can be "
+        f"With {given} seeds{more_seeds}{size} a layer set as good as the baseline can be "
         f"certified for {now:.2f} points or more (standard deviation between seeds: "
         f"{spread:.2f}, {origin}). {seeds + 2} seeds would reduce that to {reach(seeds + 2, examples):.2f}{more}.",
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from budget_search.core.dropping import starts_from_full
 from budget_search.core.formatting import timestamp
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import EVALUATION_COST, FULL_RUNG
@@ -81,7 +80,11 @@ class ReportBuilder:
         sets = (self.full, *self.confirmations.uncollapsed)
         scores = [list(self.confirmations.scores(layers).values()) for layers in sets]
         return resolution(
-            self.evidence.examples("certification"), len(settings.seeds), scores, confidence=settings.confidence
+            self.evidence.examples("certification"),
+            len(settings.seeds),
+            scores,
+            confidence=settings.confidence,
+            further=settings.certify,
         )
 
     def baseline(self) -> Baseline:
@@ -269,10 +272,10 @@ class ReportBuilder:
         return min(trial.train_seconds for trial in self.confirmations.runs(layers))
 
     def _speedup(self, layers: LayerSet) -> float | None:
-        """Speed-up of the whole training, including the full model's if the smaller one starts from it; None if the
-        smaller one is not trained."""
+        """Speed-up of the whole training, including the full model's if the smaller one needs its weights or outputs;
+        None if the smaller one is not trained."""
         own, full = self._train_seconds(layers), self._train_seconds(self.full)
-        inherited = full if starts_from_full(self.state.settings.recipe) and not layers.is_full else 0.0
+        inherited = full if self.state.settings.builds_on_full and not layers.is_full else 0.0
         return full / (inherited + own) if own > 0 else None
 
 

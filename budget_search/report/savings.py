@@ -14,7 +14,7 @@ from budget_search.core.formatting import (
     three_digits,
     tolerance,
 )
-from budget_search.report.comparisons.comparison import FULL_MODEL_COUNTED
+from budget_search.report.comparisons.comparison import FULL_MODEL_COUNTED, needs_full_model
 from budget_search.report.inference import InferencePoint, Interval, PeakThroughput, ThroughputPoint
 from budget_search.report.layout import Grid, Section
 from budget_search.report.report import Report
@@ -84,7 +84,7 @@ def _savings_legend(report: Report) -> Iterator[str]:
     yield from _throughput(report)
     if report.baseline.fine_tune_seconds is not None:
         yield f"training: one fine-tune of the full model took {duration(report.baseline.fine_tune_seconds)}."
-    if report.recipe.get("dropping") == "finetuned":
+    if needs_full_model(report):
         yield FULL_MODEL_COUNTED
 
 

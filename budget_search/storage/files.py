@@ -66,7 +66,8 @@ def share_with_readers_of(folder: Path) -> None:
     """Make files in a new folder readable for all users who can read the folder; safetensors makes some private."""
     permissions = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
-        if file.is_file():
+        # A hard link to a file of another user cannot be changed, and need not be.
+        if file.is_file() and file.stat().st_mode & 0o777 != permissions:
             file.chmod(permissions)
 
 

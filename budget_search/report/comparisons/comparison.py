@@ -18,13 +18,18 @@ UNRELIABLE = "*"
 # Widths of columns in a terminal, in characters.
 NAME_WIDTH = 24
 MODEL_WIDTH, TASK_WIDTH = 14, 10
-FULL_MODEL_COUNTED = "The speed-up counts the fine-tune of the full model that a smaller one starts from."
+FULL_MODEL_COUNTED = "The speed-up counts the fine-tune of the full model that a smaller one needs."
 
 
 def comparison(reports: Sequence[Report]) -> list[Section]:
     """Layers dropped within each delta (Table 2), savings (Table 3), and reference models (Table 4)."""
     references = [reference_section(reports)] if any(report.references for report in reports) else []
     return [_dropped(reports), _saved(reports), *references]
+
+
+def needs_full_model(report: Report) -> bool:
+    """Whether smaller models are trained from the weights or the outputs of the fine-tuned full model."""
+    return report.recipe.get("dropping") == "finetuned" or bool(report.recipe.get("distil"))
 
 
 def _dropped(reports: Sequence[Report]) -> Section:
@@ -64,7 +69,7 @@ def _saved(reports: Sequence[Report]) -> Section:
             "loss: points lost on certification, mean over the seeds. fine-tuning speedup: the full model's time "
             "divided by this model's.",
             f"inference time: the fraction of the full model's time saved ({SAVED}), for the largest batch measured.",
-            *([FULL_MODEL_COUNTED] if any(each.recipe.get("dropping") == "finetuned" for each in reports) else []),
+            *([FULL_MODEL_COUNTED] if any(map(needs_full_model, reports)) else []),
         ),
     )
 
