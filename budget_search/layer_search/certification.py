@@ -3,10 +3,10 @@
 After the answer is found, the baseline and the answer are fine-tuned with one further seed after the other, N at most,
 and the bound is looked at after each pair. These looks are planned beforehand and share the error that the answer's
 position among the candidates leaves it: a tenth of it goes in equal parts to the looks before the last, the rest to
-the last one. By Bonferroni's inequality the error over all looks stays within the level, if the further seeds were asked
-for from the beginning. Asked for after a search that looked at the same bound without them, they add one look, which
-is not accounted for: with normal noise, an error of 2.5 % then becomes 3.4 %. Most of the error is kept for the last
-look, as in the group-sequential design of Haybittle (1971) and Peto et al. (1976), because the looks are so alike
+the last one. By Bonferroni's inequality the error over all looks stays within the level if the further seeds were
+asked for from the beginning. Asked for after a search without them, they add one look, which is not accounted for:
+with normal noise, an error of 2.5 % then becomes 3.4 %. Most of the error is kept for the last look, as in the
+group-sequential design of Haybittle (1971) and Peto et al. (1976), because the looks are so alike
 that equal parts would cost most of what the further seeds gain.
 """
 
