@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from budget_search.app.objective_search import ObjectiveSearch, request_for, search_objective
-from budget_search.app.request import RECIPE_FIELDS, Request
+from budget_search.app.request import request_from_python
 from budget_search.app.resolve import resolve_request
 from budget_search.app.search import search_or_read
 from budget_search.app.study_report import report_for
@@ -79,11 +79,7 @@ def search(*, quiet: bool = False, **options: Any) -> StudyReport:
     stderr unless ``quiet``. The report has ``to_frame()`` and ``export()``. Raises
     ``budget_search.errors.BudgetSearchError``.
     """
-    changes = {name: options.pop(name) for name in RECIPE_FIELDS if name in options}
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    request = Request(recipe_changes=changes, **fields)
+    request = request_from_python(options)
     if request.output:
         refuse_foreign(Path(request.output))
     resolved = resolve_request(request)

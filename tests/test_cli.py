@@ -411,6 +411,7 @@ ARGUMENTS = [
     bad("empty task", f"{MODEL} --task=", "--task"),
     bad("delta without a value", f"{GOOD_ONES} --delta", "--delta", "expected"),
     bad("unknown strategy", f"{GOOD_ONES} --strategy gredy", "gredy", "greedy"),
+    bad("sampler of another strategy", f"{GOOD_ONES} --sampler gp", "--strategy optuna", "auto"),
     bad("unknown sampler", f"{GOOD_ONES} --sampler cmaes", "cmaes", "tpe"),
     bad("unknown metric", f"{GOOD_ONES} --metric bleu", "bleu", "accuracy"),
     bad("unknown recipe", f"{GOOD_ONES} --recipe fast", "fast", "quick"),

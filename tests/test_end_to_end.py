@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +20,9 @@ import numpy as np
 import optuna
 import pytest
 
+from budget_search.app.request import request_from_python
 from budget_search.cli.main import main
+from budget_search.core.errors import UsageError
 from budget_search.core.layers import LayerSet
 from budget_search.core.signals import ENDING
 from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
@@ -338,10 +342,65 @@ def test_python_gets_the_same_report(here: Path) -> None:
     import budget_search as bs
 
     report = bs.search(
-        task="sst2", data_dir="sst2", model="bert", deltas=[0.05, 0.06], seeds=2, workers=1, device="cpu",
-        precision="fp32", epochs=3.0, train_examples=200, batch_size=16, lr=3e-3, max_length=32,
+        task="sst2", data_dir=Path("sst2"), model=Path("bert"), deltas=["5%", 0.06], seeds=2, workers=1, device="cpu",
+        precision="fp32", epochs=3, train_examples=200, batch_size=16, lr=3e-3, max_length=32,
     )  # fmt: skip
     assert report.to_json() == read_report(tiny.only_study(here / "studies"))
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"delta": [0.01]}, "did you mean deltas?"),
+        ({"seeds": "three"}, "'three' is not a number"),
+        ({"seeds": 2.5}, "seeds=2.5 must be a whole number"),
+        ({"deltas": "one"}, "not a number"),
+        ({"max_hours": "2"}, "max_hours='2' must be a number"),
+        ({"wait": "yes"}, "wait='yes' must be True or False"),
+        ({"data_dir": 3}, "data_dir=3 must be a text"),
+        ({"keep_layers": [0.5]}, "keep_layers=[0.5] must be a list of layer numbers"),
+        ({"epochs": "three"}, "epochs='three' must be a number"),
+    ],
+)
+def test_python_values_of_another_type_are_refused(option: dict[str, object], named: str) -> None:
+    import budget_search as bs
+
+    with pytest.raises(UsageError, match=re.escape(named)):
+        bs.search(**{"task": "sst2", "model": "bert", **option})
+
+
+def test_single_values_and_texts_of_the_command_line() -> None:
+    request = request_from_python(
+        {
+            "task": Path("a.csv"), "model": "bert", "deltas": 0.02, "text_columns": "text", "max_params": "66M",
+            "keep_layers": ["0-2", 5], "drop_layers": np.array([7])[0], "freeze": "embeddings", "max_hours": 2,
+        }
+    )  # fmt: skip
+    assert (request.task, request.deltas, request.text_columns) == ("a.csv", (0.02,), ("text",))
+    assert (request.max_params, request.keep_layers, request.drop_layers) == (66_000_000, (0, 1, 2, 5), (7,))
+    assert request.recipe_changes == {"freeze": ("embeddings",)}
+
+
+def test_a_study_whose_folder_was_renamed_keeps_its_trials(here: Path) -> None:
+    study = tiny.only_study(here / "studies")
+    before = tiny.recorded(study)
+    renamed = study.rename(study.with_name("mine"))
+    assert main([*tiny.search_options("sst2"), "--delta", "0.3", "--study", "mine", "--quiet"]) == 0
+    assert read_report(renamed)["cost"]["reused"] == len(before)
+    assert [name for (name,) in sqlite3.connect(renamed / "study.db").execute("select study_name from studies")] == [
+        study.name
+    ]
+
+
+def test_a_page_that_an_interruption_left_out_is_written_by_the_next_command(here: Path) -> None:
+    study = tiny.only_study(here / "studies")
+    assert main([*tiny.search_options("sst2"), "--quiet"]) == 0
+    page = (study / "report.html").read_bytes()
+    for name in ("report.html", "frontier.png"):
+        (study / name).unlink()
+    assert main([*tiny.search_options("sst2"), "--quiet"]) == 0
+    assert (study / "report.html").read_bytes() == page
+    assert (study / "frontier.png").is_file()
 
 
 @pytest.mark.slow

@@ -93,6 +93,15 @@ def test_a_good_screen_that_was_never_confirmed() -> None:
     )
 
 
+def test_where_sets_were_named_no_other_set_is_spoken_of() -> None:
+    memory = InMemoryHistory()
+    for trial in (*scored(FULL, 90.0, 90.0, 90.0), screened(FULL, 87.0), screened(SMALLER, 60.0)):
+        memory.append(trial)
+    asked = settings(deltas=(DELTA,), named=(LayerSet.dropping((3,), 12),))
+    state = SearchState(asked, memory, lambda layers, confidence: pytest.fail("nothing is confirmed"))
+    assert nearest_rejected(state, FULL, DELTA) is None
+
+
 def test_with_one_seed_more_seeds_are_advised() -> None:
     found = rejected(*scored(SMALLER, 87.5), seeds=(42,), criterion="observed")
     assert "--seeds 3" in found.would_settle or "seeds=3" in found.would_settle

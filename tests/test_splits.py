@@ -262,7 +262,7 @@ def test_further_splits_are_kept_when_carving() -> None:
 def test_too_little_or_too_entangled_data_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot split certification off from the 40 train examples"):
         carve(raw_task(singles(0, 40), singles(1, 20)), "carved", seed=0)
-    with pytest.raises(UsageError, match="share no text"):
+    with pytest.raises(UsageError, match="examples that share a text stay together"):
         carve(raw_task(linked_pairs(0, 90, sources=1), linked_pairs(1, 20, sources=20)), "carved", seed=0)
     held_out = singles(1, 50)
     with pytest.raises(UsageError, match="cannot split"):

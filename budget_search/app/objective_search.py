@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from budget_search.app.request import Request
+from budget_search.app.request import Request, request_from_python
 from budget_search.app.study_report import deltas_answered, finished_report, select_deltas, write_report
 from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.core.config import fingerprint_of, in_points
@@ -130,10 +130,7 @@ def request_for(study: str, task: str, model: str, options: Mapping[str, Any]) -
     """The options as a request. Raises UsageError, also for an option that does not concern an objective."""
     if unknown := sorted(set(options) - set(OPTIONS)):
         raise UsageError(f"minimize_layers does not know {' '.join(unknown)}; allowed: {' '.join(OPTIONS)}")
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    return Request(task=task, model=model, study=study, **fields)
+    return request_from_python({**options, "task": task, "model": model, "study": study})
 
 
 def search_objective(search: ObjectiveSearch, observer: Observer) -> Report:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
 import math
+import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +16,7 @@ from typing import Any
 from budget_search.core.config import CRITERIA, KINDS, METHODS, RECIPES, Criterion, Recipe, Splits
 from budget_search.core.errors import UsageError
 from budget_search.core.formatting import plural, tolerance
-from budget_search.core.layers import compact_indices
+from budget_search.core.layers import compact_indices, parse_indices
 from budget_search.core.limits import Limits
 from budget_search.core.paths import path_problem
 from budget_search.layer_search.strategies import SAMPLERS, STRATEGIES
@@ -91,6 +95,9 @@ class Request:
             None if self.deltas else "--delta needs at least one value, such as 0.01",
             _one_of("--strategy", self.strategy, tuple(STRATEGIES)),
             _one_of("--sampler", self.sampler, SAMPLERS),
+            None
+            if self.strategy == "optuna" or self.sampler == type(self).sampler
+            else f"--sampler {self.sampler} applies to --strategy optuna, not to {self.strategy}",
             _one_of("--criterion", self.criterion, CRITERIA),
             _one_of("--kind", self.kind, (*KINDS, None)),
             _one_of("--recipe", self.recipe, (*RECIPES, None)),
@@ -203,6 +210,60 @@ class Request:
             **({"start_from": self.start_from} if self.start_from else {}),
             **({"certify": self.certify} if self.certify else {}),
         }
+
+
+def request_from_python(options: Mapping[str, Any]) -> Request:
+    """A request from keyword arguments: the fields of ``Request`` and of a recipe.
+
+    Paths, a single value where several are allowed, and the texts of the command line (``"1%"``, ``"66M"``, ``"0-2"``)
+    are converted. Raises UsageError for an unknown name and for a value of another type.
+    """
+    types = {each.name: str(each.type) for record in (Recipe, Request) for each in dataclasses.fields(record)}
+    allowed = sorted({*types} - {"name", "recipe_changes"})
+    for name in options:
+        if name not in allowed:
+            near = "deltas" if name == "delta" else next(iter(difflib.get_close_matches(name, allowed, n=1)), None)
+            hint = f" (did you mean {near}?)" if near else ""
+            raise UsageError(f"there is no option {name}{hint}; allowed: {' '.join(allowed)}")
+    fields = {name: _typed(name, types[name].removesuffix(" | None"), value) for name, value in options.items()}
+    changes = {name: fields.pop(name) for name in RECIPE_FIELDS if name in fields}
+    return Request(recipe_changes=changes, **fields)
+
+
+_EXPECTED = {
+    "tuple[str, ...]": "a text or a list of texts",
+    "tuple[float, ...]": "a fraction or a list of fractions, such as [0.01, 0.02]",
+    "tuple[int, ...]": "a list of layer numbers",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "True or False",
+}
+
+
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """The value in the type that an annotation names. Raises UsageError."""
+    if value is None:
+        return None
+    several = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    try:
+        if kind == "tuple[str, ...]":
+            return tuple(map(os.fspath, several))
+        if kind == "tuple[float, ...]":
+            return tuple(parse_delta(str(each)) for each in several)
+        if kind == "tuple[int, ...]":
+            numbers = (parse_indices(each) if isinstance(each, str) else [operator.index(each)] for each in several)
+            return tuple(itertools.chain.from_iterable(numbers))
+        if kind == "int":
+            return parse_count(value) if isinstance(value, str) else operator.index(value)
+        if kind == "float" and not isinstance(value, str):
+            return float(value)
+        if kind == "bool" and isinstance(value, bool):
+            return value
+        if kind not in ("float", "bool"):
+            return os.fspath(value)
+    except TypeError:
+        pass
+    raise UsageError(f"{name}={value!r} must be {_EXPECTED.get(kind, 'a text')}")
 
 
 def parse_count(text: str) -> int:

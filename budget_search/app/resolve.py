@@ -125,7 +125,7 @@ def best_so_far(resolved: ResolvedRequest) -> str:
     # The report checks the other limits too; they need measurements.
     allow = request.limits.structural.allow
     named = [LayerSet.parse(text, total) for text in request.layers] or list(losses)
-    how = "" if request.criterion == "observed" else " on average"
+    how = "" if request.criterion == "observed" else f" on average (not yet checked by --criterion {request.criterion})"
     answers = []
     for delta in map(in_points, request.deltas):
         holding = [layers for layers in named if allow(layers) and losses.get(layers, math.inf) <= delta]

@@ -81,6 +81,12 @@ def write_report(folder: StudyFolder, report: Report) -> None:
             write_atomically(folder.path / f"{name}.png", content(pictures[name], "png"))
 
 
+def complete_report(folder: StudyFolder, report: Report) -> None:
+    """Write the page and the pictures of a finished report if an interruption left them out."""
+    if not all((folder.path / name).is_file() for name in ("report.md", "report.html")):
+        write_report(folder, report)
+
+
 def select_deltas(report: Report, deltas: Iterable[float]) -> Report:
     """The report with the answers for these deltas alone. Raises UsageError for a delta that was not asked."""
     return dataclasses.replace(report, results=tuple(report.result(delta) for delta in deltas))

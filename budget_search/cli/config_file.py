@@ -41,7 +41,8 @@ def from_file(path: str | None) -> dict[str, Any]:
     require_valid_path("--config", path)
     # Not a pipe or a device, which might never end.
     if not Path(path).is_file():
-        raise UsageError(f"--config {path} cannot be read: there is no such file")
+        reason = "it is a folder" if Path(path).is_dir() else "there is no such file"
+        raise UsageError(f"--config {path} cannot be read: {reason}; give a YAML file")
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf8"))
     except OSError as error:
@@ -119,8 +120,14 @@ def _typed(name: str, value: Any, where: str) -> Any:
         if name == "format" and value not in FORMATS:
             raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: cannot be {value!r}") from error
+        raise UsageError(f"{where}: cannot be {value!r}; it takes {_taken(name)}") from error
     return str(value)
+
+
+def _taken(name: str) -> str:
+    if name in _SWITCHES:
+        return "true or false"
+    return "a whole number" if name in _WHOLE else "a number"
 
 
 def _count(text: str, where: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from budget_search.core.errors import UsageError
 
@@ -23,7 +24,7 @@ class LayerSet:
     total: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", tuple(self.kept))
+        object.__setattr__(self, "kept", tuple(map(_plain, self.kept)))
         allowed = f"allowed: ascending, different numbers from 0 to {self.total - 1}"
         if self.total < 1:
             raise UsageError(f"a model has at least one layer, received a total of {self.total}")
@@ -157,3 +158,8 @@ FAMILIES = {
     "symmetric": symmetric,
 }
 """The fixed families by name: ``family(total, dropped)`` is None if the family has no set of that size."""
+
+
+def _plain(index: Any) -> Any:
+    """A whole number of another library, such as numpy's, as an int."""
+    return int(index) if hasattr(index, "__index__") and not isinstance(index, bool) else index

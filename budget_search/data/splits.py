@@ -191,9 +191,9 @@ class _Carver:
     def _check(self, name: str, rows: np.ndarray) -> None:
         if len(rows) < MIN_EXAMPLES:
             raise UsageError(
-                f"cannot split {name} off from the {len(self.train):,} train examples: only {len(rows)} share no "
-                f"text with others, at least {MIN_EXAMPLES} are needed. Give more examples (a few hundred), or a "
-                f"validation set and --splits official"
+                f"cannot split {name} off from the {len(self.train):,} train examples: it would get {len(rows)} "
+                f"(examples that share a text stay together), at least {MIN_EXAMPLES} are needed. Give more examples "
+                f"(a few hundred), or a validation set and --splits official"
             )
         if self.train.labels.dtype.kind == "i" and len(np.unique(self.train.labels[rows])) < 2:
             raise UsageError(

@@ -25,6 +25,8 @@ def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Reje
         return min((_rejected_confirmation(state, layers, delta) for layers in tried), key=_nearness)
     screens = state.screens
     tolerance = screens.tolerance(delta)
+    if settings.named:
+        return None
     screened = [trial for trial in screens.trials if trial.layers.depth < answer.depth and allow(trial.layers)]
     if not screened:
         return None

@@ -57,7 +57,8 @@ class StudyStore:
         storage: str | None = None,
         wait: LockWait = NO_WAIT,
     ) -> StudyStore:
-        """Open the study with this name, or create it. Raises StudyError if the storage cannot be read."""
+        """Open the study with this name, or create it. ``study.db`` holds one study, under the name that its folder had
+        when it was created. Raises StudyError if the storage cannot be read."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -66,9 +67,10 @@ class StudyStore:
         def opened() -> tuple[optuna.Study, TrialsByKey]:
             if not storage:
                 _require_database(folder)
+            connection = database.storage()
             study = optuna.create_study(
-                study_name=name,
-                storage=database.storage(),
+                study_name=_name_in(connection, name, shared=bool(storage)),
+                storage=connection,
                 directions=["maximize", "minimize"],
                 load_if_exists=True,
                 sampler=optuna.samplers.RandomSampler(seed=0),
@@ -153,14 +155,23 @@ def recorded_trials(
         if not storage and not folder.database.exists():
             return []
         connection = database.storage()
-        if name not in optuna.get_all_study_names(connection):
+        known = _name_in(connection, name, shared=bool(storage))
+        if known not in optuna.get_all_study_names(connection):
             return []
-        return optuna.load_study(study_name=name, storage=connection).get_trials(deepcopy=False)
+        return optuna.load_study(study_name=known, storage=connection).get_trials(deepcopy=False)
 
     trials = database.access(lambda: TrialsByKey(_from_row(row, total) for row in loaded()))
     for trial in _unrecorded(folder, trials):
         trials.add(trial)
     return trials.to_list()
+
+
+def _name_in(connection: optuna.storages.BaseStorage, name: str, *, shared: bool) -> str:
+    """The name under which a storage has the study: in the database of a folder that was renamed, its former name."""
+    import optuna
+
+    names = optuna.get_all_study_names(connection)
+    return names[0] if len(names) == 1 and not shared else name
 
 
 def require_storage(url: str) -> None:

@@ -31,7 +31,7 @@ add_options = add_search_options
 
 def run(arguments: argparse.Namespace, received: Sequence[str]) -> int:
     if arguments.format not in (None, "table", "json"):
-        raise UsageError(f"--format {arguments.format}: allowed for a plan: table json")
+        raise UsageError(f"--format {arguments.format}: a plan is printed as table or json")
     from budget_search.app.resolve import resolve_request
     from budget_search.cli.progress import Console
 

@@ -96,7 +96,7 @@ def _agreements(inspected: Inspection) -> Section:
             title,
             paragraphs=(
                 "This study screened too few layer sets to estimate the cost of single layers: it measured named sets, "
-                "or was interrupted. A search without --layers screens enough sets.",
+                "was interrupted, or the model has too few layers.",
             ),
         )
     rows = tuple(
