@@ -210,7 +210,9 @@ def _add_execution(run: argparse.ArgumentParser) -> None:
         "--wait", action="store_true", default=None, help="wait while another command is working on the study"
     )
     where.add_argument("--output", metavar="DIR", help="also export the answer of the smallest delta")
-    where.add_argument("--format", choices=FORMATS, help="format of the report on standard output (default table)")
+    where.add_argument(
+        "--format", choices=FORMATS, help="format of the report on standard output (default table; a plan: table, json)"
+    )
     where.add_argument(
         "--config", metavar="FILE", help="YAML file with these options; the command line takes precedence"
     )

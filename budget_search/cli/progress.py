@@ -68,10 +68,11 @@ class Console:
         recipe = config.recipe
         steps = recipe.steps(task.splits["train"].inputs)
         method = f", {pairs(recipe.method)}" if recipe.method else ""
+        epochs = f"{recipe.epochs:g} epoch{'' if recipe.epochs == 1 else 's'}"
         self._fact("examples", sizes)
         self._fact(
             "recipe",
-            f"{recipe.name}: {recipe.epochs:g} epochs, batch {recipe.batch_size}, lr {recipe.lr:g}, "
+            f"{recipe.name}: {epochs}, batch {recipe.batch_size}, lr {recipe.lr:g}, "
             f"{steps:,} steps{method}; {device.precision} on {device.name}, {plural(workers, 'evaluation')} at a time",
         )
         certifiable = resolution(

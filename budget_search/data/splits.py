@@ -94,7 +94,7 @@ def _carved(raw: RawTask, seed: int, recipe: Recipe) -> tuple[dict[str, Examples
     certification = carver.carve("certification", held_out, sizes["certification"])
     chosen = {"selection": carver.carve("selection", held_out, sizes["selection"]), "certification": certification}
     left = train.take(np.flatnonzero(carver.in_train))
-    notes += _size_notes(chosen, len(left), len(train))
+    notes += _size_notes(chosen, len(left), len(train), raw.metric)
     if phrases := carver.left_out_phrases:
         notes.append(f"{phrases:,} train examples are phrases of examples in these splits and were removed from train.")
     return {"train": left, **chosen, "held_out": held_out, **_further_splits(raw)}, notes
@@ -226,11 +226,16 @@ def split_sizes(examples: int, names: Sequence[str], recipe: Recipe) -> dict[str
     return sizes
 
 
-def _size_notes(chosen: Mapping[str, Examples], left: int, given: int) -> list[str]:
+def _size_notes(chosen: Mapping[str, Examples], left: int, given: int, metric: str) -> list[str]:
     selection, certification = len(chosen["selection"]), len(chosen["certification"])
-    return [
+    sizes = (
         f"selection ({selection:,}) and certification ({certification:,}) were split off from train and "
-        f"stratified to resemble held_out in length and labels; {left:,} of {given:,} examples remain in train.",
+        f"stratified to resemble held_out in length and labels; {left:,} of {given:,} examples remain in train."
+    )
+    if metric != "accuracy":
+        return [sizes]
+    return [
+        sizes,
         f"If the predictions of two models differ on 8 % of the examples, the standard error of their difference in "
         f"accuracy is {resolution(certification):.1f} points on certification and {resolution(selection):.1f} on "
         f"selection.",

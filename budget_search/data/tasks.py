@@ -246,7 +246,9 @@ def _local_files(path: Path) -> dict[str, tuple[Path, ...]]:
         return {"train": (_existing_file(path),)}
     files = {split: _split_files(path, split) for split in ("train", "validation")}
     if not files["train"]:
-        raise UsageError(f"the folder {path} holds no train.* ({_extensions()})")
+        raise UsageError(
+            f"the folder {path} holds no train.* ({_extensions()}), nor shards such as train-00000-of-00002.parquet"
+        )
     return {split: shards for split, shards in files.items() if shards}
 
 
