@@ -142,7 +142,7 @@ def cell(report: Report, row: str, delta: float) -> str:
     dropped = smallest(report, row, delta)
     if dropped is None:
         return NO_VALUE
-    refuted = {each.dropped for each in report.results if each.verdict == "held_out disagrees"}
+    refuted = {each.dropped for each in report.results if (each.held_out_degradation or 0.0) > 100 * delta}
     number = f"{len(dropped)}{UNRELIABLE if dropped in refuted else ''}"
     return f"{number} ({compact_indices(dropped)})" if row == "any" and dropped else number
 

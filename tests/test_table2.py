@@ -93,9 +93,9 @@ def test_lower_layers_matter_most_if_many_upper_ones_were_dropped(findings: Modu
 
 def test_an_answer_that_held_out_refutes_is_marked(table2: ModuleType) -> None:
     found = study("bert", "sst2", {"0-4": 0.5, "0-3": 9.0, "0,2,5": 1.5})
-    result = dataclasses.replace(answered(found, "0,2,5").results[0], verdict="held_out disagrees")
+    result = dataclasses.replace(answered(found, "0,2,5").results[0], held_out_degradation=2.5)
     refuted = dataclasses.replace(found, results=(result,))
-    assert [table2.cell(refuted, "any", delta) for delta in table2.DELTAS] == ["1 (5)", "3* (1,3-4)", "3* (1,3-4)"]
+    assert [table2.cell(refuted, "any", delta) for delta in table2.DELTAS] == ["1 (5)", "3* (1,3-4)", "3 (1,3-4)"]
     assert [table2.cell(found, "any", delta) for delta in table2.DELTAS] == ["1 (5)", "3 (1,3-4)", "3 (1,3-4)"]
 
 
