@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from budget_search.core.layers import LayerSet
-from budget_search.layer_search.confirmation import Confirmations
+from budget_search.core.trial import Trial
 from budget_search.layer_search.settings import SearchSettings
 from budget_search.layer_search.state import SearchState
 from budget_search.report.entries import Reason, Rejected
@@ -13,23 +15,22 @@ from budget_search.report.entries import Reason, Rejected
 
 def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Rejected | None:
     """The set with fewer layers than the answer that missed delta by least: a confirmed one if there is any."""
-    settings = state.settings
-    allow = settings.limits.allow
-    confirmations = state.confirmations
-    smaller = [layers for layers in confirmations.started if layers.depth < answer.depth and allow(layers)]
-    tried = [each for each in smaller if confirmations.degradations(each) or confirmations.failed_run(each)]
-    if settings.named:
-        # The study may hold trials of other sets; the request does not ask about them.
-        tried = [layers for layers in tried if layers in settings.named]
+    named, allow, confirmations = state.settings.named, state.settings.limits.allow, state.confirmations
+
+    def is_asked_for(layers: LayerSet) -> bool:
+        # If sets were named, the study may hold trials of others that the request does not ask about.
+        return layers.depth < answer.depth and allow(layers) and (not named or layers in named)
+
+    begun = filter(is_asked_for, confirmations.started)
+    tried = [each for each in begun if confirmations.degradations(each) or confirmations.failed_run(each)]
     if tried:
         return min((_rejected_confirmation(state, layers, delta) for layers in tried), key=_nearness)
-    screens = state.screens
-    tolerance = screens.tolerance(delta)
-    if settings.named:
-        return None
-    screened = [trial for trial in screens.trials if trial.layers.depth < answer.depth and allow(trial.layers)]
-    if not screened:
-        return None
+    screened = [] if named else [trial for trial in state.screens.trials if is_asked_for(trial.layers)]
+    return _nearest_screen(state, screened, delta) if screened else None
+
+
+def _nearest_screen(state: SearchState, screened: Sequence[Trial], delta: float) -> Rejected:
+    tolerance = state.screens.tolerance(delta)
     nearest = min(screened, key=lambda trial: (tolerance.degradation(trial), -trial.layers.depth, trial.key))
     lost = None if nearest.score is None else tolerance.degradation(nearest)
     return Rejected(
@@ -44,55 +45,60 @@ def nearest_rejected(state: SearchState, answer: LayerSet, delta: float) -> Reje
     )
 
 
+@dataclass(frozen=True)
+class _Grounds:
+    """Why a set is not accepted. ``statistic`` is what the criterion compares with delta, in points."""
+
+    reason: Reason
+    statistic: float | None
+    upper: float | None = None
+    probability_within: float | None = None
+
+
 def _rejected_confirmation(state: SearchState, layers: LayerSet, delta: float) -> Rejected:
-    settings, confirmations = state.settings, state.confirmations
-    lost = confirmations.degradations(layers)
-    degradation = counted = statistics.fmean(lost) if lost else None
-    reason = _unconfirmed(confirmations, layers, delta)
-    upper = within = None
-    if reason is None and degradation is not None:
-        judgement = state.judge(layers, delta)
-        upper, reason = judgement.upper, "mean"
-        if settings.criterion == "certified":
-            counted = degradation if upper is None else upper
-            if degradation <= delta:
-                reason = "upper bound" if counted > delta or not judgement.collapsed else "collapsed"
-        elif settings.criterion == "likely":
-            estimate = state.estimate(layers)
-            within = estimate.probability_within(delta)
-            counted = max(degradation, estimate.quantile(settings.probability))
-            reason = "probability" if degradation <= delta else "mean"
+    lost = state.confirmations.degradations(layers)
+    grounds = _grounds(state, layers, delta)
     return Rejected(
         kept=layers.kept,
         depth=layers.depth,
         stage="confirmation",
-        degradation=degradation,
-        degradation_upper=upper,
-        missed_by=None if counted is None else counted - delta,
-        would_settle=_remedy(reason or "mean", len(lost), settings, counted, delta),
-        probability_within=within,
-        reason=reason or "mean",
+        degradation=statistics.fmean(lost) if lost else None,
+        degradation_upper=grounds.upper,
+        missed_by=None if grounds.statistic is None else grounds.statistic - delta,
+        would_settle=_remedy(grounds, len(lost), state.settings, delta),
+        probability_within=grounds.probability_within,
+        reason=grounds.reason,
     )
 
 
-def _unconfirmed(confirmations: Confirmations, layers: LayerSet, delta: float) -> Reason | None:
-    """Why a set that was begun is not confirmed; None if it is."""
+def _grounds(state: SearchState, layers: LayerSet, delta: float) -> _Grounds:
+    settings, confirmations = state.settings, state.confirmations
+    degradations = confirmations.degradations(layers)
+    lost = statistics.fmean(degradations) if degradations else None
     if confirmations.failed_run(layers):
-        return "failed"
-    if confirmations.is_complete(layers):
-        return None
-    return "futile" if confirmations.is_futile(layers, delta) else "unfinished"
+        return _Grounds("failed", lost)
+    if lost is None or not confirmations.is_complete(layers):
+        return _Grounds("futile" if confirmations.is_futile(layers, delta) else "unfinished", lost)
+    upper = state.judge(layers, delta).upper
+    if settings.criterion == "likely":
+        estimate = state.estimate(layers)
+        statistic = max(lost, estimate.quantile(settings.probability))
+        reason: Reason = "mean" if lost > delta else "probability"
+        return _Grounds(reason, statistic, upper, estimate.probability_within(delta))
+    if settings.criterion == "observed" or upper is None:
+        return _Grounds("mean", lost, upper)
+    return _Grounds("mean" if lost > delta else "upper bound" if upper > delta else "collapsed", upper, upper)
 
 
-def _remedy(reason: Reason, seeds_run: int, settings: SearchSettings, counted: float | None, delta: float) -> str:
+def _remedy(grounds: _Grounds, seeds_run: int, settings: SearchSettings, delta: float) -> str:
     seeds = len(settings.seeds)
-    if reason == "failed":
+    if grounds.reason == "failed":
         return "A lower learning rate may help."
-    if reason == "futile":
+    if grounds.reason == "futile":
         return f"It was stopped after {seeds_run} of {seeds} seeds: its mean was unlikely to fall within delta."
-    if reason == "unfinished":
+    if grounds.reason == "unfinished":
         return f"It was run with {seeds_run} of {seeds} seeds only."
-    if reason != "collapsed" and counted is not None and counted - delta < 1:
+    if grounds.reason != "collapsed" and grounds.statistic is not None and grounds.statistic - delta < 1:
         return f"More seeds may settle it: {settings.advice.seeds.format(seeds=max(3, 2 * seeds - 1))}."
     return ""
 
