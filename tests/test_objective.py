@@ -221,7 +221,7 @@ def test_other_examples_for_another_layer_set_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 1}, "layers=1 must be the number of layers of the full model, from 2"),
+        ({"layers": 1}, "layers=1 must be the number of layers of the full model, at least 2"),
         ({"screen_fraction": 1.0}, "screen_fraction=1.0 must be above 0 and below 1"),
         ({"deltas": [2.0]}, "a delta is a fraction"),
         ({"lr": 0.1}, "does not know lr; allowed: deltas"),

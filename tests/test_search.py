@@ -430,5 +430,5 @@ def test_several_at_a_time_run_the_machines_failures_once_more() -> None:
         search(world, memory, settings(width=3)).run()
         assert len({job.key for job in world.asked}) == len(world.asked) - 2
         assert not any(trial.machine_failure for trial in memory.history)
-    with pytest.raises(BudgetSearchError, match="fail twice"):
+    with pytest.raises(BudgetSearchError, match="failed twice"):
         search(Crowd(machine_failures=50), InMemoryHistory(), settings(width=3)).run()
