@@ -101,8 +101,8 @@ def test_a_delta_that_is_a_large_part_of_the_gain_is_told() -> None:
     gain = gain_over_constant(answers([0.60, 0.60, 0.60]), constant(0.52))
     [told] = remarks(gain, [], [1, 2, 3], [0.5, 2.0])
     assert told == (
-        "An allowed loss of 2 points is 25% of the full model's gain over the best constant prediction: it scores 60.00, the constant "
-        "prediction 52.00."
+        "An allowed loss of 2 points is 25% of the full model's gain over the best constant prediction: it scores "
+        "60.00, the constant prediction 52.00."
     )
 
 
