@@ -82,7 +82,7 @@ def search(args: argparse.Namespace) -> None:
             for strategy in args.strategies:
                 if strategy not in FAMILIES:
                     ask(strategy=strategy)
-        except BudgetSearchError as error:
+        except (BudgetSearchError, OSError) as error:  # transformers: there is no such model
             print(f"{model} on {task}: {error}", file=sys.stderr)
 
 
