@@ -92,23 +92,34 @@ def test_any_metric_whose_contributions_are_score_plus_influence():
     assert found.example_variance == pytest.approx((100 / 400) ** 2)  # numbers: no example weighs more than others
 
 
-def rare_class(studies: int, examples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Contributions to F1 of two models on 3 % positives, the same with every seed: recalls of 0.90 and 0.84."""
+def rare_class(
+    studies: int, examples: int, recalls: tuple[float, float], false_positives: float
+) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
+    """The weight of an example, and contributions to F1 of two models on 3 % positives, the same with every seed."""
     rng = np.random.default_rng(0)
     for _ in range(studies):
         labels = (rng.random(examples) < 0.03).astype(int)
         luck = rng.random(examples)
-        hits = (np.where(labels == 1, luck < recall, luck < 0.002).astype(int) for recall in (0.90, 0.84))
-        yield tuple(
+        hits = (np.where(labels == 1, luck < recall, luck < false_positives).astype(int) for recall in recalls)
+        full, part = (
             np.tile(metrics.contributions("f1", np.stack([1.0 - hit, hit], axis=1), labels), (3, 1)) for hit in hits
         )
+        yield metrics.example_weight("f1", labels), full, part
 
 
-def test_the_few_examples_of_a_rare_class_do_not_make_the_bound_too_narrow():
-    """If a missed positive counted like a missed negative, 29 % of these bounds would be below the truth."""
-    true_loss = 200 * (0.90 / (0.90 + 1 + 0.002 * 97 / 3) - 0.84 / (0.84 + 1 + 0.002 * 97 / 3))
-    bounds = [judge(full, {TOP: part}, 0.975)[TOP].upper for full, part in rare_class(300, 750)]
-    assert np.mean(np.array(bounds) < true_loss) < 0.06
+@pytest.mark.parametrize(("recalls", "false_positives"), [((0.90, 0.84), 0.002), ((1.0, 0.93), 0.0)])
+def test_the_few_examples_of_a_rare_class_do_not_make_the_bound_too_narrow(recalls, false_positives):
+    """If a missed positive counted like a missed negative, 29 % of the first bounds would be below the truth. In the
+    second case often neither model misses one, so the outcomes do not show what it counts."""
+    full_f1, part_f1 = (200 * recall / (recall + 1 + false_positives * 97 / 3) for recall in recalls)
+    studies = rare_class(300, 750, recalls, false_positives)
+    bounds = [judge(full, {TOP: part}, 0.975, (), weight)[TOP].upper for weight, full, part in studies]
+    assert np.mean(np.array(bounds) < full_f1 - part_f1) < 0.06
+
+
+def test_resolution_counts_what_an_example_of_the_rarest_class_weighs():
+    common, rare = (resolution(750, 3, weight=weight).smallest_certifiable_delta for weight in (100.0, 1_667.0))
+    assert rare > common + 2
 
 
 # -- the borders --------------------------------------------------------------------------------------------------

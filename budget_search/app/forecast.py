@@ -230,9 +230,13 @@ def _resolution(study: ProbedStudy) -> Resolution:
     scores = [
         list(confirmations.scores(layers).values()) for layers in (confirmations.full, *confirmations.uncollapsed)
     ]
-    examples = study.task.splits["certification"].examples
     expected = resolution(
-        examples, len(settings.seeds), scores, confidence=settings.confidence, further=settings.certify
+        study.task.splits["certification"].examples,
+        len(settings.seeds),
+        scores,
+        confidence=settings.confidence,
+        further=settings.certify,
+        weight=study.task.example_weight("certification"),
     )
     smallest = expected.smallest_certifiable_delta
     return Resolution(None if smallest is None else smallest / 100, expected.explanation)

@@ -80,6 +80,7 @@ class Console:
             len(settings.seeds),
             confidence=settings.confidence,
             further=settings.certify,
+            weight=task.example_weight("certification"),
         )
         self._fact("resolution", certifiable.explanation)
         self.begin(settings, workers, known)

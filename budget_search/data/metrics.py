@@ -9,6 +9,8 @@ import numpy as np
 # A model that predicts one class for nearly all examples has learned nothing about the task.
 COLLAPSED_SHARE = 0.99
 COLLAPSED_SPREAD, COLLAPSED_SPREAD_OF_LABELS = 1e-3, 1e-2
+CLASS_METRICS = ("f1", "matthews")
+"""The metrics of class predictions that are not means over examples."""
 
 
 def predictions(outputs: np.ndarray) -> np.ndarray:
@@ -95,6 +97,22 @@ def contributions(metric: str, outputs: np.ndarray, labels: np.ndarray) -> np.nd
         return np.asarray(np.mean(both, axis=0))
     values: np.ndarray = 100 * (_METRICS[metric](predicted, labels) + _INFLUENCES[metric](predicted, labels))
     return values
+
+
+def example_weight(metric: str, labels: np.ndarray) -> float:
+    """The points that one example of the rarest class contributes: what a perfect model loses if it misses one, times
+    the number of examples.
+
+    100 for accuracy. By F1 and Matthews' coefficient an example of a rare class weighs many times as much. Other
+    metrics, and labels of one class, get 100 as well.
+    """
+    counts = np.bincount(labels) if metric in CLASS_METRICS else np.array([len(labels)])
+    by_count = sorted(np.flatnonzero(counts), key=lambda each: counts[each])
+    if len(by_count) < 2:
+        return 100.0
+    missed = labels.copy()
+    missed[np.flatnonzero(labels == by_count[0])[0]] = by_count[-1]
+    return max(100.0, 100 * len(labels) * (1 - _METRICS[metric](missed, labels)))
 
 
 def constant_outputs(metric: str, labels: np.ndarray, classes: int) -> np.ndarray:

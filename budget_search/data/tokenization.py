@@ -17,6 +17,7 @@ import numpy as np
 from budget_search.core.errors import StudyError, UsageError
 from budget_search.data.kinds import kind_of
 from budget_search.data.kinds.kind import IGNORED, Encoded, Kind, Truth, Windows
+from budget_search.data.metrics import example_weight
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -124,6 +125,10 @@ class EncodedTask:
     def contributions(self, split: str, outputs: np.ndarray) -> np.ndarray:
         """Values per example whose mean is the score of outputs for a split, in points."""
         return self.kind.contributions(self.metric, outputs, self.truth(split))
+
+    def example_weight(self, split: str) -> float:
+        """The points that one example of the rarest class contributes to a score (see ``metrics.example_weight``)."""
+        return example_weight(self.metric, self.splits[split].labels)
 
     def label_shares(self, split: str) -> dict[str, float]:
         """How frequent each label is in a split, by name; empty for scores."""

@@ -15,6 +15,7 @@ from scipy import special
 
 from budget_search.core.formatting import plural, tolerance
 from budget_search.layer_search.verdict import (
+    POINTS,
     PRIOR_DEGREES_OF_FREEDOM,
     example_variance,
     expected_seed_sd,
@@ -55,17 +56,17 @@ class Gain:
         return 1 - degradation / self.value
 
 
-def gain_over_constant(baseline: np.ndarray, constant: np.ndarray) -> Gain:
+def gain_over_constant(baseline: np.ndarray, constant: np.ndarray, weight: float = POINTS) -> Gain:
     """Compare the baseline (seeds, examples) with a constant prediction (examples,), both contributions in points.
 
     The variance between seeds is mixed with the prior of ``expected_seed_sd``, so that a single seed has a bound and
-    one seed that learns by luck does not stand for all.
+    one seed that learns by luck does not stand for all. ``weight`` is as in ``judge``.
     """
     difference = np.asarray(baseline, dtype=np.float64) - np.asarray(constant, dtype=np.float64)
     seeds, examples = difference.shape
     per_seed = difference.mean(axis=1)
     seed_variance = expected_seed_sd(per_seed.tolist()) ** 2 / seeds
-    weight = largest_weight(baseline, constant)
+    weight = max(weight, largest_weight(baseline, constant))
     own_variance = example_variance(difference, weight)
     freedom = satterthwaite(seed_variance, PRIOR_DEGREES_OF_FREEDOM + seeds - 1, own_variance, examples - 1)
     width = float(special.stdtrit(freedom, CONFIDENCE)) * math.sqrt(seed_variance + own_variance)

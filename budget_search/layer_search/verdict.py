@@ -15,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from budget_search.core.config import Criterion, Verdict
+from budget_search.core.formatting import plural
 from budget_search.core.layers import LayerSet
 
 POINTS = 100.0
@@ -87,6 +88,7 @@ def judge(
     candidates: Mapping[LayerSet, np.ndarray],
     confidence: float = 0.95,
     others: Sequence[np.ndarray] = (),
+    weight: float = POINTS,
 ) -> dict[LayerSet, Judgement]:
     """Compare layer sets with the baseline on the same examples and with the same seeds.
 
@@ -94,7 +96,8 @@ def judge(
     0 for accuracy, score plus influence for other metrics, so the mean of a row is the score of that seed. Row s of
     all arrays belongs to the same seed, column i to the same example. A single column holds the scores themselves; the
     bound then counts the seeds alone. ``others`` are the scores of further sets, each (seeds,) with any number of
-    seeds.
+    seeds. ``weight`` is the least that an example of the rarest class contributes, in points; the arrays show it only
+    if a model missed one.
 
     The seed variance of a set is the larger of its own estimate and of the estimate pooled over all sets. Its own is
     often too small by chance; the pooled one is too small for a set whose scores vary more than those of others.
@@ -113,7 +116,7 @@ def judge(
         judgements[layers] = Judgement(
             degradation=float(per_seed.mean()),
             seed_variance=None if pooled is None else max(float(per_seed.var(ddof=1)), pooled) / seeds,
-            example_variance=example_variance(difference, largest_weight(baseline, array)),
+            example_variance=example_variance(difference, max(weight, largest_weight(baseline, array))),
             seed_degrees_of_freedom=sum(len(each) - 1 for each in scores),
             seeds=seeds,
             examples=examples,
@@ -122,11 +125,13 @@ def judge(
     return judgements
 
 
-def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: float = 0.95) -> Judgement:
+def judge_checkpoint(
+    baseline: np.ndarray, checkpoint: np.ndarray, confidence: float = 0.95, weight: float = POINTS
+) -> Judgement:
     """Compare one trained checkpoint with the baseline's mean over seeds.
 
     ``baseline`` has shape (seeds, examples), ``checkpoint`` has shape (examples,), both in points. Only the baseline
-    varies between seeds, because the checkpoint is fixed. Raises ValueError for arrays of other shapes.
+    varies between seeds, because the checkpoint is fixed. ``weight`` is as in ``judge``. Raises ValueError for arrays of other shapes.
     """
     baseline = _checked(baseline)
     seeds, examples = baseline.shape
@@ -136,7 +141,7 @@ def judge_checkpoint(baseline: np.ndarray, checkpoint: np.ndarray, confidence: f
     return Judgement(
         degradation=float(per_seed.mean()),
         seed_variance=float(per_seed.var(ddof=1)) / seeds if seeds > 1 else None,
-        example_variance=example_variance(difference, largest_weight(baseline, fixed)),
+        example_variance=example_variance(difference, max(weight, largest_weight(baseline, fixed))),
         seed_degrees_of_freedom=seeds - 1,
         seeds=seeds,
         examples=examples,
@@ -249,13 +254,19 @@ def share_of_look(look: int, looks: int) -> float:
 
 
 def resolution(
-    examples: int, seeds: int, scores: Sequence[Sequence[float]] = (), *, confidence: float = 0.95, further: int = 0
+    examples: int,
+    seeds: int,
+    scores: Sequence[Sequence[float]] = (),
+    *,
+    confidence: float = 0.95,
+    further: int = 0,
+    weight: float = POINTS,
 ) -> Resolution:
     """The smallest delta that the first candidate can be certified for, given the split's size and number of seeds.
 
     ``scores`` are the known scores on the certification split, in points: per layer set, the baseline first, one score
     per seed. ``examples`` is 1 where scores are known but not those of single examples. With ``further`` seeds it is
-    the delta of the last look.
+    the delta of the last look. ``weight`` is as in ``judge``.
     """
     given, seeds = seeds, seeds + further
     if seeds < 2:
@@ -264,7 +275,9 @@ def resolution(
     level = 1 - (1 - confidence) * share_of_error(0) * share_of_look(further, further)
 
     def reach(seeds: int, examples: int) -> float:
-        return smallest_certifiable_delta(examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level)
+        return smallest_certifiable_delta(
+            examples, seeds, spread, candidates=max(1, len(scores) - 1), confidence=level, weight=weight
+        )
 
     now, with_more_examples = reach(seeds, examples), reach(seeds, 4 * examples)
     # With few seeds, more examples can even widen the bound: fewer degrees of freedom remain.
@@ -276,7 +289,7 @@ def resolution(
     origin = "measured" if any(len(each) > 1 for each in scores) else "assumed"
     return Resolution(
         now,
-        f"With {given} seeds{more_seeds}{size} a layer set as good as the baseline can be "
+        f"With {plural(given, 'seed')}{more_seeds}{size} a layer set as good as the baseline can be "
         f"certified for {now:.2f} points or more (standard deviation between seeds: "
         f"{spread:.2f}, {origin}). {seeds + 2} seeds would reduce that to {reach(seeds + 2, examples):.2f}{more}.",
     )
@@ -290,17 +303,19 @@ def smallest_certifiable_delta(
     *,
     candidates: int = 1,
     confidence: float = 0.95,
+    weight: float = POINTS,
 ) -> float:
     """Width of the one-sided bound (points) for a set that is as good as the baseline; infinite with one seed.
 
     ``seed_sd`` is the standard deviation of one model's score between seeds, in points; the seeds of two models are
-    treated as independent. ``discordant`` is the share of examples on which the two differ with every seed. The
+    treated as independent. ``discordant`` is the share of examples on which the two differ with every seed; one of
+    them contributes 100 points, except for one of the rarest class, which contributes ``weight``. The
     measured degradation of such a set is about zero, so at this delta it is certified about every second time.
     """
     if seeds < 2:
         return math.inf
     seed_variance = 2 * seed_sd**2 / seeds
-    example_variance = discordant * POINTS**2 / examples + (POINTS / examples) ** 2 if examples > 1 else 0.0
+    example_variance = discordant * POINTS**2 / examples + (weight / examples) ** 2 if examples > 1 else 0.0
     degrees_of_freedom = satterthwaite(seed_variance, (candidates + 1) * (seeds - 1), example_variance, examples - 1)
     return float(special.stdtrit(degrees_of_freedom, confidence)) * math.sqrt(seed_variance + example_variance)
 

@@ -85,6 +85,7 @@ class ReportBuilder:
             scores,
             confidence=settings.confidence,
             further=settings.certify,
+            weight=self.evidence.example_weight("certification"),
         )
 
     def baseline(self) -> Baseline:

@@ -16,7 +16,7 @@ from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Trial, TrialKey
 from budget_search.layer_search.learning import Gain, gain_over_constant
 from budget_search.layer_search.settings import History
-from budget_search.layer_search.verdict import Judgement, judge
+from budget_search.layer_search.verdict import POINTS, Judgement, judge
 from budget_search.report.entries import PredictionChanges
 from budget_search.storage.study_folder import StudyFolder
 
@@ -29,6 +29,10 @@ class Evidence(Protocol):
 
     def examples(self, split: str) -> int:
         """The number of examples with individual results; 1 if only scores are known."""
+        ...
+
+    def example_weight(self, split: str) -> float:
+        """The least that an example of the rarest class contributes to a score, in points."""
         ...
 
     def compare(
@@ -75,6 +79,9 @@ class ObjectiveEvidence:
 
     def examples(self, split: str) -> int:
         return self._of_all_seeds(self._full).shape[1]
+
+    def example_weight(self, split: str) -> float:
+        return POINTS  # The labels are unknown.
 
     def compare(
         self,

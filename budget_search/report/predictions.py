@@ -56,6 +56,9 @@ class PairedOutputs:
     def examples(self, split: str) -> int:
         return self._task.splits[split].examples
 
+    def example_weight(self, split: str) -> float:
+        return self._task.example_weight(split)
+
     def compare(
         self,
         layers: LayerSet,
@@ -69,23 +72,24 @@ class PairedOutputs:
         others = {each: own for each, own in (among or {}).items() if each != layers}
         scores = [self._of_all_seeds(each, split, own).mean(axis=1) for each, own in others.items()]
         arrays = {layers: self._of_all_seeds(layers, split, seeds)}
-        return judge(self._of_all_seeds(self._full, split, seeds), arrays, confidence, scores)[layers]
+        baseline, weight = self._of_all_seeds(self._full, split, seeds), self.example_weight(split)
+        return judge(baseline, arrays, confidence, scores, weight)[layers]
 
     def compare_reference(self, reference: PairedOutputs, split: str, confidence: float) -> Judgement:
         """A reference model, with the same seeds on the same examples, against this baseline."""
-        others = reference._of_all_seeds(reference._full, split)
-        return judge(self._of_all_seeds(self._full, split), {reference._full: others}, confidence)[reference._full]
+        others = {reference._full: reference._of_all_seeds(reference._full, split)}
+        baseline, weight = self._of_all_seeds(self._full, split), self.example_weight(split)
+        return judge(baseline, others, confidence, weight=weight)[reference._full]
 
     def compare_checkpoint(self, layers: LayerSet, seed: int, split: str, confidence: float) -> Judgement:
         """The model that was fine-tuned with this seed, against the baseline's mean over seeds."""
-        return judge_checkpoint(
-            self._of_all_seeds(self._full, split), self._contributions(layers, split, seed), confidence
-        )
+        baseline, checkpoint = self._of_all_seeds(self._full, split), self._contributions(layers, split, seed)
+        return judge_checkpoint(baseline, checkpoint, confidence, self.example_weight(split))
 
     def gain(self, split: str) -> Gain:
         """What the baseline has learnt beyond the best constant prediction."""
         constant = self._task.contributions(split, self._task.constant_outputs(split))
-        return gain_over_constant(self._of_all_seeds(self._full, split), constant)
+        return gain_over_constant(self._of_all_seeds(self._full, split), constant, self.example_weight(split))
 
     def metrics(self, layers: LayerSet, split: str, seeds: tuple[int, ...] | None = None) -> dict[str, list[float]]:
         """Every metric of the task in points, one value per seed; the primary one first."""
