@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import budget_search as bs
 from budget_search.core.layers import LayerSet
-from budget_search.core.trial import Job, Trial
+from budget_search.core.trial import Job, Trial, TrialKey
 from budget_search.layer_search.loop import Search
 from budget_search.layer_search.verdict import Judgement, judge, verdict_word
 from budget_search.simulation.replay import NullObserver
@@ -168,3 +170,32 @@ def test_the_spread_of_collapsed_sets_is_not_taken_for_that_of_others() -> None:
     found.run()
     assert set(found.state.confirmations.sets) == {collapsing, steady}
     assert found.state.confirmations.uncollapsed == [steady]
+
+
+def test_an_answer_that_a_later_question_withdraws_is_not_reported_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs for 1 and 2 points make the set for 3 points unlikely to hold; none smaller than all was left."""
+    monkeypatch.chdir(tmp_path)
+    study = certainty.Study(37, certainty.Scenario("likely"))
+    calls: list[LayerSet] = []
+
+    def objective(layers: LayerSet, seed: int, fraction: float, split: str) -> bs.Outcome:
+        calls.append(layers)
+        if split == "certification":
+            outcomes = study.runs(layers, [seed])[0]
+            return bs.Outcome(outcomes.mean(), outcomes)
+        return bs.Outcome(study.measure(Job(TrialKey(layers, fraction, seed), split)).score)
+
+    def ask(delta: float) -> bs.Report:
+        calls.clear()
+        return bs.minimize_layers(objective, layers=8, deltas=[delta], study="s", screen_fraction=1 / 6, quiet=True)
+
+    first = ask(0.03).results[0]
+    later = [ask(delta) for delta in (0.01, 0.02)]
+    reported = {result.delta for result in bs.read_report("studies/s").results}
+    assert 0.03 not in reported
+    assert any("withdrew the earlier answer within 3 points" in note for report in later for note in report.notes)
+    again = ask(0.03).results[0]
+    assert calls
+    assert again.depth <= first.depth

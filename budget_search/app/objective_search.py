@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from budget_search.app.request import Request, request_from_python
-from budget_search.app.study_report import deltas_answered, finished_report, select_deltas, write_report
+from budget_search.app.study_report import deltas_to_report, finished_report, select_deltas, write_report
 from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.core.config import fingerprint_of, in_points
 from budget_search.core.errors import StudyError, UsageError
@@ -200,9 +200,8 @@ def _report(search: ObjectiveSearch, found: Search, evidence: ObjectiveEvidence,
     from budget_search.report.builder import ReportBuilder, build_report
 
     request = search.request
-    # A report keeps the answers to earlier deltas.
-    deltas = {*request.deltas, *deltas_answered(search.folder, request.question)}
-    answers = found.state.answers(map(in_points, sorted(deltas)))
+    deltas, withdrawn = deltas_to_report(search.folder, request.question, request.deltas, found.state.is_withdrawn)
+    answers = found.state.answers(map(in_points, deltas))
     measured, measured_notes = _measured(search, answers.values())
     examples = evidence.examples("certification")
     splits = {"certification": SplitSummary(examples, constant_score=search.constant_score)} if examples > 1 else {}
@@ -224,7 +223,7 @@ def _report(search: ObjectiveSearch, found: Search, evidence: ObjectiveEvidence,
             "question": request.question,
         },
         wall_seconds=clock.seconds,
-        notes=[*found.notes(), *_notes(search, examples), *measured_notes],
+        notes=[*found.notes(), *withdrawn, *_notes(search, examples), *measured_notes],
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
 from budget_search.app.resolve import ResolvedRequest, kept_references, known_report
 from budget_search.app.shared_baseline import take_over_baseline
-from budget_search.app.study_report import complete_report, deltas_answered, select_deltas, write_report
+from budget_search.app.study_report import complete_report, deltas_to_report, select_deltas, write_report
 from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.app.warm_start import warm_start_note
 from budget_search.core.config import SearchConfig, in_points
@@ -186,8 +186,9 @@ def _report(study: OpenStudy, search: Search, command: str) -> Report:
 
     resolved, store, state = study.resolved, study.store, search.state
     facts, warm_start = stored_config(resolved.folder)["facts"], resolved.warm_start
-    # A report keeps the answers to earlier deltas.
-    deltas = sorted({*resolved.request.deltas, *deltas_answered(resolved.folder, resolved.request.question)})
+    deltas, withdrawn = deltas_to_report(
+        resolved.folder, resolved.request.question, resolved.request.deltas, state.is_withdrawn
+    )
     answers = state.answers(map(in_points, deltas))
     measured = measure_answers(study.workers, state, answers)
     report = build_report(
@@ -201,7 +202,12 @@ def _report(study: OpenStudy, search: Search, command: str) -> Report:
             "similarities": store.facts.get("similarities"),
         },
         wall_seconds=study.clock.seconds,
-        notes=[*study.task.notes, *search.notes(), *([warm_start_note(state, warm_start.study)] if warm_start else [])],
+        notes=[
+            *study.task.notes,
+            *search.notes(),
+            *withdrawn,
+            *([warm_start_note(state, warm_start.study)] if warm_start else []),
+        ],
         references=kept_references(resolved),
     )
     write_report(resolved.folder, report)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from budget_search.core.config import in_points
 from budget_search.core.errors import StudyError, UsageError
+from budget_search.core.formatting import tolerance
 from budget_search.core.trial import TrialKey
 from budget_search.report.report import Report
 from budget_search.storage.files import write_atomically, write_json
@@ -44,10 +45,22 @@ def finished_report(folder: StudyFolder, question: Mapping[str, Any], deltas: It
     return report if set(map(in_points, deltas)) <= answered else None
 
 
-def deltas_answered(folder: StudyFolder, question: Mapping[str, Any]) -> set[float]:
-    """The deltas (fractions) for which the study has answered this question; none where no report can be read."""
-    report = readable_report(folder)
-    return {result.delta for result in report.results} if report and report.question == question else set()
+def deltas_to_report(
+    folder: StudyFolder, question: Mapping[str, Any], asked: Iterable[float], is_withdrawn: Callable[[float], bool]
+) -> tuple[list[float], list[str]]:
+    """The deltas (fractions) of the next report, and notes on the earlier ones that it leaves out.
+
+    A report keeps the answers to the same question for earlier deltas, unless later runs withdrew them
+    (``is_withdrawn``, by the delta in points): a larger set that nobody searched for would take their place.
+    """
+    report, asked = readable_report(folder), set(asked)
+    earlier = {each.delta for each in report.results} - asked if report and report.question == question else set()
+    withdrawn = {delta for delta in earlier if is_withdrawn(in_points(delta))}
+    notes = [
+        f"Later runs withdrew the earlier answer within {tolerance(delta)}; a search with this delta finds a new one."
+        for delta in sorted(withdrawn)
+    ]
+    return sorted((asked | earlier) - withdrawn), notes
 
 
 def readable_report(folder: StudyFolder) -> Report | None:

@@ -129,14 +129,18 @@ class SearchState:
             self._store.set_facts(**{self._fact_name("candidates", delta): names})
 
     def is_answered(self, delta: float) -> bool:
-        """Whether a search has finished with this delta, and later trials have not withdrawn its answer.
+        """Whether a search has finished with this delta, and later trials have not withdrawn its answer."""
+        recorded = self._store.facts.get(self._fact_name("answered", delta))
+        return bool(recorded) and not self.is_withdrawn(delta)
 
-        Every trial changes the estimates of all sets, so a set that was accepted may not be any more.
+    def is_withdrawn(self, delta: float) -> bool:
+        """Whether later trials withdrew the recorded answer for a larger set.
+
+        Every trial changes the estimates of all sets, so a set that was accepted may not be any more. Unknown for an
+        answer of an earlier version, which recorded only that there was one.
         """
-        answer = self._store.facts.get(self._fact_name("answered", delta))
-        if not isinstance(answer, str):
-            return bool(answer)  # Earlier versions recorded only that there was one.
-        return self.answer(delta).depth <= LayerSet.parse(answer, self.settings.total).depth
+        recorded = self._store.facts.get(self._fact_name("answered", delta))
+        return isinstance(recorded, str) and self.answer(delta).depth > LayerSet.parse(recorded, self.settings.total).depth
 
     def mark_answered(self, delta: float) -> None:
         if not self.settings.named:
