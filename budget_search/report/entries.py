@@ -88,7 +88,8 @@ class Rejected:
 
     ``missed_by`` is in points: how far its degradation, or the criterion's statistic (the upper bound, the quantile of
     the estimate), lies above delta. ``degradation`` is None when it could not be trained.
-    ``probability_within`` is the estimated probability that it is within delta; None without all its runs.
+    ``probability_within`` is the estimated probability that it is within delta; None without all its runs. ``reason``
+    is None in reports of earlier versions.
     """
 
     kept: tuple[int, ...]
@@ -99,7 +100,7 @@ class Rejected:
     missed_by: float | None
     would_settle: str = ""
     probability_within: float | None = field(default=None, metadata=OMIT_IF_NONE)
-    reason: Reason = "mean"
+    reason: Reason | None = field(default=None, metadata=OMIT_IF_NONE)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def _grounds(state: SearchState, layers: LayerSet, delta: float) -> _Grounds:
     degradations = confirmations.degradations(layers)
     lost = statistics.fmean(degradations) if degradations else None
     if confirmations.failed_run(layers):
-        return _Grounds("failed", lost)
+        return _Grounds("failed", None)
     if lost is None or not confirmations.is_complete(layers):
         return _Grounds("futile" if confirmations.is_futile(layers, delta) else "unfinished", lost)
     upper = state.judge(layers, delta).upper

@@ -9,7 +9,7 @@ from budget_search.core.config import DEFAULT_CERTIFY
 from budget_search.core.formatting import percent, plural, points, printable, tolerance
 from budget_search.core.layers import compact_indices
 from budget_search.core.limits import BindingLimit, Limits, Loss
-from budget_search.report.entries import Rejected, Result
+from budget_search.report.entries import Reason, Rejected, Result
 from budget_search.report.inference import InferencePoint
 from budget_search.report.report import Report
 
@@ -116,24 +116,35 @@ def why_not_smaller(delta: float, rejected: Rejected | None) -> str:
     if rejected.degradation is None:
         return f"{name} could not be trained. {rejected.would_settle}".strip()
     measured = "in a short fine-tune" if rejected.stage == "screen" else "when confirmed"
+    if rejected.reason in ("unfinished", "futile"):
+        measured = "so far"
     lost = f"{name} lost {points(rejected.degradation)} points {measured}"
     return f"{lost}{_objection(rejected, rejected.degradation - 100 * delta)}. {rejected.would_settle}".strip()
 
 
 def _objection(rejected: Rejected, excess: float) -> str:
     """What speaks against a set whose mean degradation is ``excess`` points above delta."""
-    if rejected.reason == "failed":
+    reason = rejected.reason or _reason_of_earlier_version(rejected)
+    if reason == "failed":
         return ", but one of its fine-tunes failed"
     if excess > 0:
         return f", {_more(excess)} than allowed"
-    if rejected.reason == "probability":
+    if reason == "unfinished":
+        return ", which is within the allowed loss"
+    if reason == "probability":
         return f", but is within the allowed loss with only {percent(rejected.probability_within)} probability"
-    if rejected.reason == "upper bound":
+    if reason == "upper bound":
         more = "" if rejected.missed_by is None else f", {_more(rejected.missed_by)} than allowed"
         return f", but its upper bound is {points(rejected.degradation_upper)}{more}"
-    if rejected.reason == "collapsed":
+    if reason == "collapsed":
         return ", but nothing can be certified: a fine-tune, of this set or of the full model, did not learn the task"
     return ", which is within the allowed loss, but was not confirmed"
+
+
+def _reason_of_earlier_version(rejected: Rejected) -> Reason:
+    if rejected.probability_within is not None:
+        return "probability"
+    return "upper bound" if rejected.degradation_upper is not None else "screened"
 
 
 def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
@@ -143,7 +154,8 @@ def bound_by(delta: float, limits: Limits, bound: BindingLimit) -> str:
         verb = "lost" if best.source == "confirmation" else "is expected to lose"
         lost = f"The best of them, {_layers(best)}, {verb} {points(best.degradation)} points"
         more = best.degradation - 100 * delta
-        sentences.append(f"{lost}, {_more(more)} than allowed." if more > 0 else f"{lost}, but was not accepted.")
+        tried = "accepted" if best.source == "confirmation" else "confirmed"
+        sentences.append(f"{lost}, {_more(more)} than allowed." if more > 0 else f"{lost}, but was not {tried}.")
     if (beyond := bound.beyond) is None:
         sentences.append("No smaller set is expected to be accepted without the limits either.")
     else:
