@@ -360,6 +360,13 @@ def test_python_gets_the_same_report(here: Path) -> None:
         ({"data_dir": 3}, "data_dir=3 must be a text"),
         ({"keep_layers": [0.5]}, "keep_layers=[0.5] must be a list of layer numbers"),
         ({"epochs": "three"}, "epochs='three' must be a number"),
+        ({"seeds": None}, "seeds=None must be a whole number"),
+        ({"seeds": "2.5"}, "'2.5' is not a whole number"),
+        ({"certify": True}, "certify=True must be a whole number"),
+        ({"lr": None}, "lr=None must be a number"),
+        ({"model": None}, "model=None must be a text"),
+        ({"task": b"sst2"}, "task=b'sst2' must be a text"),
+        ({"deltas": None}, "not a number"),
     ],
 )
 def test_python_values_of_another_type_are_refused(option: dict[str, object], named: str) -> None:
@@ -379,6 +386,17 @@ def test_single_values_and_texts_of_the_command_line() -> None:
     assert (request.task, request.deltas, request.text_columns) == ("a.csv", (0.02,), ("text",))
     assert (request.max_params, request.keep_layers, request.drop_layers) == (66_000_000, (0, 1, 2, 5), (7,))
     assert request.recipe_changes == {"freeze": ("embeddings",)}
+
+
+def test_collections_of_every_kind_are_read() -> None:
+    request = request_from_python(
+        {
+            "task": "sst2", "model": "bert", "deltas": np.array([0.01, 0.02]), "keep_layers": range(3),
+            "drop_layers": (each for each in (4, 5)), "max_params": 66e6, "metric": None,
+        }
+    )  # fmt: skip
+    assert (request.deltas, request.keep_layers, request.drop_layers) == ((0.01, 0.02), (0, 1, 2), (4, 5))
+    assert (request.max_params, request.metric) == (66_000_000, None)
 
 
 def test_a_study_whose_folder_was_renamed_keeps_its_trials(here: Path) -> None:

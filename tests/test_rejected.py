@@ -53,7 +53,11 @@ def rejected(*trials: Trial, variance: float = 0.1, **changes: Any) -> Rejected:
 @pytest.mark.parametrize(
     ("scores", "reason", "said"),
     [
-        ((89.0,), "unfinished", "lost 1.00 points so far, which is within the allowed loss. It was run with 1 of 3 seeds only."),
+        (
+            (89.0,),
+            "unfinished",
+            "lost 1.00 points so far, which is within the allowed loss. It was run with 1 of 3 seeds only.",
+        ),
         ((87.5,), "unfinished", "lost 2.50 points so far, 0.50 more than allowed. It was run with 1 of 3"),
         ((80.0,), "futile", "8.00 more than allowed. It was stopped after 1 of 3 seeds: its mean was unlikely"),
         ((89.0, None), "failed", "lost 1.00 points when confirmed, but one of its fine-tunes failed."),
@@ -104,7 +108,10 @@ def test_where_sets_were_named_no_other_set_is_spoken_of() -> None:
 
 def test_a_set_that_failed_is_not_nearer_than_one_that_was_tried() -> None:
     tried = LayerSet.dropping((3,), 12)
-    assert rejected(*scored(SMALLER, 89.0, None), *scored(tried, 87.9, 87.9, 87.9), criterion="observed").kept == tried.kept
+    assert (
+        rejected(*scored(SMALLER, 89.0, None), *scored(tried, 87.9, 87.9, 87.9), criterion="observed").kept
+        == tried.kept
+    )
 
 
 def test_a_report_of_an_earlier_version_names_no_reason() -> None:

@@ -9,7 +9,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -225,54 +225,84 @@ def request_from_python(options: Mapping[str, Any]) -> Request:
             near = "deltas" if name == "delta" else next(iter(difflib.get_close_matches(name, allowed, n=1)), None)
             hint = f" (did you mean {near}?)" if near else ""
             raise UsageError(f"there is no option {name}{hint}; allowed: {' '.join(allowed)}")
-    fields = {name: _typed(name, types[name].removesuffix(" | None"), value) for name, value in options.items()}
+    fields = {name: _converted(name, types[name], value) for name, value in options.items()}
     changes = {name: fields.pop(name) for name in RECIPE_FIELDS if name in fields}
     return Request(recipe_changes=changes, **fields)
 
 
-_EXPECTED = {
-    "tuple[str, ...]": "a text or a list of texts",
-    "tuple[float, ...]": "a fraction or a list of fractions, such as [0.01, 0.02]",
-    "tuple[int, ...]": "a list of layer numbers",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "True or False",
+def _items(value: Any) -> list[Any]:
+    single = isinstance(value, str | bytes | os.PathLike) or not isinstance(value, Iterable)
+    return [value] if single else list(value)
+
+
+def _text(value: Any) -> str:
+    text = os.fspath(value)
+    if isinstance(text, bytes):
+        raise TypeError
+    return text
+
+
+def _whole_number(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return parse_count(value) if isinstance(value, str) else operator.index(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes | bool):
+        raise TypeError
+    return float(value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _layer_numbers(value: Any) -> tuple[int, ...]:
+    numbers = (parse_indices(each) if isinstance(each, str) else [operator.index(each)] for each in _items(value))
+    return tuple(itertools.chain.from_iterable(numbers))
+
+
+_CONVERSIONS: Mapping[str, tuple[Callable[[Any], Any], str]] = {
+    "tuple[str, ...]": (lambda value: tuple(map(_text, _items(value))), "a text or a list of texts"),
+    "tuple[float, ...]": (
+        lambda value: tuple(parse_delta(str(each)) for each in _items(value)),
+        "a fraction or a list of fractions, such as [0.01, 0.02]",
+    ),
+    "tuple[int, ...]": (_layer_numbers, "a list of layer numbers"),
+    "int": (_whole_number, "a whole number"),
+    "float": (_number, "a number"),
+    "bool": (_switch, "True or False"),
 }
+"""How the values of an annotated type are read from Python, and what is expected. Any other type is a text."""
 
 
-def _typed(name: str, kind: str, value: Any) -> Any:
+def _converted(name: str, annotation: str, value: Any) -> Any:
     """The value in the type that an annotation names. Raises UsageError."""
-    if value is None:
+    kind = annotation.removesuffix(" | None")
+    if value is None and kind != annotation:
         return None
-    several = value if isinstance(value, list | tuple | set | frozenset) else [value]
+    convert, expected = _CONVERSIONS.get(kind, (_text, "a text"))
     try:
-        if kind == "tuple[str, ...]":
-            return tuple(map(os.fspath, several))
-        if kind == "tuple[float, ...]":
-            return tuple(parse_delta(str(each)) for each in several)
-        if kind == "tuple[int, ...]":
-            numbers = (parse_indices(each) if isinstance(each, str) else [operator.index(each)] for each in several)
-            return tuple(itertools.chain.from_iterable(numbers))
-        if kind == "int":
-            return parse_count(value) if isinstance(value, str) else operator.index(value)
-        if kind == "float" and not isinstance(value, str):
-            return float(value)
-        if kind == "bool" and isinstance(value, bool):
-            return value
-        if kind not in ("float", "bool"):
-            return os.fspath(value)
+        return convert(value)
     except TypeError:
-        pass
-    raise UsageError(f"{name}={value!r} must be {_EXPECTED.get(kind, 'a text')}")
+        raise UsageError(f"{name}={value!r} must be {expected}") from None
 
 
 def parse_count(text: str) -> int:
     """``66000000``, ``66_000_000`` or ``66M``. Raises UsageError."""
     match = re.fullmatch(r"([\d_.]+)([KMB]?)", text.strip(), flags=re.IGNORECASE)
     try:
-        return round(float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()])  # type: ignore[index]
+        count = float(match[1] if match else "") * {"": 1, "K": 1e3, "M": 1e6, "B": 1e9}[match[2].upper()]  # type: ignore[index]
     except ValueError:
         raise UsageError(f"{text!r} is not a number; write 66000000 or 66M") from None
+    if not count.is_integer():
+        raise UsageError(f"{text!r} is not a whole number; write 66000000 or 66M")
+    return int(count)
 
 
 def parse_delta(text: str) -> float:

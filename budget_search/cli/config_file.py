@@ -117,7 +117,7 @@ def _typed(name: str, value: Any, where: str) -> Any:
             return float(value)
         if name == "max_params":
             return _count(str(value), where)
-        if name == "format" and value not in FORMATS:
+        if name == "format" and str(value) not in FORMATS:
             raise UsageError(f"{where} {value}: unknown; allowed: {' '.join(FORMATS)}")
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: cannot be {value!r}; it takes {_taken(name)}") from error

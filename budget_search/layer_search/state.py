@@ -140,7 +140,9 @@ class SearchState:
         answer of an earlier version, which recorded only that there was one.
         """
         recorded = self._store.facts.get(self._fact_name("answered", delta))
-        return isinstance(recorded, str) and self.answer(delta).depth > LayerSet.parse(recorded, self.settings.total).depth
+        return (
+            isinstance(recorded, str) and self.answer(delta).depth > LayerSet.parse(recorded, self.settings.total).depth
+        )
 
     def mark_answered(self, delta: float) -> None:
         if not self.settings.named:
