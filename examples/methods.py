@@ -33,10 +33,10 @@ from budget_search.report.comparisons.measured_sets import MeasuredSet, measured
 from budget_search.report.report import Report
 
 METHODS: dict[str, dict[str, Any]] = {
-    "first": {},
+    "first": {"dropping": "first"},
     "finetuned": {"dropping": "finetuned"},
     "finetuned, half": {"dropping": "finetuned", "recovery": 0.5},
-    "first, distil": {"distil": 0.5},
+    "first, distil": {"dropping": "first", "distil": 0.5},
     "finetuned, distil": {"dropping": "finetuned", "distil": 0.5},
 }
 DELTAS = (1.0, 2.0, 3.0)

@@ -4,8 +4,8 @@
     python examples/table2.py                                                         print the finished studies
 
 For every model and task it drops the uppermost layers, as many as possible (by bisection), and searches with `auto`,
-both in one study, so that a layer set is fine-tuned once. Both answer by the paper's rule, a mean loss within delta
-(`--criterion observed`). `--strategies top bottom symmetric auto` also measures other strategies of the paper where a
+both in one study, so that a layer set is fine-tuned once. Both follow the paper: layers are dropped before the
+fine-tune (`--dropping first`), and the mean loss must be within delta (`--criterion observed`). `--strategies top bottom symmetric auto` also measures other strategies of the paper where a
 third and half of the layers are dropped. `--data-dir` contains a folder per task; without it the tasks come from the
 hub. Repeat the command to resume. Prints the studies in
 `--studies-dir` as Markdown: the table in the layout of the paper, the answers with their bounds, savings as in the
@@ -61,6 +61,7 @@ def search(args: argparse.Namespace) -> None:
             model=model,
             task=task,
             criterion="observed",
+            dropping="first",
             data_dir=str(args.data_dir / task) if args.data_dir else None,
             deltas=DELTAS,
             seeds=args.seeds,

@@ -76,7 +76,8 @@ def full_run(layers: LayerSet, seed: int = SEED) -> Job:
 
 
 def test_a_recipe_without_methods_has_the_fingerprint_it_always_had() -> None:
-    config = SearchConfig("sst2", "0", "accuracy", ("sentence",), "label", "bert", "1", RECIPES["standard"])
+    plain = dataclasses.replace(RECIPES["standard"], dropping="first")
+    config = SearchConfig("sst2", "0", "accuracy", ("sentence",), "label", "bert", "1", plain)
     assert config.fingerprint == "49b9cf3b66"
     known = {"after": "55a90e80d8", "gradual": "a78233ad46", "untrained": "3badf5f4c5"}
     for dropping, fingerprint in known.items():
@@ -476,7 +477,7 @@ def together(world: World, wanted: SearchSettings, order: list[tuple[str, Job]])
 
     def judge(layers: LayerSet, confidence: float) -> Judgement:
         lost = state.confirmations.degradations(layers)
-        return Judgement(sum(lost) / len(lost), 0.01, 0.0, 10**6, len(lost), 1000, confidence)
+        return Judgement(sum(lost) / len(lost), 0.5 / len(lost), 0.0, 10**6, len(lost), 1000, confidence)
 
     state = SearchState(wanted, InMemoryHistory(), judge)
     return Search(state, run_jobs, NullObserver()).run()
@@ -493,20 +494,20 @@ def test_smaller_models_wait_for_the_full_one_they_build_on(method: Any, named: 
     three = [LayerSet(kept, 6) for kept in combinations(range(6), 3)]
     world = World(effects=EFFECTS[:6], collapses_below=dict.fromkeys(three, 0.2))
     wanted = settings(
-        total=6, width=3, named=named, recipe=recipe(**method), seeds=(42, 43, 44, 45), deltas=(2.0,), evaluations=12
+        total=6, width=3, named=named, recipe=recipe(**method), seeds=(42, 43, 44, 45), deltas=(2.0,), evaluations=12,
+        certify=6,
     )
     answers = together(world, wanted, order)
-    under_way: set[Job] = set()
+    finished: set[Job] = set()
     for what, job in order:
         if what == "begins" and not job.key.layers.is_full:
-            assert not any(other.key.layers.is_full for other in under_way)
-        under_way = under_way | {job} if what == "begins" else under_way - {job}
+            parent = TrialKey(LayerSet.full(6), job.key.rung, job.key.seed)
+            needed = wanted.teacher or parent
+            assert any(other.key == needed and other.keep_weights for other in finished)
+        finished = finished if what == "begins" else finished | {job}
     started = [job for what, job in order if what == "begins"]
-    full = {job.key: job.keep_weights for job in started if job.key.layers.is_full}
-    for job in started:
-        parent = TrialKey(LayerSet.full(6), job.key.rung, job.key.seed)
-        assert "dropping" not in method or full[parent], "its weights are there to be cut from"
     assert named or max(job.key.rung for job in started if job.split == "selection") == pytest.approx(1 / 3)
+    assert not named or max(job.key.seed for job in started if job.split == "certification") > 45, "certified"
     assert together(world, dataclasses.replace(wanted, recipe=SHORT), []) == answers
 
 

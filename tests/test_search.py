@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from budget_search.core.config import RECIPES
 from budget_search.core.errors import BudgetSearchError
 from budget_search.core.layers import LayerSet
 from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial
@@ -16,6 +17,7 @@ from budget_search.simulation.simulated_search import VirtualWorkers
 from tests.worlds import EFFECTS, InMemoryHistory, World, fewest_layers, search, settings, without_interruption
 
 FULL = LayerSet.full(12)
+PRETRAINED = replace(RECIPES["standard"], dropping="first")
 
 
 def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
@@ -115,7 +117,7 @@ def test_a_screen_that_goes_on_collapsing_is_compared_with_nothing() -> None:
     """The full model's screens as long as those that teach nothing either would cost the most of all."""
     again = LayerSet((0, 1), 3)
     world, memory = World(effects=(5, 4, 0.1), collapses_below={again: 0.9}), InMemoryHistory()
-    search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25)).run()
+    search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25, recipe=PRETRAINED)).run()
     assert [t.rung for t in memory.history if t.layers == again and t.split == "selection"] == [0.25, 0.5]
     assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25]
 
@@ -415,7 +417,7 @@ def test_named_sets_wait_for_nobody() -> None:
     named = tuple(LayerSet(tuple(range(depth)), 12) for depth in (9, 7, 5))
     world = Crowd()
     world.slots = 2
-    search(world, InMemoryHistory(), settings(named=named, width=2)).run()
+    search(world, InMemoryHistory(), settings(named=named, width=2, recipe=PRETRAINED)).run()
     assert world.clock < 1.1 * world.busy / 2
 
 

@@ -164,9 +164,10 @@ def _add_recipe(run: argparse.ArgumentParser) -> None:
     recipe.add_argument(
         "--dropping",
         choices=DROPPING,
-        help="when layers are dropped. first: before the fine-tune (default); after: fine-tune the full model "
-        "with these layers frozen, drop them, fine-tune again; gradual: drop one layer every two epochs; finetuned: "
-        "drop layers of the fine-tuned full model, fine-tune again; untrained: the same without the second fine-tune",
+        help="when layers are dropped. finetuned (default): from the fine-tuned full model, then fine-tune again; "
+        "first (default of --recipe paper): before the fine-tune; after: fine-tune the full model with these layers "
+        "frozen, drop them, fine-tune again; gradual: drop one layer every two epochs; untrained: from the fine-tuned "
+        "full model, without a second fine-tune",
     )
     recipe.add_argument(
         "--recovery",

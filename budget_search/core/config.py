@@ -145,9 +145,9 @@ METHODS = {each.name: each.default for each in dataclasses.fields(Recipe) if eac
 
 RECIPES = {
     # A first impression: one epoch over a few thousand examples.
-    "quick": Recipe("quick", 1, 4_000, 16, 5e-5, 128, 0.1),
+    "quick": Recipe("quick", 1, 4_000, 16, 5e-5, 128, 0.1, dropping="finetuned"),
     # The middle of the ranges that BERT's authors recommend (their appendix A.3), on at most 30,000 examples.
-    "standard": Recipe("standard", 3, 30_000, 32, 3e-5, 128, 0.1),
+    "standard": Recipe("standard", 3, 30_000, 32, 3e-5, 128, 0.1, dropping="finetuned"),
     # The defaults of run_glue that Poor Man's BERT used (its section 3); implies the official splits.
     "paper": Recipe("paper", 3, None, 8, 5e-5, 128, 0.0),
 }

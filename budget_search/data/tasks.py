@@ -20,7 +20,9 @@ from budget_search.storage.digests import digest_with, joint_digest
 GLUE_REPOSITORY = "nyu-mll/glue"
 # Identifies the demo's examples in study names. Change it if the generator produces other examples.
 DEMO_DIGEST = "a20ca37d4f10979bfdde6d2b2b11cec90899004b50cb735a74cf67931dda4cef"
-DEMO_RECIPE = Recipe("demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1)
+DEMO_RECIPE = Recipe(
+    "demo", epochs=1, train_examples=3_000, batch_size=32, lr=5e-4, max_length=64, warmup=0.1, dropping="finetuned"
+)
 
 
 @dataclass(frozen=True)

@@ -124,15 +124,13 @@ class Search:
         """The next run of the baseline, or for each delta in turn a screen or a run of its next candidate.
 
         If a worker is free while the last runs of a candidate are running, the search continues as if they turned out
-        as expected. A delta is answered when none of its candidates is running any more. If smaller models need the
-        full one (its weights or its outputs), they wait for its runs. None: there is no job until a trial finishes.
+        as expected. A delta is answered when none of its candidates is running any more. None: there is no job until a
+        trial finishes.
         """
         full = LayerSet.full(self.settings.total)
         if baseline := self._runs_to_start(full):
             self._stage(f"baseline: all {full.total} layers, {len(self.settings.seeds)} seeds")
             return baseline[0]
-        if self.settings.builds_on_full and any(job.key.layers.is_full for job in self._running):
-            return None
         if not self._baseline_checked:
             self._check_baseline()
         if self.settings.named:
@@ -156,7 +154,8 @@ class Search:
 
     def _next_further_run(self) -> Job | None:
         """A run with a further seed for an answer that is not certified yet; only when all deltas are answered."""
-        if not all(map(self._is_finished, self.settings.deltas)):
+        waits = self.settings.waits_for_full("certification", self._running)
+        if waits or not all(map(self._is_finished, self.settings.deltas)):
             return None
         for delta in sorted(self.settings.deltas, reverse=True):
             keys = wanted_runs(self.state, delta)
@@ -168,7 +167,7 @@ class Search:
 
     def _next_named(self) -> Job | None:
         self._stage("measuring the named layer sets")
-        while self._named:
+        while self._named and not self.settings.waits_for_full("certification", self._running):
             if runs := self._runs_to_start(self._named[0]):
                 self._require_budget(runs)
                 return runs[0]
@@ -213,7 +212,9 @@ class Search:
 
     def _next_screen(self, delta: float, position: int) -> Job | None:
         """The strategy's next proposal, while the search budget leaves a confirmation for this and each smaller delta;
-        None when the strategy has finished or the search budget allows no more screens."""
+        None when the strategy has finished, the search budget allows no more screens, or the full model's is running."""
+        if self.settings.waits_for_full("selection", self._running):
+            return None
         if not self._proposed:
             confirmations = sum(other <= delta for other in self.settings.deltas)
             allowed = self._budget.fine_tunes(self.state.history, self._running, self.settings.total, confirmations)
@@ -306,15 +307,13 @@ class Search:
     def _expected_depth(self, delta: float) -> int:
         """Depth of the answer if the candidates whose last runs are running turn out as expected."""
         running = {job.key.layers for job in self._running if job.split == "certification"}
-        allow, state = self.settings.limits.allow, self.state
-        last = [layers for layers in running if not self._runs_to_start(layers) and allow(layers)]
-        expected = state.expected_to_hold(last, delta)
-        return min([state.answer(delta).depth, *(layers.depth for layers in expected)])
+        last = [each for each in running if not self._runs_to_start(each) and self.settings.limits.allow(each)]
+        expected = self.state.expected_to_hold(last, delta)
+        return min([self.state.answer(delta).depth, *(layers.depth for layers in expected)])
 
     def _is_open(self, layers: LayerSet, delta: float) -> bool:
         """Whether this set is neither confirmed nor rejected and has a run to start."""
-        confirmations = self.state.confirmations
-        settled = confirmations.is_complete(layers) or confirmations.is_futile(layers, delta)
+        settled = self.state.confirmations.is_complete(layers) or self.state.confirmations.is_futile(layers, delta)
         return not settled and bool(self._runs_to_start(layers))
 
     # -- evaluations --------------------------------------------------------------------------------------------

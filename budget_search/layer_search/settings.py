@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from budget_search.core.config import RECIPES, Criterion, Recipe
 from budget_search.core.dropping import starts_from_full
 from budget_search.core.layers import LayerSet
 from budget_search.core.limits import Limits
-from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Trial, TrialKey
+from budget_search.core.trial import FULL_RUNG, Job, SearchBudget, Split, Trial, TrialKey
 
 # At least this many sets are screened.
 FEWEST_SCREENS = 12
@@ -119,8 +119,15 @@ class SearchSettings:
 
     @property
     def builds_on_full(self) -> bool:
-        """Whether smaller models need weights or outputs of the full one, so that its runs must finish first."""
+        """Whether smaller models need weights or outputs of the full one."""
         return starts_from_full(self.recipe) or self.teacher is not None
+
+    def waits_for_full(self, split: Split, running: Iterable[Job]) -> bool:
+        """Whether smaller models on this split need a run of the full one that is still running: the weights of the
+        same split's runs, or the outputs of the teacher."""
+        full = [job for job in running if job.key.layers.is_full]
+        weights = starts_from_full(self.recipe) and any(job.split == split for job in full)
+        return weights or self.teacher in {job.key for job in full}
 
     def evaluations_until(self, position: int, rung: float) -> int:
         """How many sets may have a screen at this rung when the delta at this position (largest first) is answered.

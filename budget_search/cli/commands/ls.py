@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_search.cli.options import add_studies_dir, studies_dir
-from budget_search.core.config import RECIPES
+from budget_search.core.config import METHODS, RECIPES
 from budget_search.core.errors import StudyError
 from budget_search.core.formatting import pairs, printable, tolerance
 from budget_search.core.layers import compact_indices
@@ -74,7 +74,9 @@ def _recipe(recipe: Mapping[str, Any]) -> str:
     """The name of the recipe, and the fields that differ from it."""
     from budget_search.data.tasks import DEMO_RECIPE
 
+    # A recipe does not name the methods that it does not use.
+    used = {**METHODS, **recipe}
     known = {**RECIPES, DEMO_RECIPE.name: DEMO_RECIPE}.get(recipe["name"])
-    original = known.to_json() if known else recipe
-    changed = {name: value for name, value in recipe.items() if original.get(name) != value}
+    original = {**METHODS, **known.to_json()} if known else used
+    changed = {name: value for name, value in used.items() if original[name] != value}
     return ", ".join(filter(None, (recipe["name"], pairs(changed))))
