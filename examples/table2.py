@@ -5,11 +5,11 @@
 
 For every model and task it drops the uppermost layers, as many as possible (by bisection), and searches with `auto`,
 both in one study, so that a layer set is fine-tuned once. Both follow the paper: layers are dropped before the
-fine-tune (`--dropping first`), and the mean loss must be within delta (`--criterion observed`). `--strategies top bottom symmetric auto` also measures other strategies of the paper where a
-third and half of the layers are dropped. `--data-dir` contains a folder per task; without it the tasks come from the
-hub. Repeat the command to resume. Prints the studies in
-`--studies-dir` as Markdown: the table in the layout of the paper, the answers with their bounds, savings as in the
-paper's Tables 3 and 4, costs, and whether the paper's findings hold (`table2_findings.py`).
+fine-tune (`--dropping first`), and the mean loss must be within delta (`--criterion observed`). `--strategies top
+bottom symmetric auto` also measures other strategies of the paper where a third and half of the layers are dropped.
+`--data-dir` contains a folder per task; without it the tasks come from the hub. Repeat the command to resume. Prints
+the studies in `--studies-dir` as Markdown: the table in the layout of the paper, the answers with their bounds, savings
+as in the paper's Tables 3 and 4, costs, and whether the paper's findings hold (`table2_findings.py`).
 """
 
 from __future__ import annotations

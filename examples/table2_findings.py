@@ -160,12 +160,12 @@ def lower_layers(reports: Sequence[Report]) -> str:
     upper = [2 * index >= report.layers_total for report, dropped in answers for index in dropped]
     if not upper:
         return f"{finding}: cannot be checked, no search of all layers dropped a layer."
-    probability = binomtest(sum(upper), len(upper), alternative="greater").pvalue
-    verdict = held(2 * sum(upper) > len(upper)) if probability <= LEVEL or 2 * sum(upper) <= len(upper) else UNCERTAIN
+    probability = binomtest(sum(upper), len(upper)).pvalue
+    verdict = held(2 * sum(upper) > len(upper)) if probability <= LEVEL else UNCERTAIN
     return (
         f"{finding}: {verdict}. {plural(sum(1 for _, dropped in answers if dropped), 'answer')} within "
         f"{100 * DELTAS[-1]:g} points dropped {plural(len(upper), 'layer')}, {sum(upper)} of them in the upper half "
-        f"(one-sided binomial test: p = {probability:.2g})."
+        f"(binomial test: p = {probability:.2g})."
     )
 
 

@@ -438,7 +438,7 @@ ARGUMENTS = [
     bad("more than all from the teacher", f"{GOOD_ONES} --distil 1.5", "--distil", "1.5"),
     bad("less than nothing from the teacher", f"{GOOD_ONES} --distil -0.5", "--distil", "-0.5"),
     bad("nobody to teach", f"{GOOD_ONES} --distil 0.5 --dropping untrained", "--distil", "--dropping untrained"),
-    bad("nothing to recover", f"{GOOD_ONES} --dropping first --recovery 0.5", "--recovery", "--dropping finetuned", "first"),
+    bad("nothing to recover", f"{GOOD_ONES} --dropping first --recovery 0.5", "--recovery", "finetuned", "first"),
     bad("no recovery", f"{GOOD_ONES} --dropping finetuned --recovery 0", "--recovery", "above 0"),
     bad("recovery nan", f"{GOOD_ONES} --dropping finetuned --recovery nan", "--recovery", "nan"),
     bad("freezing what has no name", f"{GOOD_ONES} --freeze head", "--freeze", "head", "embeddings"),

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import optuna
@@ -410,15 +410,23 @@ def test_a_study_whose_folder_was_renamed_keeps_its_trials(here: Path) -> None:
     ]
 
 
-def test_a_page_that_an_interruption_left_out_is_written_by_the_next_command(here: Path) -> None:
+def test_a_report_that_was_interrupted_is_finished_by_the_next_command(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = tiny.only_study(here / "studies")
-    assert main([*tiny.search_options("sst2"), "--quiet"]) == 0
-    page = (study / "report.html").read_bytes()
-    for name in ("report.html", "frontier.png"):
+    before = tiny.recorded(study)
+
+    def interrupted(report: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    for name in ("report.json", "report.html", "frontier.png"):
         (study / name).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("budget_search.report.plots.study_plots.draw", interrupted)
+        assert main([*tiny.search_options("sst2"), "--quiet"]) == 130
     assert main([*tiny.search_options("sst2"), "--quiet"]) == 0
-    assert (study / "report.html").read_bytes() == page
-    assert (study / "frontier.png").is_file()
+    assert all((study / name).is_file() for name in ("report.json", "report.html", "frontier.png"))
+    assert tiny.recorded(study) == before
 
 
 @pytest.mark.slow

@@ -494,7 +494,13 @@ def test_smaller_models_wait_for_the_full_one_they_build_on(method: Any, named: 
     three = [LayerSet(kept, 6) for kept in combinations(range(6), 3)]
     world = World(effects=EFFECTS[:6], collapses_below=dict.fromkeys(three, 0.2))
     wanted = settings(
-        total=6, width=3, named=named, recipe=recipe(**method), seeds=(42, 43, 44, 45), deltas=(2.0,), evaluations=12,
+        total=6,
+        width=3,
+        named=named,
+        recipe=recipe(**method),
+        seeds=(42, 43, 44, 45),
+        deltas=(2.0,),
+        evaluations=12,
         certify=6,
     )
     answers = together(world, wanted, order)

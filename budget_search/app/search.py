@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from budget_search.app.reference_models import ExecutionOptions, require_readable, with_references
 from budget_search.app.resolve import ResolvedRequest, kept_references, known_report
 from budget_search.app.shared_baseline import take_over_baseline
-from budget_search.app.study_report import complete_report, deltas_to_report, select_deltas, write_report
+from budget_search.app.study_report import deltas_to_report, select_deltas, write_report
 from budget_search.app.study_run import Clock, open_store, run_search
 from budget_search.app.warm_start import warm_start_note
 from budget_search.core.config import SearchConfig, in_points
@@ -53,11 +53,7 @@ def search_or_read(resolved: ResolvedRequest, observer: Observer, command: str =
 
     ``command`` is what the report names to reproduce it. Raises BudgetSearchError; finished evaluations are kept.
     """
-    report = known_report(resolved)
-    if report:
-        complete_report(resolved.folder, report)
-    else:
-        report = _search(resolved, observer, command)
+    report = known_report(resolved) or _search(resolved, observer, command)
     if resolved.references:
         report = with_references(resolved.folder, resolved.references, _options(resolved), observer)
     return dataclasses.replace(select_deltas(report, resolved.request.deltas), folder=resolved.folder.path)

@@ -80,24 +80,18 @@ def require_weights_kept(report: Report) -> None:
 
 
 def write_report(folder: StudyFolder, report: Report) -> None:
-    """Write ``report.json``, ``report.md``, ``report.html`` and two pictures."""
+    """Write ``report.md``, ``report.html``, two pictures and, last, ``report.json``: the study is finished."""
     from budget_search.report.plots.figures import content
     from budget_search.report.plots.study_plots import draw
     from budget_search.report.renderers import render
 
-    write_json(folder.report, report.to_json())
     for form, name in (("markdown", "report.md"), ("html", "report.html")):
         write_atomically(folder.path / name, (render([report], form).rstrip("\n") + "\n").encode())
     pictures = draw(report)
     for name in ("frontier", "layers"):
         if name in pictures:
             write_atomically(folder.path / f"{name}.png", content(pictures[name], "png"))
-
-
-def complete_report(folder: StudyFolder, report: Report) -> None:
-    """Write the page and the pictures of a finished report if an interruption left them out."""
-    if not all((folder.path / name).is_file() for name in ("report.md", "report.html")):
-        write_report(folder, report)
+    write_json(folder.report, report.to_json())
 
 
 def select_deltas(report: Report, deltas: Iterable[float]) -> Report:

@@ -212,7 +212,7 @@ class Search:
 
     def _next_screen(self, delta: float, position: int) -> Job | None:
         """The strategy's next proposal, while the search budget leaves a confirmation for this and each smaller delta;
-        None when the strategy has finished, the search budget allows no more screens, or the full model's is running."""
+        None when the strategy has finished, the budget allows no more screens, or the full model's is running."""
         if self.settings.waits_for_full("selection", self._running):
             return None
         if not self._proposed:

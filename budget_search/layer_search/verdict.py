@@ -131,7 +131,8 @@ def judge_checkpoint(
     """Compare one trained checkpoint with the baseline's mean over seeds.
 
     ``baseline`` has shape (seeds, examples), ``checkpoint`` has shape (examples,), both in points. Only the baseline
-    varies between seeds, because the checkpoint is fixed. ``weight`` is as in ``judge``. Raises ValueError for arrays of other shapes.
+    varies between seeds, because the checkpoint is fixed. ``weight`` is as in ``judge``. Raises ValueError for arrays
+    of other shapes.
     """
     baseline = _checked(baseline)
     seeds, examples = baseline.shape

@@ -66,8 +66,8 @@ def share_with_readers_of(folder: Path) -> None:
     """Make files in a new folder readable for all users who can read the folder; safetensors makes some private."""
     permissions = folder.stat().st_mode & 0o666
     for file in folder.rglob("*"):
-        # A hard link to a file of another user cannot be changed, and need not be.
-        if file.is_file() and file.stat().st_mode & 0o777 != permissions:
+        # A hard link may be to a file of another study, or of another user.
+        if file.is_file() and file.stat().st_nlink == 1 and file.stat().st_mode & 0o777 != permissions:
             file.chmod(permissions)
 
 
