@@ -17,7 +17,7 @@ OPTIONS = (
     "--task", "train.csv", "--validation", "validation.csv", "--text-columns", "sentence", "--label-column", "label",
     "--model", "tiny-bert", "--epochs", "3", "--train-examples", "200", "--batch-size", "16", "--lr", "3e-3",
     "--max-length", "32", "--seeds", "2", "--workers", "1", "--device", "cpu", "--precision", "fp32",
-    "--criterion", "observed", "--quiet", "--format", "json",
+    "--criterion", "observed", "--dropping", "first", "--quiet", "--format", "json",
 )  # fmt: skip
 
 

@@ -414,7 +414,7 @@ def test_a_report_that_was_interrupted_is_finished_by_the_next_command(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tiny.only_study(here / "studies")
-    before = tiny.recorded(study)
+    before, command = tiny.recorded(study), [*tiny.search_options("sst2"), "--delta", "0.05", "0.06", "--quiet"]
 
     def interrupted(report: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -423,8 +423,8 @@ def test_a_report_that_was_interrupted_is_finished_by_the_next_command(
         (study / name).unlink()
     with monkeypatch.context() as patch:
         patch.setattr("budget_search.report.plots.study_plots.draw", interrupted)
-        assert main([*tiny.search_options("sst2"), "--quiet"]) == 130
-    assert main([*tiny.search_options("sst2"), "--quiet"]) == 0
+        assert main(command) == 130
+    assert main(command) == 0
     assert all((study / name).is_file() for name in ("report.json", "report.html", "frontier.png"))
     assert tiny.recorded(study) == before
 
