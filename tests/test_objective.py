@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import budget_search as bs
+from budget_search.app.objective_search import ObjectiveSearch, request_for
 from budget_search.errors import BudgetSearchError, StudyError, UsageError
 from tests import tiny
 
@@ -118,6 +119,12 @@ def test_another_delta_uses_what_is_known_and_a_known_answer_calls_nothing() -> 
     assert [result.delta for result in report.results] == [0.03]
     assert [result.delta for result in search(third, deltas=[0.01, 0.03]).results] == [0.01, 0.03]
     assert third.calls == []
+
+
+def test_no_evaluation_waits_for_one_of_the_full_model() -> None:
+    """An objective trains every layer set from the start."""
+    request = request_for("mine", "task", "model", {"deltas": [0.01]})
+    assert not ObjectiveSearch(outcome, 4, request).settings(workers=2, spent_seconds=0.0).builds_on_full
 
 
 def test_several_processes_evaluate() -> None:

@@ -17,7 +17,6 @@ from budget_search.simulation.simulated_search import VirtualWorkers
 from tests.worlds import EFFECTS, InMemoryHistory, World, fewest_layers, search, settings, without_interruption
 
 FULL = LayerSet.full(12)
-PRETRAINED = replace(RECIPES["standard"], dropping="first")
 
 
 def test_answers_hold_and_are_confirmed_with_every_seed() -> None:
@@ -117,7 +116,7 @@ def test_a_screen_that_goes_on_collapsing_is_compared_with_nothing() -> None:
     """The full model's screens as long as those that teach nothing either would cost the most of all."""
     again = LayerSet((0, 1), 3)
     world, memory = World(effects=(5, 4, 0.1), collapses_below={again: 0.9}), InMemoryHistory()
-    search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25, recipe=PRETRAINED)).run()
+    search(world, memory, settings(total=3, deltas=(1.0,), screen_rung=0.25)).run()
     assert [t.rung for t in memory.history if t.layers == again and t.split == "selection"] == [0.25, 0.5]
     assert [t.rung for t in memory.history if t.layers.is_full and t.split == "selection"] == [0.25]
 
@@ -398,16 +397,17 @@ def test_several_at_a_time_measure_nothing_twice_and_answer_as_well(strategy: st
         assert len(screened) <= 30
 
 
+@pytest.mark.parametrize("recipe", ["paper", "standard"], ids=["from the pre-trained model", "from the full model"])
 @pytest.mark.parametrize("strategy", ["auto", "greedy"])
-def test_nobody_waits_for_the_slowest_and_little_is_run_in_vain(strategy: str) -> None:
+def test_nobody_waits_for_the_slowest_and_little_is_run_in_vain(strategy: str, recipe: str) -> None:
     """Waiting for the last seed of the baseline and of every candidate left two workers 1.4 times as fast as one."""
     alone, together, busy = 0.0, 0.0, 0.0
     for number in range(4):
         effects = EFFECTS[number:] + EFFECTS[:number]
         one, two = (Crowd(effects=effects, seed_sd=0.3, screen_sd=0.3) for _ in range(2))
         one.slots, two.slots = 1, 2
-        search(one, InMemoryHistory(), settings(strategy=strategy)).run()
-        search(two, InMemoryHistory(), settings(strategy=strategy, width=2)).run()
+        search(one, InMemoryHistory(), settings(strategy=strategy, recipe=RECIPES[recipe])).run()
+        search(two, InMemoryHistory(), settings(strategy=strategy, width=2, recipe=RECIPES[recipe])).run()
         alone, together, busy = alone + one.clock, together + two.clock, busy + two.busy
     assert busy / 2 > 0.92 * together
     assert alone / together > 1.6
@@ -417,7 +417,7 @@ def test_named_sets_wait_for_nobody() -> None:
     named = tuple(LayerSet(tuple(range(depth)), 12) for depth in (9, 7, 5))
     world = Crowd()
     world.slots = 2
-    search(world, InMemoryHistory(), settings(named=named, width=2, recipe=PRETRAINED)).run()
+    search(world, InMemoryHistory(), settings(named=named, width=2)).run()
     assert world.clock < 1.1 * world.busy / 2
 
 

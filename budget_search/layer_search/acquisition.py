@@ -49,7 +49,7 @@ class ConfirmationRule:
     full_runs: Mapping[LayerSet, FullRuns]
     acceptance: AcceptanceRule
     example_variance: float = 0.0
-    recipe: Recipe = RECIPES["standard"]
+    recipe: Recipe = RECIPES["paper"]
 
     def required_means(self, expected: np.ndarray, expected_sds: np.ndarray) -> np.ndarray:
         """The mean degradation, in points, up to which sets with these predictions are accepted; (sets,)."""

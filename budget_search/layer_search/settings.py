@@ -77,7 +77,8 @@ class SearchSettings:
     ``deltas`` are in points. If there are ``named`` sets, exactly these are measured. The sets in ``start`` are
     screened first. ``width`` evaluations run at the same time, ``evaluations`` sets are screened. With distillation the
     teacher is the baseline's run with ``teacher_seed`` (None: the first of ``seeds``). ``certify`` is the number of
-    further seeds that the answers may have (see ``certification``).
+    further seeds that the answers may have (see ``certification``). The default ``recipe`` trains smaller models without
+    the full one, as a user's objective does.
     """
 
     total: int
@@ -98,7 +99,7 @@ class SearchSettings:
     named: tuple[LayerSet, ...] = ()
     start: tuple[LayerSet, ...] = ()
     budget: SearchBudget = field(default_factory=SearchBudget)
-    recipe: Recipe = RECIPES["standard"]
+    recipe: Recipe = RECIPES["paper"]
     teacher_seed: int | None = None
     advice: Advice = Advice()
     certify: int = 0
