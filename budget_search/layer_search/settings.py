@@ -77,8 +77,8 @@ class SearchSettings:
     ``deltas`` are in points. If there are ``named`` sets, exactly these are measured. The sets in ``start`` are
     screened first. ``width`` evaluations run at the same time, ``evaluations`` sets are screened. With distillation the
     teacher is the baseline's run with ``teacher_seed`` (None: the first of ``seeds``). ``certify`` is the number of
-    further seeds that the answers may have (see ``certification``). The default ``recipe`` trains smaller models without
-    the full one, as a user's objective does.
+    further seeds that the answers may have (see ``certification``). The default ``recipe`` trains smaller models
+    without the full one, as a user's objective does.
     """
 
     total: int
