@@ -237,9 +237,9 @@ class Resolution:
 def share_of_error(position: int) -> float:
     """The share of the error allowed for a delta that the candidate at this position may use.
 
-    Every candidate gets half of the remainder, so the shares sum to at most 1 for any number of candidates. By
-    Bonferroni's inequality the joint error then stays within the level, also for dependent candidates. From the
-    fortieth candidate on the shares stay equal, at 1e-12: one minus a smaller error would be rounded to 1.
+    Every candidate gets half of the remainder, so the shares sum to at most 1. By Bonferroni's inequality the joint
+    error then stays within the level, also for dependent candidates. From the fortieth candidate on the shares stay
+    equal, at 1e-12, because one minus a smaller error would be rounded to 1; what they add to the sum is negligible.
     """
     return 0.5 ** (1 + min(position, 39))
 
