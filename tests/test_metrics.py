@@ -5,7 +5,15 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from budget_search.data.metrics import collapsed, constant_outputs, contributions, mean_loss, measure, predictions
+from budget_search.data.metrics import (
+    collapsed,
+    constant_outputs,
+    contributions,
+    example_weight,
+    mean_loss,
+    measure,
+    predictions,
+)
 
 
 def classified(
@@ -170,3 +178,12 @@ def test_the_best_constant_of_hundreds_of_classes_takes_little_memory() -> None:
     tracemalloc.stop()
     assert outputs[0].argmax() == 3
     assert peak < 64e6
+
+
+@pytest.mark.parametrize(
+    ("metric", "positives", "weight"),
+    [("accuracy", 22, 100), ("f1", 375, 100), ("f1", 22, 1_744), ("matthews", 22, 1_775), ("f1", 0, 100)],
+)
+def test_what_an_example_of_the_rarest_class_weighs(metric: str, positives: int, weight: float) -> None:
+    """With 750 examples; 1,744 = 750 * 100 * (1 - 42 / 43), the F1 that a perfect model loses with one positive."""
+    assert example_weight(metric, (np.arange(750) < positives).astype(int)) == pytest.approx(weight, rel=0.002)
