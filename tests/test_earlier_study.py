@@ -77,3 +77,11 @@ def test_another_delta_reuses_what_was_measured(here: Path, capsys: pytest.Captu
     after = printed(capsys, *OPTIONS, "--delta", "0.03")
     assert after["cost"]["reused"] >= before["cost"]["fine_tunes"]
     assert {json.dumps(row) for row in before["trials"]} <= {json.dumps(row) for row in after["trials"]}
+
+
+def test_the_list_of_studies_tells_that_layers_were_dropped_first(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was the default then is another way of dropping than the recipe's now."""
+    assert tiny.command("ls") == 0
+    assert "dropping first" in " ".join(capsys.readouterr().out.split())
